@@ -1,0 +1,56 @@
+"""Every number that decides what the embedded landmarks look like and how many there are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+from ames_jax.errors import UserError
+
+NAME = "embedded landmarks (rendered)"
+# Raise by one with every change that alters pixels or descriptors: sets cached before are then left alone.
+RENDERER_VERSION = 1
+
+PHOTO_HEIGHT, PHOTO_WIDTH = 240, 320
+CANVAS_HEIGHT, CANVAS_WIDTH = 400, 480  # a facade seen from straight ahead; 480 canvas pixels are about 24 m
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the content of the set. Two equal settings give the same set; `key()` names its folder."""
+
+    seed: int = 0
+    train_landmarks: int = 448
+    train_views: int = 8
+    validation_landmarks: int = 48
+    test_landmarks: int = 64
+    query_views: int = 2
+    gallery_views: int = 8
+    descriptors: int = 128
+    vlad_centres: int = 16
+
+    shared: float = 0.75  # chance that a window style or ornament comes from the library all landmarks share
+    difficulty: float = 0.3  # 0 = straight-on and even light, 1 = the strongest change of view and light
+    clutter: float = 1.2  # mean number of street items (from one small pool) in a photo
+    neighbour_chance: float = 0.35  # for each side of the landmark
+    night: float = 0.05  # share of photos taken at night, with lit windows
+    window_styles: int = 14
+    ornaments: int = 24
+    street_items: int = 24
+    neighbours: int = 24
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a value that no set can be built from, naming it."""
+        for name, value in asdict(self).items():
+            if isinstance(self.__dataclass_fields__[name].default, int):
+                lowest = 0 if name == "seed" else 2 if name == "train_views" else 1
+                if not isinstance(value, int) or value < lowest:
+                    raise UserError(f"embedded landmarks: {name} = {value!r}, expected a whole number from {lowest}")
+            elif not 0 <= value <= (20 if name == "clutter" else 1):
+                raise UserError(f"embedded landmarks: {name} = {value!r}, expected a number from 0 to 1 (clutter: 20)")
+
+    def key(self) -> str:
+        """Ten hex digits that change with any setting and with the renderer version."""
+        content = json.dumps({"version": RENDERER_VERSION, **asdict(self)}, sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:10]

@@ -1,0 +1,201 @@
+"""Training batches: triplets of images read at random by Grain, the same whatever the number of hosts and workers."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol, TypeVar
+
+import grain
+import jax
+import numpy as np
+from absl import flags
+
+from ames_jax.data.records import ImageRecord
+from ames_jax.data.triplets import Triplets
+from ames_jax.descriptors import DescriptorSet
+from ames_jax.errors import UserError
+
+T = TypeVar("T")
+ROLES = 3
+# Far more steps than any run takes: Grain wants a length.
+STEPS = 2**40
+# Keeps the stream of the lengths apart from the triplets' where the seeds are equal.
+LENGTHS = 1
+
+
+class Source(Protocol):
+    """Random access to images; picklable where worker processes read it, and safe to read from threads."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int) -> ImageRecord: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class TripletBatch:
+    """One process's part of a training step (NumPy).
+
+    Attributes:
+      anchor, positive, negative: features [B, K, D] in the pipeline's dtype, or packed bits uint8, and valid [B, K].
+      query_length, database_length: descriptors that the query and the database images are cut to in this step.
+      ids: int64 [B, 3], rows of the images.
+      step: the step this batch belongs to.
+    """
+
+    anchor: DescriptorSet
+    positive: DescriptorSet
+    negative: DescriptorSet
+    query_length: int
+    database_length: int
+    ids: np.ndarray
+    step: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TripletPipeline:
+    """Batches of triplets, each a pure function of (seed, step), so that a step number is all there is to restore.
+
+    Step s is batch s mod `steps_per_epoch` of epoch s div `steps_per_epoch`. The triplets that are left over at the end
+    of an epoch, fewer than a batch, are dropped; the next epoch has another order. Every process reads its contiguous
+    part of the same global batch, so all have the same number of steps however the records lie in shards.
+
+    Attributes:
+      source: the images; row i is row i of the triplets' labels.
+      triplets: which images form the triplets.
+      batch: triplets of a step over all processes.
+      lengths: (low, high): both lengths of a step are drawn uniformly from [low, high).
+      seed: of the lengths; the triplets have their own.
+      descriptors: K, descriptors delivered of each image; None for all that the source gives.
+      dtype: float16 or float32; the features of packed bits stay uint8.
+      process, processes: which part of a batch, of how many.
+      workers: processes that read and decode; 0 reads in threads, which is faster on few cores and for small sets.
+      threads: batches that are read at the same time, in this process or in each worker.
+      prefetch: batches held ready or being read, in this process or in each worker.
+    """
+
+    source: Source
+    triplets: Triplets
+    batch: int
+    lengths: tuple[int, int]
+    seed: int = 0
+    descriptors: int | None = None
+    dtype: Any = np.float16
+    process: int = 0
+    processes: int = 1
+    workers: int = 0
+    threads: int = 2
+    prefetch: int = 2
+
+    def __post_init__(self) -> None:
+        if self.batch % self.processes:
+            raise UserError(f"a batch of {self.batch} triplets cannot be shared evenly by {self.processes} processes")
+        if not 0 < self.batch <= len(self.triplets):
+            raise UserError(
+                f"a batch of {self.batch} triplets, but an epoch has {len(self.triplets)}: take a smaller one"
+            )
+        low, high = self.lengths
+        if not 0 < low < high:
+            raise UserError(f"lengths are drawn from [{low}, {high}), which holds no positive number")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in an epoch."""
+        return len(self.triplets) // self.batch
+
+    def rows(self, step: int) -> np.ndarray:
+        """int64 [B, 3], the rows of this process's triplets at a step."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        share = self.batch // self.processes
+        first = index * self.batch + self.process * share
+        return self.triplets.rows(epoch, np.arange(first, first + share))
+
+    def drawn_lengths(self, step: int) -> tuple[int, int]:
+        """Query and database length of a step, the same on every process."""
+        random = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, step, LENGTHS])))
+        query, database = random.integers(*self.lengths, size=2)
+        return int(query), int(database)
+
+    def batches(self, start_step: int = 0) -> Iterator[TripletBatch]:
+        """Batches from `start_step` on, without end, read ahead in the background; closing the iterator stops that."""
+        steps = grain.MapDataset.source(_Steps(self))[start_step:]
+        dataset = steps.to_iter_dataset(grain.ReadOptions(self.threads, prefetch_buffer_size=self.prefetch))
+        if self.workers:
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()  # Grain's workers copy absl's flags, which a plain program never parses
+            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(self.workers))
+        iterator = iter(dataset)
+        try:
+            for step in itertools.count(start_step):
+                yield self._batch(step, *(self._own(array) for array in next(iterator)))
+        finally:
+            iterator.close()
+
+    def _own(self, array: np.ndarray) -> np.ndarray:
+        # What comes from a worker lies in its shared memory, which must not outlive the iterator.
+        return np.array(array) if self.workers else array
+
+    def _batch(self, step: int, features: np.ndarray, valid: np.ndarray) -> TripletBatch:
+        sets = (DescriptorSet(features[role], valid[role]) for role in range(ROLES))
+        return TripletBatch(*sets, *self.drawn_lengths(step), self.rows(step), step)
+
+
+class _Steps:
+    """The images of every step: the random-access source that Grain reads from, one element a batch.
+
+    An element is a whole batch because moving every image on its own through threads and queues costs more than
+    decoding it. Nothing is dropped by that: a batch does not depend on who reads it.
+    """
+
+    def __init__(self, pipeline: TripletPipeline) -> None:
+        self._pipeline = pipeline
+
+    def __len__(self) -> int:
+        return STEPS
+
+    def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """features [3, B, K, ·] and valid [3, B, K] of anchors, positives and negatives."""
+        pipeline = self._pipeline
+        rows = pipeline.rows(int(step)).T
+        first = pipeline.source[int(rows[0, 0])].descriptors
+        count = pipeline.descriptors or first.count
+        dtype = np.uint8 if first.is_packed else pipeline.dtype
+        features = np.zeros((*rows.shape, count, first.features.shape[-1]), dtype)
+        valid = np.zeros((*rows.shape, count), bool)
+        for place, row in np.ndenumerate(rows):
+            image = pipeline.source[int(row)].descriptors.truncate(count)
+            features[place][: image.count] = image.features
+            valid[place][: image.count] = True if image.valid is None else image.valid
+        return features, valid
+
+
+def prefetch_to_device(batches: Iterable[T], place: Callable[[T], T], size: int = 2) -> Iterator[T]:
+    """Places the next `size` batches on the device while the current one is used.
+
+    `place` starts the transfer and does not wait for it, as `jax.device_put` and
+    `jax.make_array_from_process_local_data` do.
+    """
+    queue: collections.deque[T] = collections.deque()
+    for batch in batches:
+        queue.append(place(batch))
+        if len(queue) > size:
+            yield queue.popleft()
+    yield from queue
+
+
+def place_on(sharding: jax.sharding.Sharding) -> Callable[[TripletBatch], TripletBatch]:
+    """For `prefetch_to_device`: puts the sets of a batch on the devices of `sharding`, which splits the batch axis.
+
+    Every process gives its own part; the arrays that come out are of the global batch.
+    """
+
+    def place(batch: TripletBatch) -> TripletBatch:
+        def put(field: np.ndarray) -> jax.Array:
+            return jax.make_array_from_process_local_data(sharding, field)
+
+        names = ("anchor", "positive", "negative")
+        return dataclasses.replace(batch, **{name: jax.tree.map(put, getattr(batch, name)) for name in names})
+
+    return place

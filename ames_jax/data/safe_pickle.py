@@ -1,0 +1,240 @@
+"""Reads pickles and torch files that hold nothing but plain containers, NumPy arrays and torch tensors; runs no code.
+
+torch is not needed: its tensors become NumPy arrays. Large arrays are mapped from the file, so that a few columns of an
+18 GB neighbour list cost no more memory than themselves.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import mmap
+import pickle
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import ml_dtypes
+import numpy as np
+
+from ames_jax.errors import UserError
+
+# Bytes of a pickle from this size on stay in the file.
+MAPPED = 2**20
+STORAGES = {
+    "FloatStorage": np.float32,
+    "DoubleStorage": np.float64,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
+
+
+def read_pickle(path: str | Path) -> Any:
+    """Reads a pickle, or a file of `torch.save` in its old or its new (zip) format.
+
+    Tensors and arrays come as NumPy arrays; large ones are memory maps and read-only.
+
+    Raises:
+      UserError: the file is missing or damaged, or asks for anything else, which is named and not touched.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} is missing")
+    if not path.stat().st_size:
+        raise UserError(f"{path} is empty: copy or download it again")
+    with path.open("rb") as file:
+        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    try:
+        if data[:4] == b"PK\x03\x04":
+            return _read_zip(path, data)
+        if bytes(data[:15]) == TORCH_MAGIC:
+            return _read_legacy(data)
+        return _Unpickler(_View(data)).load()
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except Exception as error:  # a damaged pickle can fail in any of its operations
+        raise UserError(
+            f"{path}: cannot be read as a pickle ({type(error).__name__}: {error}): damaged or cut short? Copy it again"
+        ) from error
+
+
+class _View:
+    """A file over a memory map; `take` gives bytes without copying them."""
+
+    def __init__(self, data: memoryview) -> None:
+        self.data, self.position = data, 0
+
+    def take(self, count: int) -> memoryview:
+        start, self.position = self.position, self.position + count
+        if self.position > len(self.data):
+            raise EOFError(f"{self.position - len(self.data)} bytes are missing at the end")
+        return self.data[start : self.position]
+
+    def read(self, count: int) -> bytes:
+        return bytes(self.take(min(count, len(self.data) - self.position)))
+
+    def readline(self) -> bytes:
+        end = self.position
+        while end < len(self.data) and self.data[end] != ord("\n"):
+            end += 1
+        return self.read(end + 1 - self.position)
+
+
+@dataclasses.dataclass
+class _Storage:
+    """The flat memory behind tensors; `data` is None while its place in the file is not known yet."""
+
+    dtype: Any
+    count: int
+    data: np.ndarray | None
+
+
+class _Unpickler(pickle._Unpickler):
+    """Python's own unpickler with every door closed but those that plain data needs."""
+
+    dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
+
+    def __init__(self, file: _View, storages: Callable[[Any], _Storage] | None = None) -> None:
+        super().__init__(file)
+        self._view, self._storages = file, storages
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and name in STORAGES:
+            return np.dtype(STORAGES[name])
+        try:
+            return ALLOWED[module, name]
+        except KeyError:
+            raise UserError(
+                f"refused: it asks for {module}.{name}, and only plain containers, NumPy arrays and torch tensors are "
+                "loaded; nothing was run. Get the file from its authors again"
+            ) from None
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        if self._storages is None or not isinstance(pid, tuple) or pid[0] != "storage":
+            raise UserError(f"refused: it refers to something outside of the file ({str(pid)[:60]})")
+        return self._storages(pid)
+
+    def load_build(self) -> None:
+        state = self.stack.pop()
+        target = self.stack[-1]
+        if isinstance(target, np.ndarray | np.dtype):
+            # An array takes its bytes as bytes: of all that is mapped, these alone are read in full.
+            target.__setstate__(tuple(bytes(part) if isinstance(part, memoryview) else part for part in state))
+        elif not isinstance(target, collections.OrderedDict):  # a state dict's `_metadata` is of no use here
+            raise UserError(f"refused: it sets attributes of a {type(target).__name__}")
+
+    def load_large(self, size: str, kind: type = bytes) -> None:
+        (count,) = struct.unpack(size, self.read(struct.calcsize(size)))
+        framed = self._unframer.current_frame is not None
+        self.append(self._view.take(count) if count >= MAPPED and not framed else kind(self.read(count)))
+
+    dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.BINBYTES[0]] = lambda self: self.load_large("<I")
+    dispatch[pickle.BINBYTES8[0]] = lambda self: self.load_large("<Q")
+    dispatch[pickle.BYTEARRAY8[0]] = lambda self: self.load_large("<Q", bytearray)
+
+
+TORCH_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
+
+
+def _read_legacy(data: memoryview) -> Any:
+    """The old format: five pickles, then the storages one after the other, each behind its count."""
+    places: dict[str, np.ndarray | None] = {}
+    kinds: dict[str, _Storage] = {}
+
+    def storage(pid: tuple) -> _Storage:
+        _, dtype, key, _, count, *view = pid
+        if any(part is not None for part in view):
+            raise UserError("tensors that share a part of a storage are not supported; save clones of them")
+        kinds[key] = _Storage(dtype, count, places.get(key))
+        return kinds[key]
+
+    file = _View(data)
+    for _ in range(3):
+        _Unpickler(file).load()
+    start = file.position
+    # Tensors are built before their memory's place is known, so the pickle is read a second time once it is.
+    _Unpickler(file, storage).load()
+    for key in _Unpickler(file).load():
+        (count,) = struct.unpack("<q", file.take(8))
+        if count != kinds[key].count:
+            raise UserError(f"a storage of {kinds[key].count} values holds {count}")
+        places[key] = np.frombuffer(file.take(count * kinds[key].dtype.itemsize), kinds[key].dtype)
+    file.position = start
+    return _Unpickler(file, storage).load()
+
+
+def _read_zip(path: Path, data: memoryview) -> Any:
+    """The new format: a zip file of `data.pkl` and a file for every storage, none of them compressed."""
+    with zipfile.ZipFile(path) as archive:
+        members = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
+    if "data.pkl" not in members:
+        raise UserError("a zip file, but not one of torch.save (no data.pkl)")
+
+    def content(name: str) -> memoryview:
+        entry = members[name]
+        if entry.compress_type != zipfile.ZIP_STORED:
+            raise UserError(f"{name} is compressed, which torch.save never does")
+        name_length, extra_length = struct.unpack("<HH", data[entry.header_offset + 26 : entry.header_offset + 30])
+        start = entry.header_offset + 30 + name_length + extra_length
+        return data[start : start + entry.file_size]
+
+    def storage(pid: tuple) -> _Storage:
+        _, dtype, key, _, count = pid
+        return _Storage(dtype, count, np.frombuffer(content(f"data/{key}"), dtype, count))
+
+    return _Unpickler(_View(content("data.pkl")), storage).load()
+
+
+def _rebuild_tensor(storage: _Storage, offset: int, size: tuple, stride: tuple, *_rest: Any) -> np.ndarray | None:
+    if storage.data is None:
+        return None
+    if any(length < 0 or step < 0 for length, step in zip(size, stride)) or offset < 0 or len(size) != len(stride):
+        raise UserError("a tensor with negative sizes or strides")
+    last = offset + sum((length - 1) * step for length, step in zip(size, stride))
+    if 0 not in size and last >= len(storage.data):
+        raise UserError(f"a tensor reaches to value {last} of a storage of {len(storage.data)}")
+    itemsize = storage.data.itemsize
+    return np.lib.stride_tricks.as_strided(
+        storage.data[offset:], tuple(size), tuple(step * itemsize for step in stride), writeable=False
+    )
+
+
+def _rebuild_parameter(data: np.ndarray, *_rest: Any) -> np.ndarray:
+    return data
+
+
+def _load_from_bytes(data: bytes | memoryview) -> Any:
+    return _read_legacy(memoryview(data))
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """How protocol 2 writes bytes."""
+    if encoding not in ("latin1", "latin-1"):
+        raise UserError(f"refused: bytes in the encoding {encoding}")
+    return text.encode(encoding)
+
+
+ALLOWED: dict[tuple[str, str], Any] = {
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch.storage", "_load_from_bytes"): _load_from_bytes,
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("_codecs", "encode"): _encode,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    **{(module, name): kind for module in ("builtins", "__builtin__") for name, kind in
+       {"set": set, "frozenset": frozenset, "list": list, "dict": dict, "tuple": tuple, "bytearray": bytearray}.items()},
+    **{(f"numpy.{core}.multiarray", name): getattr(np._core.multiarray, name)
+       for core in ("core", "_core") for name in ("_reconstruct", "scalar")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): np._core.numeric._frombuffer for core in ("core", "_core")},
+}  # fmt: skip

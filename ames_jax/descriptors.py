@@ -1,0 +1,138 @@
+"""Sets of local descriptors: the only thing that enters the model, as floats or as packed bits."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ames_jax.errors import UserError
+
+Array = Any  # numpy or JAX array: a DescriptorSet holds either
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DescriptorSet:
+    """Local descriptors of one image, or of many images along leading axes; strongest first.
+
+    Attributes:
+      features: float [..., N, D], or packed bits uint8 [..., N, bits / 8] (see `pack_bits`).
+      valid: bool [..., N], True where a descriptor is real and False where it is padding; None when all are real.
+        (The release's mask is the opposite: 1 marks padding.)
+      xy: float [..., N, 2], positions as a share of the image's width and height, or None.
+      scale: float [..., N], scale of each descriptor in the unit of its extractor, or None.
+      weight: float [..., N], strength of each descriptor, falling along N, or None.
+    """
+
+    features: Array
+    valid: Array | None = None
+    xy: Array | None = None
+    scale: Array | None = None
+    weight: Array | None = None
+
+    @property
+    def count(self) -> int:
+        """N, the number of rows, padding included."""
+        return self.features.shape[-2]
+
+    @property
+    def is_packed(self) -> bool:
+        """True when `features` holds packed bits."""
+        return self.features.dtype == np.uint8
+
+    def __getitem__(self, index: Any) -> DescriptorSet:
+        """Indexes the leading axes of every field (never the descriptor axis)."""
+        return jax.tree.map(lambda field: field[index], self)
+
+    def truncate(self, count: int) -> DescriptorSet:
+        """The `count` strongest descriptors: the first rows, or the whole set where it has fewer."""
+        if count >= self.count:
+            return self
+        return self._map_rows(lambda field, axis: field[(Ellipsis, slice(count), *([slice(None)] * (-axis - 1)))])
+
+    def pad(self, count: int) -> DescriptorSet:
+        """Pads with zero rows to `count` and marks them in `valid`; raises ValueError where the set is longer."""
+        missing = count - self.count
+        if missing < 0:
+            raise ValueError(f"cannot pad {self.count} descriptors to {count}")
+        if missing == 0:
+            return self
+        xp = jnp if isinstance(self.features, jax.Array) else np
+        real = (
+            self if self.valid is not None else dataclasses.replace(self, valid=xp.ones(self.features.shape[:-1], bool))
+        )
+
+        def pad_rows(field: Array, axis: int) -> Array:
+            widths = [(0, 0)] * field.ndim
+            widths[axis] = (0, missing)
+            return xp.pad(field, widths)
+
+        return real._map_rows(pad_rows)
+
+    def _map_rows(self, function: Any) -> DescriptorSet:
+        """Applies `function(field, axis of N)` to every field that is there."""
+        axes = {"features": -2, "valid": -1, "xy": -2, "scale": -1, "weight": -1}
+        fields = {name: getattr(self, name) for name in axes}
+        return DescriptorSet(**{n: None if f is None else function(f, axes[n]) for n, f in fields.items()})
+
+
+def stack(sets: Sequence[DescriptorSet], count: int | None = None) -> DescriptorSet:
+    """Stacks sets of single images [N_i, ·] to one [B, count, ·], truncated and padded to `count` (default: the longest)."""
+    count = count if count is not None else max(s.count for s in sets)
+    padded = [s.truncate(count).pad(count) for s in sets]
+    if any(s.valid is not None for s in padded):
+        padded = [s if s.valid is not None else dataclasses.replace(s, valid=np.ones(count, bool)) for s in padded]
+    return jax.tree.map(lambda *fields: np.stack(fields), *padded)
+
+
+def pack_bits(values: Array) -> np.ndarray:
+    """Packs the signs of the last axis into bytes: bit 1 where `values > 0`, so an exact zero is stored as 0.
+
+    Args:
+      values: bool or number [..., bits], bits divisible by 8.
+
+    Returns:
+      uint8 [..., bits / 8], first value in the highest bit of the first byte (the order of the release's files).
+    """
+    return np.packbits(np.asarray(values) > 0, axis=-1)
+
+
+def unpack_bits(packed: Array, dtype: Any = jnp.float32) -> jax.Array:
+    """Unpacks uint8 [..., n] to ±1 [..., 8 n] of `dtype`; works inside jit, so stored bits travel to the device packed."""
+    bits = jnp.unpackbits(jnp.asarray(packed), axis=-1)
+    return bits.astype(dtype) * 2 - 1
+
+
+def validate(descriptors: DescriptorSet, width: int, bits: int | None, name: str) -> None:
+    """Checks on the host that `descriptors` can enter a model of this descriptor `width` (and `bits`).
+
+    Raises:
+      UserError: naming `name` and what is wrong: a width that does not match, packed bits for a full-precision model,
+        a mask of another shape, or the first row that holds NaN or infinity.
+    """
+    features = descriptors.features
+    if features.ndim < 2:
+        raise UserError(f"{name}: expected descriptors [..., N, D], found an array of shape {tuple(features.shape)}")
+    found = features.shape[-1]
+    if descriptors.is_packed:
+        if bits is None:
+            raise UserError(f"{name}: packed bits were given to a full-precision model; give float descriptors")
+        if found * 8 != bits:
+            raise UserError(f"{name}: expected {bits} bits ({bits // 8} bytes) a descriptor, found {found} bytes")
+    elif found != width:
+        raise UserError(f"{name}: the model takes descriptors of width {width}, found {found}")
+    valid = descriptors.valid
+    if valid is not None and tuple(valid.shape) != tuple(features.shape[:-1]):
+        raise UserError(f"{name}: valid has shape {tuple(valid.shape)}, expected {tuple(features.shape[:-1])}")
+    if not descriptors.is_packed:
+        bad = ~np.isfinite(np.asarray(features)).all(-1)
+        if valid is not None:
+            bad &= np.asarray(valid)
+        if bad.any():
+            row = tuple(int(i) for i in np.argwhere(bad)[0])
+            raise UserError(f"{name}: descriptor {row if len(row) > 1 else row[0]} holds NaN or infinity")

@@ -1,0 +1,1 @@
+"""Storing and searching galleries of packed descriptors."""

@@ -1,0 +1,116 @@
+"""A picture of what re-ranking did: queries with the head of their ranking before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from ames_jax.report.figures import INK, new_figure
+
+# Green and red as Okabe and Ito have them; wrong images also have a dashed border, so that colour is not needed.
+RIGHT, WRONG, NEUTRAL = "#009E73", "#D55E00", "#666666"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One image of a ranking: uint8 [height, width, 3] RGB, and whether it is right."""
+
+    image: np.ndarray
+    right: bool
+
+
+@dataclass(frozen=True)
+class GalleryQuery:
+    """A query and the first images of its two rankings.
+
+    image: uint8 [height, width, 3]. old_places: for each entry of `after`, its place before, counted from 1.
+    average_precision: before and after, percent.
+    """
+
+    image: np.ndarray
+    before: Sequence[Shown]
+    after: Sequence[Shown]
+    old_places: Sequence[int]
+    average_precision: tuple[float, float]
+
+
+def pick_queries(before: np.ndarray, after: np.ndarray, count: int) -> np.ndarray:
+    """Rows of `count` queries spread evenly from the largest gain in AP to the largest loss: losses are shown too.
+
+    before, after: AP a query, NaN for queries without a right image (never picked). Of equal gains the first row.
+    """
+    gain = after - before
+    counted = np.flatnonzero(~np.isnan(gain))
+    by_gain = counted[np.argsort(-gain[counted], kind="stable")]
+    return by_gain[np.unique(np.linspace(0, len(by_gain) - 1, min(count, len(by_gain))).round().astype(int))]
+
+
+def gallery_query(
+    image: np.ndarray,
+    database_image: Callable[[int], np.ndarray],
+    before: np.ndarray,
+    after: np.ndarray,
+    right: Collection[int],
+    average_precision: tuple[float, float],
+    columns: int = 8,
+) -> GalleryQuery:
+    """What to draw for one query. before, after: its whole rankings, int [R]; right: database rows that are right;
+    database_image: from a database row to its picture, asked only for what is shown."""
+    old_places = [int(np.flatnonzero(before == row)[0]) + 1 for row in after[:columns]]
+
+    def shown(rows: np.ndarray) -> list[Shown]:
+        return [Shown(database_image(int(row)), int(row) in right) for row in rows[:columns]]
+
+    return GalleryQuery(image, shown(before), shown(after), old_places, average_precision)
+
+
+def draw_gallery(data_set: str, method: str, queries: Sequence[GalleryQuery], path: str | Path) -> None:
+    """Writes a PNG: two rows a query, the first stage's ranking above the re-ranked one.
+
+    Borders: green and solid for a right image, red and dashed for a wrong one. Below each re-ranked image: its place,
+    and the place it came from if that was another.
+    """
+    columns = max(max(len(query.before), len(query.after)) for query in queries)
+    with new_figure(path, 1.35 * (columns + 1.6), 2.45 * len(queries) + 0.5) as figure:
+        figure.get_layout_engine().set(w_pad=0.05, h_pad=0.04, wspace=0.02, hspace=0.02)
+        figure.suptitle(
+            f"{data_set}: first stage, and re-ranked by {method}\n"
+            "green, solid: right   red, dashed: wrong   queries from the largest gain to the largest loss",
+            x=0.01,
+            ha="left",
+            fontsize=10,
+        )
+        blocks = figure.subfigures(len(queries), 1, squeeze=False)[:, 0]
+        for block, query in zip(blocks, queries, strict=True):
+            grid = block.add_gridspec(2, columns + 1, width_ratios=[1.6, *[1] * columns])
+            before, after = query.average_precision
+            asked = block.add_subplot(grid[:, 0])
+            _show(asked, query.image, NEUTRAL, f"query\nAP {before:.0f} → {after:.0f}", "-")
+            for column, shown in enumerate(query.before):
+                _show_ranked(block.add_subplot(grid[0, column + 1]), shown, str(column + 1))
+            for column, (shown, old) in enumerate(zip(query.after, query.old_places, strict=True)):
+                _show_ranked(block.add_subplot(grid[1, column + 1]), shown, _move(column + 1, old))
+            for axes, text in ((block.axes[1], "before"), (block.axes[1 + len(query.before)], "after")):
+                axes.set_ylabel(text, fontsize=8, color=INK)
+
+
+def _move(place: int, old: int) -> str:
+    if place == old:
+        return str(place)
+    return f"{place}  ({'▲' if old > place else '▼'} from {old})"
+
+
+def _show_ranked(axes: Axes, shown: Shown, caption: str) -> None:
+    _show(axes, shown.image, RIGHT if shown.right else WRONG, caption, "-" if shown.right else "--")
+
+
+def _show(axes: Axes, image: np.ndarray, color: str, caption: str, line: str) -> None:
+    axes.imshow(image)
+    axes.set(xticks=[], yticks=[])
+    axes.set_xlabel(caption, fontsize=7, color=INK, labelpad=2)
+    for spine in axes.spines.values():
+        spine.set(color=color, linewidth=2.5, linestyle=line)

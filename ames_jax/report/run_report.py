@@ -1,0 +1,217 @@
+"""What a training run leaves: every method scored on the test split, a table, and pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import cv2
+import numpy as np
+from ml_collections import ConfigDict
+
+from ames_jax.data.evaluation_set import EvaluationSet, sample_descriptors
+from ames_jax.data.shards import open_split
+from ames_jax.descriptors import DescriptorSet
+from ames_jax.history import read_history
+from ames_jax.judgements import find_hits, judge
+from ames_jax.match_kernel import GAMMAS as KERNEL_GAMMAS
+from ames_jax.match_kernel import Whitening, kernel_scores
+from ames_jax.metrics import average_precision
+from ames_jax.ranking import Setting, rerank, tune
+from ames_jax.report.comparison import KILOBYTE, Comparison, Method
+from ames_jax.report.curves import Curve, TrainingRun, draw_training
+from ames_jax.report.gallery import draw_gallery, gallery_query, pick_queries
+from ames_jax.report.tables import markdown_table, table_rows
+from ames_jax.report.tradeoff import draw_tradeoff
+from ames_jax.runs import GAMMAS, LAMBDAS
+from ames_jax.scoring import Scorer
+from ames_jax.similarity import AMES
+
+TUNED_AT = 50  # database descriptors at which a model's λ and γ are chosen on validation
+
+# (queries, database, shortlists) → logits [Nq, K], or {threshold: logits} for a kernel
+Score = Callable[[DescriptorSet, DescriptorSet, np.ndarray], np.ndarray | Mapping[float, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Contestant:
+    """One way to score pairs.
+
+    Attributes:
+      name, kind, bytes_per_descriptor: as in `Method`.
+      score: from truncated sets and shortlists to logits.
+      prepare: what is stored of a data set's descriptors (bits, or as they are).
+      gammas: γ that are tried.
+      tune_every_count: choose λ, γ (and threshold) at every number of database descriptors, not once.
+      all_query_counts: measure at every number of query descriptors, not at the largest alone.
+    """
+
+    name: str
+    kind: str
+    bytes_per_descriptor: int
+    score: Score
+    prepare: Callable[[DescriptorSet], DescriptorSet]
+    gammas: tuple[float, ...]
+    tune_every_count: bool
+    all_query_counts: bool
+
+
+def write_report(settings: ConfigDict, root: Path, workdir: Path, teacher: AMES, student: AMES) -> None:
+    """Scores global only, teacher, student and hand-made matching on the test split; writes and prints what came out.
+
+    Writes results.json, results.md, tradeoff.png, gallery.png and training.png into `workdir`. λ, γ and the kernels'
+    thresholds are chosen on the validation split alone.
+    """
+    test, validation = EvaluationSet.load(root, "test"), EvaluationSet.load(root, "validation")
+    shortlist = min(settings.shortlist, test.ranks.shape[1], validation.ranks.shape[1])
+    methods, chosen = [], []
+    for contestant in contestants(root, teacher, student):
+        found, settings_used = measure(contestant, settings, validation, test, shortlist)
+        methods += found
+        chosen += settings_used
+    comparison = Comparison(
+        test.name,
+        "mAP",
+        test.first_stage,
+        [test.map_of(test.ranks)],
+        shortlist,
+        test.ceiling(shortlist),
+        tuple(methods),
+    )
+    table = markdown_table(comparison)
+    (workdir / "results.md").write_text(table)
+    results = {
+        "dataset": test.name, "split": "test", "queries": len(test.ranks), "database_images": len(test.database_ids),
+        "first_stage": {"name": test.first_stage, "map": comparison.global_only[0]},
+        "shortlist": shortlist, "ceiling": comparison.ceiling, "rows": table_rows(comparison), "settings": chosen,
+    }  # fmt: skip
+    (workdir / "results.json").write_text(json.dumps(results, indent=1))
+    draw_tradeoff(comparison, workdir / "tradeoff.png")
+    draw_curves(workdir, validation, shortlist)
+    draw_ranked(settings, root, workdir, student, validation, test, shortlist)
+    print(f"\n{table}")
+    for name in ("results.md", "results.json", "tradeoff.png", "gallery.png", "training.png"):
+        print(workdir / name)
+
+
+def contestants(root: Path, teacher: AMES, student: AMES) -> list[Contestant]:
+    """Teacher, student, and hand-made matching of the floats and of the student's very bits."""
+    whitening = Whitening.fit(sample_descriptors(open_split(root, "train"), 30_000, 48, seed=0))
+    width = teacher.config.descriptor_width
+
+    def floats(queries: DescriptorSet, database: DescriptorSet, shortlists: np.ndarray) -> Mapping[float, np.ndarray]:
+        return kernel_scores(queries, database, shortlists, whitening=whitening)
+
+    as_stored = lambda descriptors: descriptors  # noqa: E731
+    bits = student.tokenizer.binarize
+    return [
+        Contestant("teacher", "teacher", 2 * teacher.config.model_width, model_score(teacher), as_stored, GAMMAS, False, False),
+        Contestant("student", "student", student.config.bits // 8, model_score(student), bits, GAMMAS, False, True),
+        Contestant("hand-made, floats", "kernel on floats", 2 * width, floats, as_stored, KERNEL_GAMMAS, True, True),
+        Contestant("hand-made, bits", "kernel on bits", student.config.bits // 8, kernel_scores, bits, KERNEL_GAMMAS, True, True),
+    ]  # fmt: skip
+
+
+def model_score(model: AMES) -> Score:
+    """The model as a way to score pairs."""
+    scorer = Scorer(model)
+    label = "student" if model.config.bits else "teacher"
+    return lambda queries, database, lists: scorer.shortlists(queries, database, lists, progress=f"scoring, {label}")
+
+
+def measure(
+    contestant: Contestant, settings: ConfigDict, validation: EvaluationSet, test: EvaluationSet, shortlist: int
+) -> tuple[list[Method], list[dict]]:
+    """One contestant at every number of query and database descriptors: its rows and the settings chosen on validation."""
+    stored = {name: _stored(contestant, split) for name, split in (("validation", validation), ("test", test))}
+
+    def scored(name: str, split: EvaluationSet, queries: int, count: int) -> np.ndarray | Mapping[float, np.ndarray]:
+        query, database = stored[name]
+        return contestant.score(query.truncate(queries), database.truncate(count), split.ranks[:, :shortlist])
+
+    def choose(queries: int, count: int) -> Setting:
+        logits = scored("validation", validation, queries, count)
+        grid = {"k": [shortlist], "lam": LAMBDAS, "gamma": contestant.gammas}
+        return tune(validation.similarities, logits, validation.measure(), **grid)[0]
+
+    most = max(settings.query_descriptors)
+    methods, chosen = [], []
+    for queries in sorted(settings.query_descriptors) if contestant.all_query_counts else [most]:
+        setting = None if contestant.tune_every_count else choose(queries, TUNED_AT)
+        scores = {}
+        for count in settings.database_descriptors:
+            if queries < most and count > queries:
+                continue
+            used = setting or choose(queries, count)
+            logits = scored("test", test, queries, count)
+            logits = logits[used.threshold] if isinstance(logits, Mapping) else logits
+            scores[count] = [test.map_of(rerank(test.ranks, test.similarities, logits, used))]
+            chosen.append({"method": contestant.name, "query_descriptors": queries, "database_descriptors": count,
+                           **dataclasses.asdict(used)})  # fmt: skip
+        methods.append(Method(contestant.name, contestant.kind, queries, contestant.bytes_per_descriptor, scores))
+    return methods, chosen
+
+
+def _stored(contestant: Contestant, split: EvaluationSet) -> tuple[DescriptorSet, DescriptorSet]:
+    return contestant.prepare(split.queries), contestant.prepare(split.database)
+
+
+def draw_curves(workdir: Path, validation: EvaluationSet, shortlist: int) -> None:
+    """training.png, from the logs of teacher and student."""
+    runs = []
+    for role in ("teacher", "student"):
+        lines = read_history(workdir / role)
+        steps = [line for line in lines if "loss" in line]
+        checks = [line for line in lines if "validation_map" in line]
+
+        def curve(some: list[dict], key: str) -> Curve:
+            return Curve([line["step"] for line in some], [line[key] for line in some])
+
+        if steps:
+            runs.append(
+                TrainingRun(role, curve(steps, "loss"), curve(steps, "accuracy"), curve(checks, "validation_map"))
+            )
+    base = validation.map_of(validation.ranks)
+    draw_training(validation.name, runs, workdir / "training.png", base, validation.ceiling(shortlist))
+
+
+def draw_ranked(
+    settings: ConfigDict,
+    root: Path,
+    workdir: Path,
+    student: AMES,
+    validation: EvaluationSet,
+    test: EvaluationSet,
+    shortlist: int,
+) -> None:
+    """gallery.png: queries before and after re-ranking with as many of the student's descriptors as 1 KB holds."""
+    queries, count = max(settings.query_descriptors), KILOBYTE // (student.config.bits // 8)
+    score, bits = model_score(student), student.tokenizer.binarize
+
+    def logits(split: EvaluationSet) -> np.ndarray:
+        database = bits(split.database.truncate(count))
+        return score(split.queries.truncate(queries), database, split.ranks[:, :shortlist])
+
+    setting, _ = tune(
+        validation.similarities, logits(validation), validation.measure(), k=[shortlist], lam=LAMBDAS, gamma=GAMMAS
+    )
+    after = rerank(test.ranks, test.similarities, logits(test), setting)
+    before_ap, after_ap = (
+        average_precision(find_hits(judge(ranks, test.ground_truth))) for ranks in (test.ranks, after)
+    )
+
+    def picture(name: str) -> np.ndarray:
+        return cv2.cvtColor(cv2.imread(str(root / "images" / f"{name}.jpg")), cv2.COLOR_BGR2RGB)
+
+    shown = [
+        gallery_query(
+            picture(test.query_ids[row]),
+            lambda database_row: picture(test.database_ids[database_row]),
+            test.ranks[row], after[row], set(test.ground_truth[row]["ok"]), (100 * before_ap[row], 100 * after_ap[row]),
+        )
+        for row in pick_queries(before_ap, after_ap, settings.gallery_queries)
+    ]  # fmt: skip
+    method = f"student, {queries} query × {count} database descriptors ({count * student.config.bits // 8} B an image)"
+    draw_gallery(test.name, method, shown, workdir / "gallery.png")

@@ -1,0 +1,95 @@
+"""The picture of AMES: retrieval quality against the memory a database image takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import FuncFormatter, NullLocator
+
+from ames_jax.report.comparison import KILOBYTE, STYLES, Comparison, Method, format_bytes
+from ames_jax.report.figures import INK, new_figure, plain_axes
+
+
+def draw_tradeoff(comparison: Comparison, path: str | Path) -> None:
+    """Writes a PNG: metric (%) over bytes per database image (log), a line a method, database counts beside the points.
+
+    The first stage alone and the ceiling of its shortlist are horizontal lines, 1 KB a vertical one; bars show the
+    standard deviation over seeds.
+    """
+    with new_figure(path, 8.2, 5.0) as figure:
+        axes = figure.add_subplot()
+        seen: set[str] = set()
+        for method in comparison.methods:
+            _draw_method(axes, method, again=method.kind in seen)
+            seen.add(method.kind)
+        _draw_levels(axes, comparison)
+        plain_axes(axes, "local descriptors stored per database image", f"{comparison.metric} (%)")
+        _byte_axis(axes, comparison)
+        axes.set_title(
+            f"{comparison.data_set}\n{comparison.first_stage}, first {comparison.shortlist} re-ranked; "
+            "numbers at the points: descriptors per database image",
+            loc="left",
+        )
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 0.95), borderaxespad=0.2)
+
+
+def _draw_method(axes: Axes, method: Method, again: bool) -> None:
+    """One line. A further method of a kind has the colour of its kind, hollow diamonds, and no counts beside them."""
+    counts = sorted(method.scores)
+    stored = [method.bytes_per_image(count) for count in counts]
+    means = [method.mean(count) for count in counts]
+    spreads = [method.spread(count) or 0.0 for count in counts]
+    style = STYLES.get(method.kind, {"color": INK, "marker": "D", "linestyle": ":"})
+    label = f"{method.name}\n({method.query_descriptors} query descriptors)"
+    if again:
+        style = {**style, "marker": "D", "linestyle": ":"}
+    learned = method.kind in ("teacher", "student") and not again
+    fill = style["color"] if learned else "white"
+    axes.errorbar(stored, means, spreads if any(spreads) else None, label=label, **style, markerfacecolor=fill)
+    if learned:
+        for x, y, count in zip(stored, means, counts, strict=True):
+            text = axes.annotate(
+                str(count), (x, y), (0, 7), textcoords="offset points", ha="center", fontsize=8, color=style["color"]
+            )
+            text.set_path_effects([withStroke(linewidth=2, foreground="white")])
+
+
+def _draw_levels(axes: Axes, comparison: Comparison) -> None:
+    levels = [(float(np.mean(comparison.global_only)), "first stage alone", "-")]
+    if comparison.ceiling is not None:
+        levels.append((comparison.ceiling, f"ceiling: recall of the first {comparison.shortlist}", ":"))
+    for height, text, line in levels:
+        axes.axhline(height, color=INK, linewidth=1, linestyle=line)
+        axes.annotate(
+            f"{text}, {height:.1f}",
+            (1, height),
+            (-2, 3),
+            xycoords=axes.get_yaxis_transform(),
+            textcoords="offset points",
+            ha="right",
+            fontsize=8,
+        )
+    axes.axvline(KILOBYTE, color=INK, linewidth=1, linestyle="--")
+    axes.annotate(
+        "1 KB",
+        (KILOBYTE, 0),
+        (3, 4),
+        xycoords=axes.get_xaxis_transform(),
+        textcoords="offset points",
+        fontsize=8,
+    )
+
+
+def _byte_axis(axes: Axes, comparison: Comparison) -> None:
+    """Powers of two or four as ticks, in bytes and KB; room for all points and for the 1 KB line."""
+    stored = [method.bytes_per_image(count) for method in comparison.methods for count in method.scores]
+    low, high = min([*stored, KILOBYTE]) / 1.3, max([*stored, KILOBYTE]) * 1.3
+    powers = 2.0 ** np.arange(np.ceil(np.log2(low)), np.floor(np.log2(high)) + 1)
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(low, high)
+    axes.set_xticks(powers[:: 1 if len(powers) <= 9 else 2])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_bytes(value)))

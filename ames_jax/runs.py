@@ -1,0 +1,154 @@
+"""From a configuration to a training run: model, triplets, pipeline and validation put together, and the config kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from ames_jax.checkpoints import read_model
+from ames_jax.command_line import flatten
+from ames_jax.data.evaluation_set import EvaluationSet, sample_descriptors
+from ames_jax.data.neighbours import open_neighbours
+from ames_jax.data.pipeline import TripletPipeline
+from ames_jax.data.shards import DescriptorSource, open_split, read_about
+from ames_jax.data.triplets import Triplets
+from ames_jax.errors import UserError
+from ames_jax.fitting import FitSettings, finished, fit
+from ames_jax.initialisation import initialise
+from ames_jax.ranking import tune
+from ames_jax.scoring import Scorer
+from ames_jax.similarity import AMES, AMESConfig
+from ames_jax.training import Recipe
+
+SIZES = {"mini": {"layers": 2, "feed_forward": 256}, "released": {"layers": 5, "feed_forward": 1024}}
+# λ and γ that are tried on validation (release: λ .35–.85, γ .1–.8).
+LAMBDAS = tuple(np.round(np.arange(0, 1.01, 0.1), 2).tolist())
+GAMMAS = (0.1, 0.2, 0.4, 0.8, 1.6)
+SAMPLE, SAMPLE_PER_IMAGE = 30_000, 48  # descriptors that whitening and ITQ are learned from
+# What may change between a run and its resumption: it does not touch the parameters.
+FREE = ("data.rebuild", "data.workers", "checkpoint.", "log_every", "report.", "train_teacher.", "teacher", "data_dir")
+
+
+def model_config(config: ConfigDict, descriptor_width: int) -> AMESConfig:
+    """The model that a configuration asks for, on descriptors of this width."""
+    if config.size not in SIZES:
+        raise UserError(f"size must be one of {', '.join(SIZES)}, found {config.size!r}")
+    return AMESConfig.from_dict({"descriptor_width": descriptor_width, **SIZES[config.size], **config.model.to_dict()})
+
+
+def train_role(config: ConfigDict, root: Path, directory: Path, label: str, teacher: AMES | None) -> AMES:
+    """Trains a teacher (`teacher` None) or a student in `directory`, or takes the finished run there; gives the best model."""
+    keep_config(config, directory)
+    if finished(directory):
+        print(f"{label}: finished before, taken from {directory}")
+        return read_model(directory / "best")
+    source = open_split(root, "train")
+    about = read_about(root)
+    width = source.format.width
+    pipeline = triplet_pipeline(config, source, root)
+    recipe = make_recipe(config, pipeline)
+    model = AMES(model_config(config, width), nnx.Rngs(config.seed))
+    sample = sample_descriptors(source, SAMPLE, SAMPLE_PER_IMAGE, config.seed)
+    initialise(model, config.init, sample, teacher, config.seed)
+    size = sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    print(
+        f"{label}: {size:,} parameters, {recipe.steps} steps of {pipeline.batch} triplets "
+        f"({len(pipeline.triplets):,} anchors an epoch) on {about['name']}"
+    )
+    settings = FitSettings(
+        directory, label, config.log_every, config.validation.every, config.checkpoint.every, config.checkpoint.keep,
+        {"data_set": about["name"], "backbone": about.get("backbone"), "role": label},
+    )  # fmt: skip
+    return fit(model, recipe, pipeline, settings, make_validation(config, root), teacher)
+
+
+def triplet_pipeline(config: ConfigDict, source: DescriptorSource, root: Path) -> TripletPipeline:
+    """Batches of the training split, the part of this process."""
+    data = config.data
+    neighbours = open_neighbours(root / "neighbours" / "train.train")
+    triplets = Triplets(
+        source.labels(), neighbours, seed=config.seed, top=data.top, minimum=data.minimum, power=data.power
+    )
+    if data.lengths[1] - 1 > data.descriptors or data.lengths[1] - 1 > max(data.buckets):
+        raise UserError(
+            f"data.lengths {tuple(data.lengths)} draws up to {data.lengths[1] - 1} descriptors, but data.descriptors is "
+            f"{data.descriptors} and the largest of data.buckets {max(data.buckets)}"
+        )
+    return TripletPipeline(
+        source, triplets, batch=data.batch, lengths=tuple(data.lengths), seed=config.seed, descriptors=data.descriptors,
+        process=jax.process_index(), processes=jax.process_count(), workers=data.workers,
+    )  # fmt: skip
+
+
+def make_recipe(config: ConfigDict, pipeline: TripletPipeline) -> Recipe:
+    """The optimizer's part of a configuration; epochs become steps."""
+    optimizer = config.optimizer
+    steps = optimizer.steps if optimizer.epochs is None else round(optimizer.epochs * pipeline.steps_per_epoch)
+    if steps < 1:
+        raise UserError(f"optimizer.steps must be at least 1, found {steps}")
+    student = {name: config[name] for name in ("distillation", "distil_padding") if name in config}
+    return Recipe(
+        steps=steps, learning_rate=optimizer.learning_rate, weight_decay=optimizer.weight_decay, beta2=optimizer.beta2,
+        warmup=optimizer.warmup, clip=optimizer.clip, buckets=tuple(sorted(config.data.buckets)), **student,
+    )  # fmt: skip
+
+
+def make_validation(config: ConfigDict, root: Path) -> Callable[[AMES], dict[str, float]]:
+    """model → validation mAP (percent) of the re-ranked lists at the best λ and γ, and balanced accuracy of the logits."""
+    settings = config.validation
+    subset = EvaluationSet.load(root, "validation").head(settings.queries)
+    shortlist = min(settings.shortlist, subset.ranks.shape[1])
+    queries = subset.queries.truncate(settings.query_descriptors)
+    database = subset.database.truncate(settings.database_descriptors)
+    right = [set(truth["ok"]) for truth in subset.ground_truth]
+    labels = np.array([[row in ok for row in rows] for ok, rows in zip(right, subset.ranks[:, :shortlist].tolist())])
+    measure = subset.measure()
+
+    def validate(model: AMES) -> dict[str, float]:
+        logits = Scorer(model).shortlists(queries, database, subset.ranks[:, :shortlist], progress="validation")
+        setting, rows = tune(subset.similarities, logits, measure, k=[shortlist], lam=LAMBDAS, gamma=GAMMAS)
+        best = next(row.scores["map"] for row in rows if row.setting == setting)
+        accuracy = 0.5 * ((logits > 0)[labels].mean() + (logits <= 0)[~labels].mean())
+        return {"map": best, "accuracy": float(accuracy)}
+
+    return validate
+
+
+def keep_config(config: ConfigDict, directory: Path) -> None:
+    """Writes the configuration into a run's directory; where one is there already it must agree.
+
+    Raises:
+      UserError: the directory cannot be written, or holds a run with another configuration (all differences are listed).
+    """
+    path = directory / "config.json"
+    wanted = _plain(flatten(config))
+    if path.exists():
+        found = json.loads(path.read_text())
+        differs = [
+            f"{key} was {found.get(key)!r}, is {wanted.get(key)!r}"
+            for key in sorted(found.keys() | wanted.keys())
+            if found.get(key) != wanted.get(key) and not key.startswith(FREE)
+        ]
+        if differs:
+            raise UserError(
+                f"{directory} holds a run with another configuration: {'; '.join(differs)}. "
+                "Use another --workdir, or delete this one"
+            )
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(wanted, indent=1))
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"workdir {directory} cannot be written: {error.strerror or error}") from error
+
+
+def _plain(flat: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(flat))

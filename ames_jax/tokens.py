@@ -1,0 +1,89 @@
+"""From descriptors to tokens: L2-normalise, binarize (or not), remap, LayerNorm. Stored bits enter after the binarizer."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ames_jax.descriptors import DescriptorSet, pack_bits, unpack_bits
+
+NORM_EPSILON = 1e-5
+
+
+def l2_normalise(x: jax.Array) -> jax.Array:
+    """Divides the last axis by its Euclidean norm; a zero vector stays zero."""
+    squared = jnp.sum(x * x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(squared, 1e-24))
+
+
+def layer_norm(width: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """LayerNorm with the release's ε; variance from centred values, since E[x²] − E[x]² loses digits that parity needs."""
+    return nnx.LayerNorm(width, epsilon=NORM_EPSILON, use_fast_variance=False, dtype=dtype, rngs=rngs)
+
+
+@jax.custom_jvp
+def straight_through_sign(x: jax.Array) -> jax.Array:
+    """±1 forward (an exact zero gives −1, as bit 0 in storage); the gradient passes through unchanged."""
+    return jnp.where(x > 0, 1, -1).astype(x.dtype)
+
+
+@straight_through_sign.defjvp
+def _straight_through_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    return straight_through_sign(primals[0]), tangents[0]
+
+
+def erf_sign(x: jax.Array, sigma: float) -> jax.Array:
+    """The release's training surrogate erf(x / √(2σ)); σ = 1e-6 there, which has no gradient beyond |x| ≈ 0.005."""
+    return jax.scipy.special.erf(x / math.sqrt(2 * sigma))
+
+
+class Tokenizer(nnx.Module):
+    """Descriptors [..., N, D] or stored bits uint8 [..., N, bits / 8] to tokens [..., N, d] (paper section 3.2).
+
+    Full precision (`bits=None`): L2-normalise, Linear(D → d), LayerNorm.
+    Binary: L2-normalise, x·W with W [D, bits], sign, Linear(bits → d), LayerNorm.
+    """
+
+    def __init__(
+        self, descriptor_width: int, model_width: int, bits: int | None, binarizer: str, sigma: float,
+        dtype: jnp.dtype, precision: jax.lax.Precision | None, rngs: nnx.Rngs,
+    ):  # fmt: skip
+        self.bits, self.binarizer, self.sigma, self.precision = bits, binarizer, sigma, precision
+        truncated_normal = nnx.initializers.truncated_normal(stddev=0.02, lower=-2.0, upper=2.0)
+        if bits is not None:
+            self.hyperplanes = nnx.Param(nnx.initializers.orthogonal()(rngs.params(), (descriptor_width, bits)))
+        self.remap = nnx.Linear(
+            descriptor_width if bits is None else bits, model_width,
+            kernel_init=truncated_normal, dtype=dtype, precision=precision, rngs=rngs,
+        )  # fmt: skip
+        self.norm = layer_norm(model_width, dtype, rngs)
+
+    def projections(self, features: jax.Array) -> jax.Array:
+        """Signed distances to the hyperplanes, float32 [..., N, bits], whose signs are the bits (binary models only)."""
+        # Full precision whatever the compute type: a bit must not depend on it.
+        x = l2_normalise(features.astype(jnp.float32))
+        return jnp.matmul(x, self.hyperplanes[...], precision=jax.lax.Precision.HIGHEST)
+
+    def __call__(self, descriptors: DescriptorSet, train: bool = False) -> jax.Array:
+        """Tokens [..., N, d]; `train` matters to the erf binarizer alone."""
+        if descriptors.is_packed:
+            values = unpack_bits(descriptors.features)
+        elif self.bits is None:
+            values = l2_normalise(descriptors.features.astype(jnp.float32))
+        else:
+            values = self.projections(descriptors.features)
+            surrogate = train and self.binarizer == "erf"
+            values = erf_sign(values, self.sigma) if surrogate else straight_through_sign(values)
+        return self.norm(self.remap(values))
+
+    def binarize(self, descriptors: DescriptorSet) -> DescriptorSet:
+        """The set with its features as stored bits, uint8 [..., N, bits / 8]; raises ValueError for a full-precision model."""
+        if self.bits is None:
+            raise ValueError("a full-precision model has no bits to store")
+        if descriptors.is_packed:
+            return descriptors
+        packed = pack_bits(self.projections(jnp.asarray(descriptors.features)))
+        return DescriptorSet(packed, descriptors.valid, descriptors.xy, descriptors.scale, descriptors.weight)

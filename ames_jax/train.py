@@ -1,0 +1,70 @@
+"""Training: python -m ames_jax.train --config=configs/student_bin.py
+
+Data, teacher, student, table and pictures, in this order; what is there already is not done again. A killed run goes on
+where it was when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from ames_jax import runtime
+from ames_jax.checkpoints import load_model
+from ames_jax.command_line import parse
+from ames_jax.data import landmarks
+from ames_jax.errors import UserError, run_main
+from ames_jax.fitting import STOPPED_EARLY, StoppedEarly
+from ames_jax.report.run_report import write_report
+from ames_jax.runs import keep_config, train_role
+from ames_jax.similarity import AMES
+
+
+def main() -> int:
+    """Reads the command line and does what the configuration asks for; returns the exit code."""
+    command = parse(__doc__, "configs/student_bin.py")
+    config, workdir = command.config, command.workdir
+    runtime.start()
+    keep_config(config, workdir)
+    root = data_root(config)
+    try:
+        if "train_teacher" not in config:
+            train_role(config, root, workdir / "teacher", "teacher", None)
+            return 0
+        teacher = get_teacher(config, root, workdir)
+        student = train_role(config, root, workdir / "student", "student", teacher)
+    except StoppedEarly as stopped:
+        print(stopped, file=sys.stderr)
+        return STOPPED_EARLY
+    if config.report.enabled:
+        write_report(config.report, root, workdir, teacher, student)
+    return 0
+
+
+def data_root(config: ConfigDict) -> Path:
+    """The folder of the data set: built on first use for the embedded landmarks, else `data_dir`."""
+    if config.data_dir:
+        return Path(config.data_dir)
+    if config.dataset == "landmarks":
+        return landmarks.build(rebuild=config.data.rebuild)
+    raise UserError(
+        f"dataset {config.dataset!r} needs --config.data_dir=DIR, a folder prepared from its descriptors: "
+        "python -m ames_jax.prepare shards (README, section GLDv2, says where to get them)"
+    )
+
+
+def get_teacher(config: ConfigDict, root: Path, workdir: Path) -> AMES:
+    """The given teacher, or one trained first in the workdir with the student's data, seed and size."""
+    if config.teacher:
+        return load_model(config.teacher)
+    settings = config.train_teacher
+    for key in ("dataset", "data_dir", "seed", "size"):
+        settings[key] = config[key]
+    print(f"no teacher given (--config.teacher): training or reusing one in {workdir / 'teacher'}")
+    return train_role(settings, root, workdir / "teacher", "teacher", None)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,38 @@
+"""Evaluation of a model on a data set: scores every pair once, then sweeps λ, γ and k.
+
+ROxford5k with a released model and the release's files:
+
+    python -m ames_jax.evaluate --config=configs/evaluate.py --config.data_dir=DATA --config.dataset=roxford5k \\
+        --config.model=dinov2_ames_dist --config.query_descriptors=600 --config.database_descriptors=50 \\
+        --config.rerank=100,400 --config.lam=0.35,0.55 --config.gamma=0.1,0.3
+
+Fields that take several values take them with commas: every combination is measured, from one set of scores.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """All fields with their defaults."""
+    config = ConfigDict()
+    config.data_dir = ""  # the release's data folder, a prepared data set, or the folder of a manifest.json
+    config.dataset = "roxford5k"  # a benchmark's name, a name in ground_truth/ of a prepared data set, or "custom"
+    config.model = ""  # run directory, model directory, released .pt file, or released name (downloaded once)
+    config.backbone = "dinov2"  # prefix of the release's descriptor files: "dinov2" or "cvnet"
+    config.first_stage = "dinov2"  # the release's neighbour list nn_NAME.pkl: "dinov2", "superglobal", …
+    config.store = ""  # packed store of the gallery, read instead of its floats (binary models); "" for floats
+
+    config.query_descriptors = 600  # Q, strongest descriptors of a query; release: 600
+    config.database_descriptors = 600  # T, strongest descriptors of a database image; release: 600, small memory: 50
+    config.rerank = "100"  # k, images re-ranked a query, comma list; release: 1600, small: 100, 400
+    config.lam = ""  # λ in 0..1, weight of the global similarity, comma list; "" for the released model's value
+    config.gamma = ""  # γ ≥ 0, scale of the logit, comma list; "" for the released model's value
+    config.tune_on = (
+        ""  # data set on which one λ, γ of the lists is chosen, then applied to `dataset`; release: gldv2-val
+    )
+
+    config.sweep_memory = False  # also at T = 10 … 600: tradeoff.png and a table of mAP against bytes an image
+    config.match_kernel = True  # in sweep_memory: the hand-made opponent on the same descriptors
+    config.logits = ""  # logits.npz of an earlier run: sweep from it, score nothing, need no model
+    config.memory_gb = 2.0  # memory for descriptors on their way to the device, in 2³⁰ bytes
+    return config

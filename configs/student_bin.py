@@ -1,0 +1,34 @@
+"""The binary student, and everything it needs: data, teacher, table and pictures.
+
+Embedded landmarks (rendered):  python -m ames_jax.train --config=configs/student_bin.py
+GLDv2, the release's recipe:    python -m ames_jax.train --config=configs/student_bin.py:gldv2 --config.data_dir=DIR --config.teacher=RUN
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from ames_jax.command_line import load_config
+
+
+def get_config(variant: str = "landmarks") -> ConfigDict:
+    """Variants: "landmarks" (data set built on first use) and "gldv2" (750k images, needs prepared data)."""
+    teacher = load_config(Path(__file__).with_name("teacher_fp.py"), variant)
+    config = teacher.copy_and_resolve_references()
+    config.model.bits = 128  # bits stored a descriptor (16 bytes); release: 128
+    config.distillation = 10.0  # β, weight of the token loss beside the cross-entropy; release: 10
+    config.distil_padding = False  # count padding rows in the token loss; release: True
+    config.teacher = ""  # trained teacher (run directory, model directory or .pt); "" trains one first in the workdir
+    config.train_teacher = teacher  # how, where none is given; seed, size and data follow this file
+
+    config.report = report = ConfigDict()
+    report.enabled = variant == "landmarks"  # evaluate the test split and draw the table and the pictures at the end
+    report.shortlist = 50  # images re-ranked a query
+    report.query_descriptors = (50, 100)  # Q; a row each (the teacher: the largest alone)
+    report.database_descriptors = (8, 16, 32, 50, 64, 100)  # T; 64 binary descriptors are 1 KB
+    report.gallery_queries = 6  # queries shown in gallery.png
+
+    if variant == "landmarks":
+        config.optimizer.update(steps=250, learning_rate=5e-4, warmup=20)
+        config.validation.every = 125
+    return config

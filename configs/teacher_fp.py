@@ -1,0 +1,77 @@
+"""The full-precision teacher.
+
+Embedded landmarks (rendered):  python -m ames_jax.train --config=configs/teacher_fp.py
+GLDv2, the release's recipe:    python -m ames_jax.train --config=configs/teacher_fp.py:gldv2 --config.data_dir=DIR
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+from ames_jax.command_line import refuse_variant
+
+VARIANTS = ("landmarks", "gldv2")
+
+
+def get_config(variant: str = "landmarks") -> ConfigDict:
+    """Variants: "landmarks" (data set built on first use) and "gldv2" (750k images, needs prepared data)."""
+    if variant not in VARIANTS:
+        raise refuse_variant(variant, VARIANTS)
+    config = ConfigDict()
+    config.dataset = variant  # "landmarks" is built on first use; any other name is read from data_dir
+    config.data_dir = ""  # folder of a prepared data set (python -m ames_jax.prepare shards); "" for the built-in one
+    config.seed = 0  # of initial values, triplets and lengths
+    config.init = "matching"  # "matching" (ours, see README) or "release"; release value: "release"
+    config.size = "mini"  # "mini" (2 layers, feed-forward 256) or "released" (5 layers, feed-forward 1024)
+
+    config.model = model = ConfigDict()
+    model.bits = config_dict.placeholder(int)  # bits a descriptor; None = full precision; release: None
+    model.model_width = 128  # d, width of the tokens; release: 128
+    model.heads = 2  # attention heads; release: 2
+    model.activation = "relu"  # "relu" or "gelu" (exact); release: "relu"
+    model.pre_norm = False  # LayerNorm before each block instead of after; release: False
+    model.binarizer = "straight_through"  # "straight_through" or "erf" (binary models); release: "erf"
+    model.sigma = 1e-6  # variance of the erf surrogate; release: 1e-6
+    model.dtype = "float32"  # compute type, "float32" or "bfloat16"; release: "float32"
+
+    config.data = data = ConfigDict()
+    data.rebuild = False  # build the embedded landmarks again
+    data.descriptors = 48  # K, descriptors an image, strongest first; release: 400
+    data.lengths = (10, 49)  # both sides' lengths of a step are drawn uniformly from [low, high); release: (10, 400)
+    data.buckets = (48,)  # padded lengths, rising; each pair of them is one compiled program
+    data.batch = 16  # triplets a step (2 pairs each); release: 100
+    data.top = 100  # global neighbours that partners are drawn from; release: 300
+    data.minimum = 1  # images of its own and of other labels among them that make an anchor valid; release: 5
+    data.power = 3.0  # partners are drawn with probability ∝ similarity^power; release: 3
+    data.workers = 0  # reading processes; 0 = threads, best on few cores
+
+    config.optimizer = optimizer = ConfigDict()
+    optimizer.epochs = config_dict.placeholder(float)  # length of training in epochs; release: 15
+    optimizer.steps = 600  # or in steps, where epochs is None
+    optimizer.learning_rate = 1e-3  # peak of AdamW; release: 2e-4
+    optimizer.weight_decay = 1e-4  # on every parameter; release: 5e-4
+    optimizer.beta2 = 0.99  # AdamW's second-moment decay; release: 0.999
+    optimizer.warmup = 30  # steps of linear warm-up; release: 0
+    optimizer.clip = 1.0  # largest gradient norm; None = no clipping; release: None
+
+    config.validation = validation = ConfigDict()
+    validation.every = 150  # steps between validations
+    validation.queries = 48  # queries of the validation split that are used
+    validation.shortlist = 50  # images re-ranked a query
+    validation.query_descriptors = 48  # Q at validation
+    validation.database_descriptors = 48  # T at validation
+
+    config.checkpoint = checkpoint = ConfigDict()
+    checkpoint.every = 100  # steps between checkpoints
+    checkpoint.keep = 2  # newest checkpoints that stay
+
+    config.log_every = 10  # steps between lines of metrics.jsonl and TensorBoard
+
+    if variant == "gldv2":
+        config.init, config.size, config.model.binarizer = "matching", "released", "straight_through"
+        data.update(
+            descriptors=400, lengths=(10, 400), buckets=(100, 200, 300, 400), batch=100, top=300, minimum=5, workers=8
+        )
+        optimizer.update(epochs=15.0, learning_rate=2e-4, weight_decay=5e-4, beta2=0.999, warmup=0, clip=None)
+        validation.update(every=5000, queries=379, shortlist=100, query_descriptors=400, database_descriptors=400)
+        checkpoint.every = 1000
+        config.log_every = 50
+    return config

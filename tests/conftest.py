@@ -1,0 +1,38 @@
+"""Every test runs on 8 fake CPU devices, with silent JAX bugs made loud."""
+
+import os
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+GOLDEN = Path(__file__).parent / "golden"
+REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """The folder of the big golden files; tests that need it are skipped where it is absent."""
+    if not REFERENCE.is_dir():
+        pytest.skip(f"the big golden files are not at {REFERENCE}")
+    return REFERENCE
+
+
+@pytest.fixture(scope="session")
+def golden_settings() -> dict:
+    """Settings of the golden models and training files, by file name without suffix."""
+    return json.loads((GOLDEN / "models.json").read_text())
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)

@@ -1,0 +1,203 @@
+"""Every layout of the release's files, read by row and in part, and one clear line for each way it can be broken."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+from ames_jax.data.release_files import ReleaseSource, read_ground_truth, read_list, read_neighbours
+from ames_jax.data.release_hdf5 import LocalFeatures, open_global
+from ames_jax.errors import UserError
+
+
+def check_rows(local, release, features):
+    for row in (0, 7, 59):
+        found = local.read(row, 4)
+        np.testing.assert_array_equal(found.features, features[row, :4])
+        metadata = release.metadata[row, :4].astype(np.float32)
+        np.testing.assert_array_equal(found.valid, metadata[:, 3] == 0)
+        np.testing.assert_array_equal(found.xy, metadata[:, :2])
+        np.testing.assert_array_equal(found.scale, metadata[:, 2])
+        np.testing.assert_array_equal(found.weight, metadata[:, 4])
+    block = local.read(slice(5, 9))
+    np.testing.assert_array_equal(block.features, features[5:9])
+    assert block.valid.shape == (4, 6)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("options", [{}, {"chunks": (16, 6, 13), "compression": "gzip"}, {"chunks": (1, 2, 13)}])
+def test_flat(release, dtype, options):
+    local = LocalFeatures(release.hdf5(data=release.flat.astype(dtype), **options))
+    assert (local.layout, local.packed, local.virtual, local.dtype) == ("flat", False, False, dtype)
+    assert (len(local), local.rows, local.width) == (60, 6, 8)
+    check_rows(local, release, release.features)
+
+
+def test_structured(release):
+    local = LocalFeatures(release.structured(release.features))
+    assert (local.layout, local.packed, local.width) == ("structured", False, 8)
+    check_rows(local, release, release.features)
+
+
+def test_structured_bits(release):
+    bits = np.random.default_rng(0).integers(0, 256, (60, 6, 16), dtype=np.uint8)
+    local = LocalFeatures(release.structured(bits))
+    assert (local.packed, local.width) == (True, 128)
+    check_rows(local, release, bits)
+    source = ReleaseSource(local.path)
+    assert source.format.dtype == "bits"
+    assert source[3].descriptors.is_packed
+
+
+def test_structured_with_an_image_an_element(release):
+    kind = np.dtype([("metadata", np.float32, (6, 5)), ("descriptor", np.float16, (6, 8))])
+    data = np.zeros(60, kind)
+    data["metadata"], data["descriptor"] = release.metadata, release.features
+    check_rows(LocalFeatures(release.hdf5(data=data)), release, release.features)
+
+
+def test_virtual(release):
+    local = LocalFeatures(release.virtual())
+    assert local.virtual
+    check_rows(local, release, release.features)
+
+
+def test_a_missing_part_of_a_virtual_file_is_named(release):
+    path = release.virtual()
+    (release.folder / "dinov2_xab_local.hdf5").unlink()
+    with pytest.raises(UserError, match=r"its part .*dinov2_xab_local.hdf5 is missing \(1 in all\)") as caught:
+        LocalFeatures(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_only_the_rows_asked_for_are_read(release):
+    """Rows past the first K may be unreadable: they are not touched where the chunks are smaller."""
+    path = release.hdf5(chunks=(1, 2, 13), compression="gzip", shuffle=False)
+    import h5py
+
+    with h5py.File(path) as file:
+        chunk = file["features"].id.get_chunk_info_by_coord((7, 4, 0))
+    data = bytearray(path.read_bytes())
+    data[chunk.byte_offset : chunk.byte_offset + chunk.size] = b"\xff" * chunk.size
+    path.write_bytes(bytes(data))
+    local = LocalFeatures(path)
+    np.testing.assert_array_equal(local.read(7, 4).features, release.features[7, :4])
+    with pytest.raises(UserError, match="images 7 cannot be read"):
+        local.read(7)
+
+
+def test_a_truncated_file_is_named(release):
+    path = release.hdf5()
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(UserError, match=r"dinov2_local.hdf5 is cut short at \d+ bytes: copy or download it again"):
+        LocalFeatures(path)
+
+
+def test_files_of_another_kind_are_named(release):
+    (release.folder / "text.hdf5").write_text("not HDF5")
+    with pytest.raises(UserError, match="not a readable HDF5 file"):
+        LocalFeatures(release.folder / "text.hdf5")
+    with pytest.raises(UserError, match=r"absent.hdf5 is missing"):
+        LocalFeatures(release.folder / "absent.hdf5")
+    with pytest.raises(UserError, match=r"`features` is float32 \(60, 16\), expected floats"):
+        LocalFeatures(release.hdf5("dinov2_global.hdf5", release.globals))
+    with pytest.raises(UserError, match=r"fields \['a', 'b'\], expected metadata and descriptor"):
+        LocalFeatures(release.hdf5("other.hdf5", np.zeros((3, 4), [("a", "f4"), ("b", "f4")])))
+
+
+def test_global_descriptors(release):
+    np.testing.assert_array_equal(open_global(release.hdf5("g.hdf5", release.globals)), release.globals)
+    np.save(release.folder / "g.npy", release.globals)
+    assert isinstance(open_global(release.folder / "g.npy"), np.memmap)
+    with pytest.raises(UserError, match=r"expected global descriptors \[images, values\], found \(60, 6, 13\)"):
+        open_global(release.hdf5())
+
+
+def test_a_source_is_images_with_ids_and_labels(release):
+    source = pickle.loads(pickle.dumps(ReleaseSource(release.hdf5(), release.list(), descriptors=4)))
+    assert len(source) == 60
+    image = source[7]
+    assert (image.id, image.label) == ("train/7, a.jpg", release.labels[7])
+    np.testing.assert_array_equal(image.descriptors.features, release.features[7, :4])
+    assert source.ids()[59] == "train/59, a.jpg"
+    np.testing.assert_array_equal(source.labels(), release.labels)
+    assert (source.format.descriptors, source.format.width) == (4, 8)
+    with pytest.raises(IndexError):
+        source[60]
+
+
+def test_a_source_without_a_list(release):
+    source = ReleaseSource(release.hdf5())
+    assert (source[5].id, source[5].label) == ("5", -1)
+    with pytest.raises(UserError, match="no labels; give the list"):
+        source.labels()
+
+
+def test_a_list_of_another_length_is_named(release):
+    release.list(order=range(59))
+    with pytest.raises(UserError, match=r"train.txt lists 59 images, .*holds 60"):
+        ReleaseSource(release.hdf5(), release.folder / "train.txt")
+
+
+def test_lists(release):
+    path = release.folder / "test_query.txt"
+    path.write_text("q/a.jpg,640,480\nq/b, c.jpg,320,200\n")
+    images = read_list(path)
+    assert images.ids == ["q/a.jpg", "q/b, c.jpg"]
+    assert images.labels is None
+    np.testing.assert_array_equal(images.sizes, [[640, 480], [320, 200]])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a.jpg,5,640,480\nb.jpg,,640,480\n", "line 2: the label or a size is missing or not a number"),
+        ("a.jpg,5,640,480\nb.jpg,640,480\n", "line 2: the label or a size is missing or not a number"),
+        ("a.jpg,640,480\nb.jpg,480\n", "line 2: a size is missing"),
+        ("a.jpg,,640,480\nb.jpg,5,640,480\n", "line 1: the label or a size is missing"),
+        ("a.jpg\n", "line 1: expected `path,label,size,size`"),
+        ("", "line 1: expected `path,label,size,size`"),
+    ],
+)
+def test_a_line_without_label_or_size_is_named(tmp_path, text, message):
+    (tmp_path / "train.txt").write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        read_list(tmp_path / "train.txt")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_list_without_labels_is_refused_for_training(tmp_path):
+    (tmp_path / "test.txt").write_text("a.jpg,640,480\n")
+    with pytest.raises(UserError, match="no label; training needs"):
+        read_list(tmp_path / "test.txt", labelled=True)
+
+
+def test_neighbours_and_ground_truth(release):
+    similarities, indices = release.lists()
+    found, rows = read_neighbours(release.neighbours())
+    np.testing.assert_array_equal(rows, indices)
+    np.testing.assert_array_equal(found, similarities)
+    truth = {"gnd": [{"easy": [1], "hard": np.array([2]), "junk": [], "bbx": [1, 2, 3, 4]}], "imlist": ["a"]}
+    assert read_ground_truth(release.pickle("gnd_x.pkl", truth)) == (
+        [{"easy": [1], "hard": [2], "junk": [], "bbx": [1.0, 2.0, 3.0, 4.0]}], ["a"], None,
+    )  # fmt: skip
+
+
+def test_pickles_of_another_kind_are_named(release):
+    with pytest.raises(UserError, match=r"expected a tensor \[2, queries, neighbours\], found a dict"):
+        read_neighbours(release.pickle("nn_a.pkl", {}))
+    with pytest.raises(UserError, match="expected a dict with the key gnd, found a list"):
+        read_ground_truth(release.pickle("gnd_a.pkl", []))
+    with pytest.raises(UserError, match="query 0 has neither"):
+        read_ground_truth(release.pickle("gnd_b.pkl", {"gnd": [{"easy": [1]}]}))
+
+
+def test_the_release_files_at_hand(reference):
+    folder = reference / "evaluation" / "gldv2-train"
+    source = ReleaseSource(folder / "dinov2_local.hdf5", folder / "train.txt")
+    assert (len(source), source.format.descriptors, source.format.width) == (1500, 12, 24)
+    assert source[3].label == 79493
+    similarities, indices = read_neighbours(folder / "nn_dinov2.pkl")
+    assert similarities.shape == indices.shape == (1500, 100)
+    truth, database, queries = read_ground_truth(reference / "evaluation" / "roxford5k" / "gnd_roxford5k.pkl")
+    assert (len(truth), len(database), len(queries)) == (70, 4993, 70)

@@ -1,0 +1,129 @@
+"""Pickles and torch files are read without torch and without running anything in them."""
+
+import collections
+import functools
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ames_jax.data.safe_pickle import read_pickle
+from ames_jax.errors import UserError
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.mark.parametrize("name", ["torch_tensors.pkl", "torch_tensors_zip.pt", "torch_tensors_old.pt"])
+def test_tensors_written_by_torch(name):
+    found = read_pickle(GOLDEN / name)
+    with np.load(GOLDEN / "torch_tensors.npz") as expected:
+        assert sorted(f"{kind}/{view}" for kind in found for view in found[kind]) == sorted(expected.files)
+        for key in expected.files:
+            kind, view = key.split("/")
+            value = found[kind][view]
+            assert value.dtype.name == kind
+            assert value.shape == expected[key].shape
+            np.testing.assert_array_equal(value.astype(np.float64), expected[key])
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_plain_values_of_every_protocol(tmp_path, protocol):
+    value = {
+        "list": [1, 2.5, None, True, 2**70, "ü", b"bytes", bytearray(b"more"), (1, (2,)), {3}, frozenset({4})],
+        "ordered": collections.OrderedDict(a=1),
+        "array": np.arange(6).reshape(2, 3),
+        "columns": np.asfortranarray(np.ones((3, 4), np.float16)),
+        "number": np.float32(3),
+        "objects": np.array(["a", {"x": 1}], object),
+        "words": np.array(["ab", "c"]),
+    }
+    path = tmp_path / "plain.pkl"
+    path.write_bytes(pickle.dumps(value, protocol))
+    found = read_pickle(path)
+    assert repr(found) == repr(value)
+    assert found["columns"].flags.f_contiguous
+
+
+@pytest.mark.parametrize("protocol", range(2, 6))
+def test_large_arrays(tmp_path, protocol):
+    array = np.random.default_rng(0).normal(size=(700, 300))
+    path = tmp_path / "large.pkl"
+    path.write_bytes(pickle.dumps({"array": array, "again": array, "tail": 7}, protocol))
+    found = read_pickle(path)
+    np.testing.assert_array_equal(found["array"], array)
+    np.testing.assert_array_equal(found["again"], array)
+    assert found["tail"] == 7
+
+
+def test_a_large_tensor_stays_in_the_file(tmp_path, dump_tensor):
+    array = np.random.default_rng(0).normal(size=(2, 1000, 300)).astype(np.float32)
+    dump_tensor(tmp_path / "nn.pkl", array)
+    found = read_pickle(tmp_path / "nn.pkl")
+    np.testing.assert_array_equal(found, array)
+    assert not found.flags.owndata
+    assert not found.flags.writeable
+
+
+class Attack:
+    def __reduce__(self):
+        return os.system, ("touch hacked",)
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (Attack(), "posix.system"),
+        (functools.partial(print, "x"), "functools.partial"),
+        (collections.Counter("ab"), "collections.Counter"),
+        (eval, "builtins.eval"),
+        (np.load, "numpy.load"),
+    ],
+)
+def test_anything_else_is_refused_by_name(tmp_path, monkeypatch, value, name):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "foreign.pkl"
+    path.write_bytes(pickle.dumps({"gnd": [value]}))
+    with pytest.raises(UserError, match=f"foreign.pkl: refused: it asks for {name}") as caught:
+        read_pickle(path)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "hacked").exists()
+
+
+def test_attributes_cannot_be_set(tmp_path):
+    path = tmp_path / "build.pkl"
+    # BUILD on a class that is allowed: {"x": 1} as attributes of numpy.ndarray
+    path.write_bytes(b"cnumpy\nndarray\n(dX\x01\x00\x00\x00xK\x01sb.")
+    with pytest.raises(UserError, match="refused: it sets attributes of a type"):
+        read_pickle(path)
+
+
+def test_references_out_of_the_file_are_refused(tmp_path):
+    path = tmp_path / "persistent.pkl"
+    path.write_bytes(b"Psomewhere\n.")
+    with pytest.raises(UserError, match="refers to something outside of the file"):
+        read_pickle(path)
+
+
+def test_a_tensor_cannot_reach_outside_its_memory(tmp_path):
+    whole = (GOLDEN / "torch_tensors.pkl").read_bytes()
+    # The strides (4, 1) of the first whole tensor [5, 4] become (9, 1).
+    position = whole.index(b"K\x05K\x04\x86")
+    stride = whole.index(b"K\x04K\x01\x86", position)
+    (tmp_path / "reach.pkl").write_bytes(whole[:stride] + b"K\x09K\x01\x86" + whole[stride + 5 :])
+    with pytest.raises(UserError, match="a tensor reaches to value 39 of a storage of 20"):
+        read_pickle(tmp_path / "reach.pkl")
+
+
+def test_damaged_files_are_named(tmp_path):
+    path = tmp_path / "short.pkl"
+    for name in ("torch_tensors.pkl", "torch_tensors_zip.pt", "torch_tensors_old.pt"):
+        path.write_bytes((GOLDEN / name).read_bytes()[:-300])
+        with pytest.raises(UserError, match=r"short.pkl: cannot be read as a pickle"):
+            read_pickle(path)
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match="is empty"):
+        read_pickle(path)
+    with pytest.raises(UserError, match=r"absent.pkl is missing"):
+        read_pickle(tmp_path / "absent.pkl")

@@ -1,0 +1,196 @@
+"""Data sets on disk: written whole, continued after a kill, checked, and read by TFDS."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from ames_jax.data import shard_writing
+from ames_jax.data.shard_tasks import is_written, verify_shard, write_shard
+from ames_jax.data.shards import ImageRecord, open_split, write_shards
+from ames_jax.descriptors import DescriptorSet
+from ames_jax.errors import UserError
+
+
+def images(count, rows=6, width=8, seed=0):
+    random = np.random.default_rng(seed)
+    found = []
+    for i in range(count):
+        real = rows - i % 3
+        features = random.normal(size=(real, width)).astype(np.float16)
+        xy = random.random((real, 2), np.float32)
+        found.append(ImageRecord(f"folder, one/{i:03d}.jpg", i * 10**10, DescriptorSet(features, xy=xy)))
+    return found
+
+
+def write(root, count=10, **options):
+    settings = {"descriptors": 6, "width": 8, "shards": 3, **options}
+    splits = settings.pop("splits", None) or {"train": images(count), "test_query": images(2, seed=1)}
+    write_shards(root, "toy", splits, **settings)
+
+
+def content(root):
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    return {str(path.relative_to(root)): path.read_bytes() for path in files}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    root = tmp_path_factory.mktemp("toy")
+    write(root, about={"backbone": "none"})
+    return root
+
+
+def test_records_keep_their_order(written):
+    source = open_split(written, "train")
+    assert len(source) == 10
+    for row, expected in enumerate(images(10)):
+        found = source[row]
+        assert (found.id, found.label) == (expected.id, expected.label)
+        real = expected.descriptors.count
+        np.testing.assert_array_equal(found.descriptors.features[:real], expected.descriptors.features)
+        np.testing.assert_array_equal(found.descriptors.xy[:real], expected.descriptors.xy)
+        assert found.descriptors.valid.sum() == real
+    assert source.ids() == [image.id for image in images(10)]
+    np.testing.assert_array_equal(source.labels(), [image.label for image in images(10)])
+    assert json.loads((written / "about.json").read_text()) == {"backbone": "none"}
+    assert not (written / ".unfinished").exists()
+    with pytest.raises(IndexError):
+        source[10]
+
+
+def test_tfds_reads_it(written):
+    source = tfds.builder_from_directory(written).as_data_source("train")
+    assert [record["id"].decode() for record in source] == [image.id for image in images(10)]
+    assert source[4]["features"].shape == (6, 8)
+
+
+def test_tensorflow_is_not_imported(written):
+    code = f"import sys; from ames_jax.data.shards import open_split; open_split({str(written)!r}, 'train')[0]"
+    subprocess.run([sys.executable, "-c", f"{code}; assert 'tensorflow' not in sys.modules"], check=True, cwd=_root())
+
+
+def _root():
+    import ames_jax
+
+    return os.path.dirname(os.path.dirname(ames_jax.__file__))
+
+
+def test_source_is_picklable_and_safe_in_threads(written):
+    source = pickle.loads(pickle.dumps(open_split(written, "train")))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda row: source[row].id, list(range(10)) * 5))
+    assert found == [image.id for image in images(10)] * 5
+
+
+def test_processes_write_the_same_bytes(written, tmp_path):
+    splits = {name: open_split(written, name) for name in ("train", "test_query")}
+    write(tmp_path, splits=splits, processes=2, about={"backbone": "none"})
+    assert content(tmp_path) == content(written)
+
+
+def test_a_killed_run_continues_and_ends_with_the_same_bytes(written, tmp_path):
+    class Killed(list):
+        def __getitem__(self, row):
+            if row == 7:
+                raise KeyboardInterrupt
+            return super().__getitem__(row)
+
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path, splits={"train": Killed(images(10)), "test_query": images(2, seed=1)})
+    with pytest.raises(UserError, match="holds no data set"):
+        open_split(tmp_path, "train")
+    whole = sorted(tmp_path.glob("*.array_record*"))
+    assert len(whole) == 2, "rows 0..2 and 3..5 are whole, the shard with row 7 must not be there"
+    before = [path.stat().st_mtime_ns for path in whole]
+    write(tmp_path, about={"backbone": "none"})
+    assert [path.stat().st_mtime_ns for path in whole] == before, "whole shards are not written again"
+    assert content(tmp_path) == content(written)
+
+
+def test_a_shard_cut_short_after_its_receipt_is_written_again(written, tmp_path):
+    splits = {"train": images(10), "test_query": images(2, seed=1)}
+    plan = shard_writing.plan_shards(tmp_path, "toy", splits, descriptors=6, width=8, shards=3)
+    for task in plan:
+        write_shard(task, splits[task.split])
+    plan[1].path.write_bytes(plan[1].path.read_bytes()[:-100])
+    plan[2].receipt.unlink()
+    assert [is_written(task) for task in plan] == [True, False, False, True, True]
+    write(tmp_path, about={"backbone": "none"})
+    assert content(tmp_path) == content(written)
+
+
+def test_a_damaged_shard_is_found_before_the_data_set_is_finished(tmp_path):
+    splits = {"train": images(10)}
+    plan = shard_writing.plan_shards(tmp_path, "toy", splits, descriptors=6, width=8, shards=2)
+    for task in plan:
+        write_shard(task, splits["train"])
+    other = {"train": images(10, seed=9)}
+    aside = tmp_path / "other"
+    for task in shard_writing.plan_shards(aside, "toy", other, descriptors=6, width=8, shards=2):
+        write_shard(task, other["train"])
+    swapped = (aside / plan[1].path.name).read_bytes()
+    whole = plan[1].path.read_bytes()
+    plan[1].path.write_bytes(swapped)
+    with pytest.raises(UserError, match=r"00001-of-00002: its records are not those that were written; delete it"):
+        write(tmp_path, splits=splits, shards=2)
+    plan[1].path.write_bytes(b"x" * len(whole))
+    with pytest.raises(UserError, match="00001-of-00002: cannot be read"):
+        write(tmp_path, splits=splits, shards=2)
+    plan[1].path.unlink()
+    assert "not written yet" in verify_shard(plan[1], splits["train"])
+    write(tmp_path, splits=splits, shards=2)
+    assert plan[1].path.read_bytes() == whole
+
+
+def test_a_finished_data_set_is_left_alone_and_mended(written, tmp_path):
+    write(tmp_path, about={"backbone": "none"})
+    shard = tmp_path / "toy-train.array_record-00001-of-00003"
+    before = shard.stat().st_mtime_ns
+    write(tmp_path)
+    assert shard.stat().st_mtime_ns == before
+    shard.unlink()
+    with pytest.raises(UserError, match=r"00001-of-00003 is missing"):
+        open_split(tmp_path, "train")[0]
+    write(tmp_path)
+    assert content(tmp_path) == content(written)
+
+
+def test_splits_can_be_added(written, tmp_path):
+    write(tmp_path, splits={"train": images(10)})
+    write(tmp_path, splits={"test_query": images(2, seed=1)}, about={"backbone": "none"})
+    assert content(tmp_path) == content(written)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"descriptors": 5}, "descriptors = 6, now descriptors = 5"),
+        ({"dtype": "int8"}, "dtype = float16, now dtype = int8"),
+        ({"splits": {"train": images(9)}}, "images = 10, now images = 9"),
+        ({"splits": {"other": images(4)}, "width": 16}, "width = 8, now width = 16"),
+        ({"shards": 2}, "shards = 3, now shards = 2"),
+    ],
+)
+def test_other_settings_are_refused(written, change, message):
+    with pytest.raises(UserError, match=message):
+        write(written, **change)
+
+
+def test_other_settings_are_refused_in_an_unfinished_data_set(tmp_path):
+    shard_writing.plan_shards(tmp_path, "toy", {"train": images(10)}, descriptors=6, width=8, shards=3)
+    with pytest.raises(UserError, match="width = 8, now width = 16"):
+        write(tmp_path, splits={"train": images(10)}, width=16)
+
+
+def test_errors_name_what_is_missing(written, tmp_path):
+    with pytest.raises(UserError, match=r"no split 'tset'; it has: test_query, train"):
+        open_split(written, "tset")
+    with pytest.raises(UserError, match="has no images"):
+        write(tmp_path, splits={"train": []})

@@ -1,0 +1,115 @@
+"""SIFT extraction: order, normalisation, edge cases, statistics, VLAD."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from ames_jax.descriptors import DescriptorSet
+from ames_jax.errors import UserError
+from ames_jax.extraction.keypoints import detect
+from ames_jax.extraction.sift import SiftStatistics, describe, global_descriptor, local_descriptors
+from ames_jax.extraction.vlad import learn_centres, vlad
+
+
+@pytest.fixture(scope="module")
+def image() -> np.ndarray:
+    """Shapes of many sizes: uint8 [120, 160]."""
+    rng = np.random.default_rng(0)
+    drawn = np.full((120, 160), 128, np.uint8)
+    for _ in range(60):
+        x, y, radius = (int(v) for v in rng.integers(2, 118, 3))
+        cv2.circle(drawn, (x, y), 2 + radius // 12, int(rng.integers(0, 255)), -1)
+    return drawn
+
+
+@pytest.fixture(scope="module")
+def statistics(image: np.ndarray) -> SiftStatistics:
+    return SiftStatistics.learn(detect(image, 200).histogram, centres=4)
+
+
+def test_local_descriptors_are_sorted_normalised_and_in_range(image: np.ndarray, statistics: SiftStatistics) -> None:
+    found = local_descriptors(image, 50, statistics)
+    assert found.features.shape == (50, 128)
+    assert found.features.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(found.features, axis=1), 1, atol=1e-5)
+    assert (np.diff(found.weight) <= 0).all()
+    assert found.weight[0] > found.weight[-1] > 0
+    assert ((found.xy >= 0) & (found.xy <= 1)).all()
+    assert (found.scale > 0).all()
+
+
+def test_fewer_asked_are_the_strongest(image: np.ndarray, statistics: SiftStatistics) -> None:
+    many, few = local_descriptors(image, 60, statistics), local_descriptors(image, 15, statistics)
+    np.testing.assert_array_equal(few.weight, many.weight[:15])
+    np.testing.assert_array_equal(few.features, many.features[:15])
+
+
+def test_positions_follow_the_image(statistics: SiftStatistics) -> None:
+    blob = np.zeros((100, 200), np.uint8)
+    cv2.circle(blob, (150, 25), 6, 255, -1)
+    strongest = local_descriptors(cv2.GaussianBlur(blob, (0, 0), 1), 1, statistics)
+    np.testing.assert_allclose(strongest.xy[0], [150.5 / 200, 25.5 / 100], atol=0.01)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (1, 40), (40, 1)])
+def test_image_without_keypoints_gives_no_descriptors(shape: tuple[int, int], statistics: SiftStatistics) -> None:
+    found = local_descriptors(np.full(shape, 77, np.uint8), 20, statistics)
+    assert found.features.shape == (0, 128)
+    assert found.xy.shape == (0, 2)
+    np.testing.assert_array_equal(global_descriptor(found, statistics), np.zeros(4 * 128, np.float32))
+
+
+def test_colour_image_is_refused() -> None:
+    with pytest.raises(ValueError, match="grey image"):
+        detect(np.zeros((20, 20, 3), np.uint8), 5)
+
+
+def test_descriptors_are_centred_root_sift() -> None:
+    histogram = np.zeros((1, 128), np.uint8)
+    histogram[0, :2] = 3, 9
+    mean = np.full(128, 0.1, np.float32)
+    expected = np.full(128, -0.1)
+    expected[:2] += np.sqrt([0.25, 0.75])
+    found = describe(histogram, SiftStatistics(mean, np.zeros((1, 128), np.float32)))
+    np.testing.assert_allclose(found[0], expected / np.linalg.norm(expected), atol=1e-6)
+
+
+def test_statistics_survive_a_round_trip_and_name_a_damaged_file(statistics: SiftStatistics, tmp_path) -> None:
+    path = tmp_path / "statistics.npz"
+    statistics.save(path)
+    loaded = SiftStatistics.load(path)
+    np.testing.assert_array_equal(loaded.mean, statistics.mean)
+    np.testing.assert_array_equal(loaded.centres, statistics.centres)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"statistics\.npz"):
+        SiftStatistics.load(path)
+
+
+def test_statistics_need_enough_descriptors() -> None:
+    with pytest.raises(UserError, match="found 3"):
+        SiftStatistics.learn(np.ones((3, 128), np.uint8), centres=4)
+
+
+def test_vlad_by_hand() -> None:
+    centres = np.array([[0, 0], [10, 0]], np.float32)
+    features = np.array([[1, 0], [0, 1], [12, 0], [99, 99]], np.float32)
+    valid = np.array([True, True, True, False])
+    # residuals (1, 1) and (2, 0); normalised per centre; square root; the whole normalised to 1
+    expected = np.array([2**-0.25, 2**-0.25, 1, 0])
+    np.testing.assert_allclose(vlad(features, valid, centres), expected / np.linalg.norm(expected), atol=1e-6)
+
+
+def test_global_descriptor_ignores_padding(image: np.ndarray, statistics: SiftStatistics) -> None:
+    found = local_descriptors(image, 30, statistics)
+    padded = DescriptorSet(found.features).pad(50)
+    np.testing.assert_allclose(global_descriptor(padded, statistics), global_descriptor(found, statistics), atol=1e-6)
+
+
+def test_centres_find_separate_groups() -> None:
+    rng = np.random.default_rng(1)
+    groups = np.array([[0, 0], [20, 0], [0, 20]], np.float32)
+    points = (groups[:, None] + rng.normal(0, 0.1, (3, 50, 2))).reshape(-1, 2)
+    centres = learn_centres(points, 3, seed=3)
+    np.testing.assert_allclose(centres[np.lexsort(centres.T)], groups[np.lexsort(groups.T)], atol=0.1)

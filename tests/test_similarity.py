@@ -1,0 +1,166 @@
+"""The model against the release's own figures (golden files), and what must not change a score."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from ames_jax.descriptors import DescriptorSet
+from ames_jax.errors import UserError
+from ames_jax.similarity import AMES, NAMED, AMESConfig
+from ames_jax.torch_weights import from_torch, infer_config
+
+GOLDEN = Path(__file__).parent / "golden"
+TINY = [("fp_tiny", 3), ("fp_tiny_gelu_prenorm", 3), ("bin_tiny", 3)]
+FULL = [("fp_full", 2), ("bin_full", 2)]
+TINY_TOLERANCE, FULL_TOLERANCE = 1e-5, 2e-5
+
+
+def load(path, settings):
+    arrays = np.load(path)
+    weights = {name[6:]: arrays[name] for name in arrays.files if name.startswith("param/")}
+    config = infer_config(weights, settings["num_heads"], settings["activation"])
+    config = dataclasses.replace(config, binarizer="erf", sigma=settings["binarization_sigma"])
+    return from_torch(weights, config), arrays
+
+
+def sides(arrays, case):
+    return (
+        DescriptorSet(arrays[f"case{case}/{side}"], ~arrays[f"case{case}/{side}_mask"])
+        for side in ("query", "database")
+    )
+
+
+def check_case(model, arrays, case, train, tolerance):
+    query, database = sides(arrays, case)
+    out = model(query, database, train=train)
+    logit, tokens = arrays[f"case{case}/logit"], arrays[f"case{case}/tokens"]
+    np.testing.assert_allclose(out.logit, logit, atol=tolerance, rtol=0)
+    real = np.concatenate([np.ones((len(logit), 1), bool), query.valid, database.valid], axis=1)
+    np.testing.assert_allclose(np.asarray(out.tokens)[real], tokens[real], atol=tolerance, rtol=0)
+    if not train:
+        np.testing.assert_allclose(model.pair_logits(query, database), logit, atol=tolerance, rtol=0)
+        for i in range(len(logit)):
+            short = model.logits(model.share_query(query[i]), database[i : i + 1])
+            np.testing.assert_allclose(short, logit[i : i + 1], atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "cases"), TINY)
+def test_parity_with_the_release_tiny(name, cases, golden_settings):
+    model, arrays = load(GOLDEN / f"{name}.npz", golden_settings[name])
+    for case in range(cases):
+        check_case(model, arrays, case, golden_settings[name]["cases"][case]["train"], TINY_TOLERANCE)
+
+
+@pytest.mark.parametrize(("name", "cases"), FULL)
+def test_parity_with_the_release_full_size(name, cases, reference, golden_settings):
+    model, arrays = load(reference / "models" / f"{name}.npz", golden_settings[name])
+    for case in range(cases):
+        check_case(model, arrays, case, golden_settings[name]["cases"][case]["train"], FULL_TOLERANCE)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return AMES(AMESConfig(descriptor_width=24, bits=16, model_width=32, layers=2, feed_forward=48), nnx.Rngs(0))
+
+
+def random_set(rng, *shape):
+    return DescriptorSet(rng.standard_normal((*shape, 24), dtype=np.float32))
+
+
+def test_padding_does_not_change_a_score(model, rng):
+    query, database = random_set(rng, 3, 5), random_set(rng, 3, 4)
+    score = model(query, database).logit
+    noise = jax.tree.map(lambda f: f + 3 if f.dtype != bool else f, (query.pad(9), database.pad(11)))
+    noise = [dataclasses.replace(n, features=n.features.copy()) for n in noise]
+    noise[0].features[:, :5], noise[1].features[:, :4] = query.features, database.features
+    np.testing.assert_allclose(model(*noise).logit, score, atol=2e-6)
+    np.testing.assert_allclose(model.pair_logits(*noise), score, atol=2e-6)
+    shared = model.share_query(noise[0][0])
+    np.testing.assert_allclose(model.logits(shared, noise[1])[0], score[0], atol=2e-6)
+
+
+def test_batch_order_and_neighbours_do_not_change_a_score(model, rng):
+    query, database = random_set(rng, 6, 5), random_set(rng, 6, 4)
+    score = np.asarray(model(query, database).logit)
+    order = np.array([3, 0, 5, 1, 4, 2])
+    np.testing.assert_allclose(model(query[order], database[order]).logit, score[order], atol=2e-6)
+    np.testing.assert_allclose(model(query[:2], database[:2]).logit, score[:2], atol=2e-6)
+
+
+def test_order_of_descriptors_does_not_change_a_score(model, rng):
+    query, database = random_set(rng, 2, 5), random_set(rng, 2, 4)
+    turned = DescriptorSet(query.features[:, ::-1])
+    np.testing.assert_allclose(model(turned, database).logit, model(query, database).logit, atol=2e-6)
+
+
+def test_bits_and_floats_may_meet_in_one_pair(model, rng):
+    query, database = random_set(rng, 3, 5), random_set(rng, 3, 4)
+    stored = model.tokenizer.binarize(database)
+    np.testing.assert_array_equal(model(query, stored).logit, model(query, database).logit)
+
+
+def test_an_empty_set_is_scored_by_the_matching_token_and_the_other_side(model, rng):
+    query = random_set(rng, 2, 5)
+    empty = DescriptorSet(np.zeros((2, 4, 24), np.float32), np.zeros((2, 4), bool))
+    none = DescriptorSet(np.zeros((2, 0, 24), np.float32))
+    assert np.isfinite(model(query, empty).logit).all()
+    np.testing.assert_allclose(model(query, empty).logit, model(query, none).logit, atol=2e-6)
+    np.testing.assert_allclose(model.pair_logits(empty, query), model(none, query).logit, atol=2e-6)
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_the_short_way_equals_the_whole_forward_pass(pre_norm, layers, rng):
+    config = AMESConfig(descriptor_width=24, model_width=32, heads=4, layers=layers, feed_forward=48, pre_norm=pre_norm)
+    model = AMES(config, nnx.Rngs(1))
+    query, database = random_set(rng, 5), random_set(rng, 3, 4)
+    tiled = DescriptorSet(np.tile(query.features, (3, 1, 1)))
+    whole = model(tiled, database).logit
+    np.testing.assert_allclose(model.logits(model.share_query(query), database), whole, atol=2e-6)
+    np.testing.assert_allclose(model.pair_logits(tiled, database), whole, atol=2e-6)
+
+
+def test_bfloat16_stays_near(rng):
+    config = AMESConfig(descriptor_width=24, bits=16, model_width=32, layers=2, feed_forward=48)
+    exact, rough = (AMES(dataclasses.replace(config, dtype=d), nnx.Rngs(0)) for d in ("float32", "bfloat16"))
+    query, database = random_set(rng, 4, 9), random_set(rng, 4, 7)
+    out = rough(query, database)
+    assert out.logit.dtype == jnp.float32
+    np.testing.assert_allclose(out.logit, exact(query, database).logit, atol=0.02)
+
+
+def test_released_sizes():
+    counts = {}
+    for name in NAMED:
+        model = nnx.eval_shape(lambda name=name: AMES(AMESConfig.named(name), nnx.Rngs(0)))
+        counts[name] = sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    assert counts["dinov2_ames"] == 2_079_745
+    assert counts["cvnet_ames"] == 2_112_513
+    assert counts["dinov2_ames_dist"] == 2_096_129
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"heads": 3}, "not divisible by heads"),
+        ({"bits": 12}, "whole number of bytes"),
+        ({"layers": 0}, "at least 1"),
+        ({"activation": "selu"}, "relu, gelu"),
+        ({"binarizer": "hard"}, "straight_through, erf"),
+    ],
+)
+def test_impossible_configurations_are_refused(fields, message):
+    with pytest.raises(UserError, match=message):
+        AMESConfig(**fields)
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(UserError, match="did you mean dinov2_ames_dist"):
+        AMESConfig.named("dinov2_ames_dits")
+    with pytest.raises(UserError, match="unknown model settings depth"):
+        AMESConfig.from_dict({"depth": 3})
