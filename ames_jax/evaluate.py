@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from ames_jax import runtime
 from ames_jax.checkpoints import load_model
 from ames_jax.command_line import flatten, parse
+from ames_jax.data import landmarks
 from ames_jax.errors import UserError, run_main
 from ames_jax.evaluation.layouts import open_task
 from ames_jax.evaluation.memory_sweep import Tuned, memory_sweep, tune_kernel
@@ -62,11 +63,12 @@ def _open(config: ConfigDict, dataset: str, method: Method | None) -> RetrievalT
     """The data set `dataset`; the store of the configuration, if any, belongs to `config.dataset` alone."""
     if not config.data_dir:
         raise UserError("--config.data_dir is empty: name the release's data folder, a prepared data set or a manifest")
+    root = landmarks.build() if config.data_dir == "landmarks" else Path(config.data_dir)
     store = config.store if dataset == config.dataset else ""
     if store and method is not None and method.packer is None:
         raise UserError(f"--config.store={store} holds bits, which a full-precision model cannot read; leave it out")
     binarizer = method.packer.fingerprint if store and method is not None else None
-    return open_task(Path(config.data_dir), dataset, config.backbone, config.first_stage, store, binarizer)
+    return open_task(root, dataset, config.backbone, config.first_stage, store, binarizer)
 
 
 def _method(config: ConfigDict) -> Method:

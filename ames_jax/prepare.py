@@ -177,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--shards", type=int, help="files; by default one for every 512 MiB")
     add("--processes", type=int, help="writing processes; by default one a core")
-    add("--beam", metavar="OPTIONS", help="write with Apache Beam and these options, e.g. '--runner=DirectRunner'")
+    add("--beam", metavar="OPTIONS", help="write with Apache Beam, e.g. --beam='--runner=DirectRunner'")
     add("--in-place", action="store_true", help="copy nothing: read the HDF5 file itself in training")
     return parser
 

@@ -88,14 +88,13 @@ class Scorer:
     def _micro_batches(self, tree: Any, count: int, queries: int, databases: int) -> tuple[Any, int]:
         """Reshapes leading axes [count, …] to [capacity, micro-batch · devices, …] on the devices; and the steps to run.
 
-        The capacity takes few values (8 an octave) so that few programs are compiled; the loop runs the real steps alone.
+        Both take few values so that few programs are compiled; the loop runs the real steps alone.
         """
         devices = self._mesh.size
         size = self.micro_batch or micro_batch_size(queries, databases, self._mesh.devices.flat[0].platform)
-        size = min(size, -(-count // devices)) * devices
+        size = min(size, _few_values(-(-count // devices))) * devices
         steps = -(-count // size)
-        step = 1 << max(0, steps.bit_length() - 4)
-        capacity = -(-steps // step) * step
+        capacity = _few_values(steps)
 
         def lay_out(field: np.ndarray) -> jax.Array:
             field = np.asarray(field)
@@ -105,6 +104,12 @@ class Scorer:
             return jax.device_put(batches, NamedSharding(self._mesh, PartitionSpec(None, "data")))
 
         return jax.tree.map(lay_out, _scored_fields(tree)), steps
+
+
+def _few_values(count: int) -> int:
+    """`count` rounded up so that an octave has 8 values: shapes that are padded to them are few, by at most an eighth."""
+    step = 1 << max(0, count.bit_length() - 4)
+    return -(-count // step) * step
 
 
 def _scored_fields(tree: Any) -> Any:

@@ -171,7 +171,7 @@ def make_step(graph: nnx.GraphDef, recipe: Recipe) -> Callable[..., tuple[TrainS
         (value, parts), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, batch, teacher, rows)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
         metrics = {
-            "loss": value, **parts, "gradient_norm": optax.global_norm(gradient),
+            "loss": value, **parts, "gradient_norm": optax.tree.norm(gradient),
             "learning_rate": recipe.schedule(state.step),
         }  # fmt: skip
         params = optax.apply_updates(state.params, updates)

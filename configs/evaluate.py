@@ -6,16 +6,28 @@ ROxford5k with a released model and the release's files:
         --config.model=dinov2_ames_dist --config.query_descriptors=600 --config.database_descriptors=50 \\
         --config.rerank=100,400 --config.lam=0.35,0.55 --config.gamma=0.1,0.3
 
+The embedded landmarks, no data needed, with the student of `python -m ames_jax.train --config=configs/student_bin.py`:
+
+    python -m ames_jax.evaluate --config=configs/evaluate.py:landmarks
+
 Fields that take several values take them with commas: every combination is measured, from one set of scores.
 """
 
 from ml_collections import ConfigDict
 
+from ames_jax.command_line import refuse_variant
 
-def get_config() -> ConfigDict:
-    """All fields with their defaults."""
+VARIANTS = ("benchmarks", "landmarks")
+
+
+def get_config(variant: str = "benchmarks") -> ConfigDict:
+    """Variants: "benchmarks" (the release's data sets, or your own) and "landmarks" (the embedded data set)."""
+    if variant not in VARIANTS:
+        raise refuse_variant(variant, VARIANTS)
     config = ConfigDict()
-    config.data_dir = ""  # the release's data folder, a prepared data set, or the folder of a manifest.json
+    config.data_dir = (
+        ""  # the release's folder, a prepared data set, a manifest's folder; "landmarks": the embedded set
+    )
     config.dataset = "roxford5k"  # a benchmark's name, a name in ground_truth/ of a prepared data set, or "custom"
     config.model = ""  # run directory, model directory, released .pt file, or released name (downloaded once)
     config.backbone = "dinov2"  # prefix of the release's descriptor files: "dinov2" or "cvnet"
@@ -35,4 +47,8 @@ def get_config() -> ConfigDict:
     config.match_kernel = True  # in sweep_memory: the hand-made opponent on the same descriptors
     config.logits = ""  # logits.npz of an earlier run: sweep from it, score nothing, need no model
     config.memory_gb = 2.0  # memory for descriptors on their way to the device, in 2³⁰ bytes
+
+    if variant == "landmarks":
+        config.update(data_dir="landmarks", dataset="test", tune_on="validation", model="runs/student_bin")
+        config.update(query_descriptors=100, database_descriptors=64, rerank="50", sweep_memory=True)
     return config

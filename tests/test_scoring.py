@@ -10,6 +10,8 @@ from ames_jax.errors import UserError
 from ames_jax.scoring import micro_batch_size
 from ames_jax.similarity import AMES, AMESConfig
 
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
 
 @pytest.fixture(scope="module")
 def model():

@@ -14,6 +14,8 @@ from ames_jax.errors import UserError
 from ames_jax.similarity import AMES, NAMED, AMESConfig
 from ames_jax.torch_weights import from_torch, infer_config
 
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
 GOLDEN = Path(__file__).parent / "golden"
 TINY = [("fp_tiny", 3), ("fp_tiny_gelu_prenorm", 3), ("bin_tiny", 3)]
 FULL = [("fp_full", 2), ("bin_full", 2)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ames_jax.report.figures import INK, new_figure, plain_axes
@@ -41,7 +42,7 @@ def draw_training(
 ) -> None:
     """Writes a PNG with three panels. base_line: validation mAP (%) of the first stage; ceiling: of its shortlist.
 
-    Loss and accuracy are drawn faint as they are and strong as a running mean over 2 % of the steps.
+    Loss and accuracy are drawn faint as they are and strong as a running mean over a tenth of the values.
     """
     with new_figure(path, 13, 3.8) as figure:
         figure.get_layout_engine().set(w_pad=0.12)
@@ -55,7 +56,7 @@ def draw_training(
             )
         for level, text, line in ((base_line, "first stage alone", "-"), (ceiling, "ceiling of the shortlist", ":")):
             if level is not None:
-                panels[2].axhline(level, color=INK, linewidth=1, linestyle=line, label=f"{text}, {level:.1f}")
+                _draw_level(panels[2], level, f"{text}, {level:.1f}", line)
         labels = ("loss", "accuracy on training pairs", "validation mAP (%)")
         for panel, label in zip(panels, labels, strict=True):
             plain_axes(panel, "optimizer step", label)
@@ -63,14 +64,20 @@ def draw_training(
         panels[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panels[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         panels[0].yaxis.set_minor_locator(NullLocator())
-        panels[2].legend(frameon=False, loc="best")
+        panels[0].legend(frameon=False, loc="upper right")
         figure.suptitle(f"Training on {data_set}", x=0.01, ha="left")
 
 
+def _draw_level(axes: Axes, height: float, text: str, line: str) -> None:
+    axes.axhline(height, color=INK, linewidth=1, linestyle=line)
+    place = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points"}
+    axes.annotate(text, (1, height), (-2, 3), ha="right", fontsize=8, **place)
+
+
 def _running_mean(values: Sequence[float]) -> np.ndarray:
-    """Mean over a window of 2 % of the length around each value, smaller at the ends."""
+    """Mean over a tenth of the values (at least 5) around each one, fewer at the ends."""
     values = np.asarray(values, float)
-    half = len(values) // 100
+    half = max(2, len(values) // 20)
     total = np.concatenate([[0.0], np.cumsum(values)])
     start = np.maximum(np.arange(len(values)) - half, 0)
     stop = np.minimum(np.arange(len(values)) + half + 1, len(values))

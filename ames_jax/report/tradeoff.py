@@ -12,6 +12,8 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from ames_jax.report.comparison import KILOBYTE, STYLES, Comparison, Method, format_bytes
 from ames_jax.report.figures import INK, new_figure, plain_axes
 
+HALO = [withStroke(linewidth=2.5, foreground="white")]
+
 
 def draw_tradeoff(comparison: Comparison, path: str | Path) -> None:
     """Writes a PNG: metric (%) over bytes per database image (log), a line a method, database counts beside the points.
@@ -21,10 +23,11 @@ def draw_tradeoff(comparison: Comparison, path: str | Path) -> None:
     """
     with new_figure(path, 8.2, 5.0) as figure:
         axes = figure.add_subplot()
-        seen: set[str] = set()
+        main = {}
+        for method in sorted(comparison.methods, key=lambda method: (len(method.scores), method.query_descriptors)):
+            main[method.kind] = method
         for method in comparison.methods:
-            _draw_method(axes, method, again=method.kind in seen)
-            seen.add(method.kind)
+            _draw_method(axes, method, again=method is not main[method.kind])
         _draw_levels(axes, comparison)
         plain_axes(axes, "local descriptors stored per database image", f"{comparison.metric} (%)")
         _byte_axis(axes, comparison)
@@ -37,7 +40,7 @@ def draw_tradeoff(comparison: Comparison, path: str | Path) -> None:
 
 
 def _draw_method(axes: Axes, method: Method, again: bool) -> None:
-    """One line. A further method of a kind has the colour of its kind, hollow diamonds, and no counts beside them."""
+    """One line. `again`: beside the main method of its kind it has the same colour, hollow diamonds and no counts."""
     counts = sorted(method.scores)
     stored = [method.bytes_per_image(count) for count in counts]
     means = [method.mean(count) for count in counts]
@@ -54,7 +57,7 @@ def _draw_method(axes: Axes, method: Method, again: bool) -> None:
             text = axes.annotate(
                 str(count), (x, y), (0, 7), textcoords="offset points", ha="center", fontsize=8, color=style["color"]
             )
-            text.set_path_effects([withStroke(linewidth=2, foreground="white")])
+            text.set_path_effects(HALO)
 
 
 def _draw_levels(axes: Axes, comparison: Comparison) -> None:
@@ -71,6 +74,7 @@ def _draw_levels(axes: Axes, comparison: Comparison) -> None:
             textcoords="offset points",
             ha="right",
             fontsize=8,
+            path_effects=HALO,
         )
     axes.axvline(KILOBYTE, color=INK, linewidth=1, linestyle="--")
     axes.annotate(

@@ -90,10 +90,9 @@ def test_training_curves_are_drawn(tmp_path):
 
 
 def test_running_mean_shrinks_at_the_ends():
-    np.testing.assert_allclose(_running_mean([1.0, 2.0, 3.0]), [1, 2, 3])
-    long = np.zeros(200)
-    long[0] = 3.0
-    np.testing.assert_allclose(_running_mean(long)[:4], [1.0, 0.75, 0.6, 0.0])
+    np.testing.assert_allclose(_running_mean([1.0, 2.0, 3.0]), [2, 2, 2])
+    np.testing.assert_allclose(_running_mean([3.0, 0, 0, 0, 0, 0]), [1.0, 0.75, 0.6, 0, 0, 0])
+    assert _running_mean(np.eye(1, 200, 100)[0])[90] == pytest.approx(1 / 21)
 
 
 def test_picked_queries_span_gain_to_loss():

@@ -28,11 +28,11 @@ class Settings:
     query_views: int = 2
     gallery_views: int = 8
     descriptors: int = 128
-    vlad_centres: int = 16
+    vlad_centres: int = 12
 
     shared: float = 0.75  # chance that a window style or ornament comes from the library all landmarks share
     difficulty: float = 0.3  # 0 = straight-on and even light, 1 = the strongest change of view and light
-    clutter: float = 1.2  # mean number of street items (from one small pool) in a photo
+    clutter: float = 1.4  # mean number of street items (from one small pool) in a photo
     neighbour_chance: float = 0.35  # for each side of the landmark
     night: float = 0.05  # share of photos taken at night, with lit windows
     window_styles: int = 14

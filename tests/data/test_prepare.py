@@ -1,0 +1,234 @@
+"""The command line from the release's files to a data set, and what a kill leaves behind."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ames_jax.data import neighbour_jobs
+from ames_jax.data.importing import import_neighbours
+from ames_jax.data.neighbour_jobs import search_to_folder
+from ames_jax.data.neighbours import nearest, open_neighbours
+from ames_jax.data.release_files import ReleaseSource
+from ames_jax.data.shards import open_split, read_about
+from ames_jax.errors import UserError
+from ames_jax.prepare import main
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def run(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def shards(release, *more):
+    return run(
+        "shards", "--root", release.folder / "set", "--name", "gldv2", "--split", "train",
+        "--features", release.folder / "dinov2_local.hdf5", "--list", release.folder / "train.txt", *more,
+    )  # fmt: skip
+
+
+def test_shards_from_the_release(release, capsys):
+    features, images = release.hdf5(), release.list()
+    np.save(release.folder / "dinov2_cls.npy", release.globals)
+    more = ("--backbone", "dinov2", "--global-descriptors", release.folder / "dinov2_cls.npy", "--shards", 2)
+    assert shards(release, *more) == 0
+    assert "split train of 60 images" in capsys.readouterr().out
+    written, source = open_split(release.folder / "set", "train"), ReleaseSource(features, images)
+    for row in range(60):
+        expected, found = source[row].descriptors, written[row].descriptors
+        np.testing.assert_array_equal(found.valid, expected.valid)
+        np.testing.assert_array_equal(found.features[found.valid], expected.features[found.valid])
+        np.testing.assert_array_equal(found.weight[found.valid], expected.weight[found.valid])
+    assert written.ids() == source.ids()
+    np.testing.assert_array_equal(written.labels(), release.labels)
+    np.testing.assert_array_equal(np.load(release.folder / "set" / "global" / "train.npy"), release.globals)
+    about = read_about(release.folder / "set")
+    assert about == {"name": "gldv2", "width": 8, "backbone": "dinov2", "global": "dinov2_cls"}
+
+
+def test_shards_of_bits_and_of_another_data_set(release):
+    bits = np.random.default_rng(0).integers(0, 256, (60, 6, 16), dtype=np.uint8)
+    release.structured(bits)
+    release.list()
+    assert shards(release) == 0
+    first = open_split(release.folder / "set", "train")
+    assert (first.format.dtype, first.format.width) == ("bits", 128)
+    again = release.folder / "again"
+    assert run(
+        "shards", "--root", again, "--name", "short", "--split", "train", "--features", release.folder / "set",
+        "--descriptors", 3,
+    ) == 0  # fmt: skip
+    second = open_split(again, "train")
+    np.testing.assert_array_equal(second[9].descriptors.features, first[9].descriptors.features[:3])
+    np.testing.assert_array_equal(second.labels(), release.labels)
+
+
+def test_int8_shards(release):
+    release.hdf5()
+    release.list()
+    assert shards(release, "--dtype", "int8", "--descriptors", 4) == 0
+    found = open_split(release.folder / "set", "train")[5].descriptors
+    expected = release.features[5, :4].astype(np.float32)
+    step = np.abs(expected).max(axis=1, keepdims=True) / 127
+    assert (np.abs(found.features - expected) <= step * (0.5 + 127 * 2**-11)).all()
+
+
+def test_reading_in_place(release):
+    source = ReleaseSource(release.hdf5(), release.list())
+    assert shards(release, "--in-place") == 0
+    linked = open_split(release.folder / "set", "train")
+    np.testing.assert_array_equal(linked[7].descriptors.features, source[7].descriptors.features)
+    assert linked.format == source.format
+    assert not list((release.folder / "set").glob("*.array_record*"))
+    (release.folder / "set" / "images").mkdir()
+    (release.folder / "set" / "images" / "train.ids.txt").touch()
+    with pytest.raises(UserError, match="has shards already"):
+        shards(release, "--in-place")
+
+
+def test_values_that_are_not_numbers_stop_the_shards(release):
+    release.features[33, 1, 2] = np.nan
+    release.hdf5()
+    release.list()
+    with pytest.raises(UserError, match=r"image train/33, a.jpg: descriptor 1 holds NaN"):
+        shards(release)
+
+
+def test_import(release, capsys):
+    similarities, indices = release.lists()
+    truth = [{"ok": [i, 1]} for i in range(60)]
+    path = release.pickle("gnd_toy.pkl", {"gnd": truth})
+    root = release.folder / "set"
+    assert run(
+        "import", "--root", root, "--query", "test_query", "--database", "test_gallery", "--neighbours",
+        release.neighbours(), "--columns", 5, "--dtype", "float16", "--ground-truth", path,
+    ) == 0  # fmt: skip
+    assert "5 neighbours of 60 images" in capsys.readouterr().out
+    lists = open_neighbours(root / "neighbours" / "test_query.test_gallery")
+    np.testing.assert_array_equal(lists.indices, indices[:, :5])
+    np.testing.assert_array_equal(lists.similarities, similarities[:, :5].astype(np.float16))
+    assert lists.indices.dtype == np.int32
+    found = json.loads((root / "ground_truth" / "toy.json").read_text())
+    assert found == {"query": "test_query", "database": "test_gallery", "queries": truth}
+
+
+def test_import_in_blocks_gives_the_same(release, monkeypatch):
+    import_neighbours(release.neighbours(), release.folder / "whole")
+    monkeypatch.setattr("ames_jax.data.importing.BLOCK_BYTES", 7 * 20 * 4)
+    import_neighbours(release.neighbours(), release.folder / "blocks")
+    for name in ("indices.npy", "similarities.npy"):
+        assert (release.folder / "whole" / name).read_bytes() == (release.folder / "blocks" / name).read_bytes()
+
+
+def test_import_refuses_what_cannot_be_right(release):
+    similarities, indices = release.lists()
+    indices = indices.astype(np.float32)
+    indices[3, 2] = 0.5
+    with pytest.raises(UserError, match="not whole numbers"):
+        import_neighbours(release.neighbours(np.stack([similarities, indices])), release.folder / "x")
+    indices[3, 2] = 2**24
+    with pytest.raises(UserError, match="holds row 16777216 as float32"):
+        import_neighbours(release.neighbours(np.stack([similarities, indices])), release.folder / "x")
+    with pytest.raises(UserError, match="nothing to import"):
+        run("import", "--root", release.folder, "--query", "train")
+
+
+def test_neighbours(release):
+    path = release.hdf5("dinov2_cls.hdf5", release.globals)
+    out = release.folder / "set" / "neighbours" / "train.train"
+    assert run("neighbours", "--queries", path, "--k", 9, "--out", out, "--block", 16) == 0
+    lists = open_neighbours(out)
+    np.testing.assert_array_equal(lists.indices, release.lists(9)[1])
+    assert lists.about["exclude_self"] is True
+    gallery = release.hdf5("gallery.hdf5", release.globals[:40])
+    assert run("neighbours", "--queries", path, "--database", gallery, "--k", 9, "--out", release.folder / "q.g") == 0
+    np.testing.assert_array_equal(
+        open_neighbours(release.folder / "q.g").indices, nearest(release.globals, release.globals[:40], 9)[1]
+    )
+
+
+def test_the_race_with_faiss_prints_a_ratio(release, capsys):
+    pytest.importorskip("faiss")
+    np.save(release.folder / "g.npy", release.globals)
+    assert run("neighbours", "--queries", release.folder / "g.npy", "--k", 5, "--out", "unused", "--compare-faiss") == 0
+    assert "ratio" in capsys.readouterr().out
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_a_killed_search_continues_and_ends_with_the_same_bytes(release, monkeypatch):
+    values, folder = release.globals, release.folder
+    search_to_folder(folder / "unbroken", values, values, 9, exclude_self=True, block=16)
+    searched = []
+    plain = neighbour_jobs.BlockSearch.run
+
+    def killed(self, queries, starts):
+        for found in plain(self, queries, starts):
+            if len(searched) == 2:
+                raise KeyboardInterrupt
+            searched.append(found[0])
+            yield found
+
+    monkeypatch.setattr(neighbour_jobs.BlockSearch, "run", killed)
+    with pytest.raises(KeyboardInterrupt):
+        search_to_folder(folder / "killed", values, values, 9, exclude_self=True, block=16)
+    with pytest.raises(UserError, match="is missing"):
+        open_neighbours(folder / "killed")
+    monkeypatch.setattr(neighbour_jobs.BlockSearch, "run", plain)
+    with pytest.raises(UserError, match="unfinished search with k = 9, now k = 8"):
+        search_to_folder(folder / "killed", values, values, 8, exclude_self=True, block=16)
+    done = []
+    search_to_folder(
+        folder / "killed", values, values, 9, exclude_self=True, block=16, progress=lambda *now: done.append(now)
+    )
+    assert done == [(2, 4), (3, 4), (4, 4)]
+    assert files(folder / "killed") == files(folder / "unbroken")
+    assert not (folder / "killed" / ".unfinished").exists()
+
+
+def test_hosts_share_a_search(release):
+    values, folder = release.globals, release.folder
+    search_to_folder(folder / "one", values, values, 9, block=16)
+    assert not search_to_folder(folder / "two", values, values, 9, block=16, process=1, processes=2)
+    assert search_to_folder(folder / "two", values, values, 9, block=16, process=0, processes=2)
+    assert files(folder / "two") == files(folder / "one")
+
+
+def test_beam_writes_the_same_bytes(release):
+    pytest.importorskip("apache_beam", reason="Apache Beam is optional")
+    from ames_jax.data.beam_shards import write_shards_with_beam
+    from ames_jax.data.shards import write_shards
+
+    splits = {"train": ReleaseSource(release.hdf5(), release.list())}
+    settings = {"descriptors": 6, "width": 8, "shards": 4}
+    write_shards(release.folder / "plain", "toy", splits, **settings)
+    write_shards_with_beam(release.folder / "beam", "toy", splits, **settings)
+    assert files(release.folder / "beam") == files(release.folder / "plain")
+
+
+def test_without_beam_the_error_says_what_to_install(release, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    release.hdf5()
+    release.list()
+    with pytest.raises(UserError, match="pip install apache-beam"):
+        shards(release, "--beam=--runner=DirectRunner")
+
+
+def test_validate_and_exit_codes(release, capsys):
+    features = release.hdf5()
+    assert run("validate", features, "--full") == 0
+    features.write_bytes(features.read_bytes()[:-500])
+    assert run("validate", features) == 2
+    assert "PROBLEM" in capsys.readouterr().out
+    command = [sys.executable, "-m", "ames_jax.prepare", "shards", "--root", str(release.folder / "x"), "--name", "a"]
+    command += ["--split", "train", "--features", str(features)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "is cut short" in done.stderr

@@ -1,0 +1,147 @@
+"""Every form of a model into every other and back, bit for bit; and the released names behind a web server."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from ames_jax import model_files
+from ames_jax.checkpoints import save_model
+from ames_jax.convert import main, read
+from ames_jax.errors import UserError
+from ames_jax.model_files import fetch, load_released
+from ames_jax.similarity import AMES, NAMED, AMESConfig
+from ames_jax.torch_files import write_checkpoint
+from ames_jax.torch_weights import to_torch
+
+
+def small_model(**changes) -> AMES:
+    shape = {"descriptor_width": 12, "model_width": 16, "heads": 1, "layers": 1, "feed_forward": 8} | changes
+    return AMES(AMESConfig(**shape), nnx.Rngs(3))
+
+
+def assert_same(one: AMES, other: AMES) -> None:
+    assert one.config == other.config
+    ours, theirs = to_torch(one), to_torch(other)
+    assert list(ours) == list(theirs)
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name])
+
+
+@pytest.mark.parametrize("bits", [None, 16])
+@pytest.mark.parametrize("way", [("a.pt", "dir"), ("a.safetensors", "b.pt"), ("dir", "a.safetensors"), ("a.pt",)])
+def test_every_way_and_back_is_exact(tmp_path, bits, way):
+    model = small_model(bits=bits)
+    save_model(model, tmp_path / "start")
+    source = tmp_path / "start"
+    for name in way:
+        main([f"--from={source}", f"--to={tmp_path / name}"])
+        source = tmp_path / name
+    assert_same(read(str(source)), model)
+
+
+def test_what_weights_do_not_show_is_given(tmp_path):
+    model = small_model(heads=2, activation="gelu")
+    save_model(model, tmp_path / "start")
+    main([f"--from={tmp_path / 'start'}", f"--to={tmp_path / 'm.pt'}"])
+    main([f"--from={tmp_path / 'm.pt'}", f"--to={tmp_path / 'dir'}", "--heads=2", "--activation=gelu"])
+    assert_same(read(str(tmp_path / "dir")), model)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--from=x.pt"], "required: --to"),
+        (["--from=x.pt", "--to=y"], "no such file"),
+        (["--from=x.pt", "--to=y", "--hads=2"], "--hads=2"),
+        (["--from=dinov2_ams", "--to=y"], "dinov2_ames"),
+        (["--from=dinov2_ames", "--to=y", "--heads=2"], "other models know theirs"),
+    ],
+)
+def test_bad_arguments_are_one_clear_line(arguments, message):
+    with pytest.raises(UserError, match=message):
+        main(arguments)
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path):
+    weights = to_torch(small_model())
+    del weights["classifier.bias"]
+    write_checkpoint(tmp_path / "m.pt", weights)
+    with pytest.raises(UserError, match=r"classifier\.bias"):
+        read(str(tmp_path / "m.pt"))
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A web server with one released name, here a small model; the cache is an empty folder."""
+    shape = {"descriptor_width": 12, "model_width": 16, "heads": 1, "layers": 1, "feed_forward": 8}
+    monkeypatch.setitem(NAMED, "dinov2_ames", shape)
+    monkeypatch.setenv("AMES_JAX_HOME", str(tmp_path / "home"))
+    folder = tmp_path / "served"
+    folder.mkdir()
+    write_checkpoint(folder / "dinov2_ames.pt", to_torch(small_model()))
+
+    asked: list[str] = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            asked.append(self.path)
+
+    handler = functools.partial(Handler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as found:
+        threading.Thread(target=found.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{found.server_port}"
+        monkeypatch.setattr(model_files, "ADDRESSES", (address,))
+        yield address, asked, folder
+        found.shutdown()
+
+
+def test_a_released_name_is_fetched_once_and_remembered(server):
+    address, asked, folder = server
+    fetch("dinov2_ames", (f"{address}/not-here", address))
+    assert_same(load_released("dinov2_ames"), small_model())
+    downloads = len(asked)
+    (folder / "dinov2_ames.pt").unlink()
+    fetch("dinov2_ames", (address,))
+    assert_same(load_released("dinov2_ames"), small_model())
+    assert len(asked) == downloads
+
+
+def test_a_file_given_by_hand_needs_no_server(server, tmp_path):
+    _, asked, folder = server
+    place = tmp_path / "home" / "weights"
+    place.mkdir(parents=True)
+    (folder / "dinov2_ames.pt").rename(place / "dinov2_ames.pt")
+    before = len(asked)
+    assert_same(load_released("dinov2_ames"), small_model())
+    assert len(asked) == before
+
+
+def test_a_file_that_changed_is_refused(server):
+    address, _, _ = server
+    path = fetch("dinov2_ames", (address,))
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(UserError, match="has changed since its first use"):
+        fetch("dinov2_ames", (address,))
+
+
+def test_no_server_is_one_clear_line(server, tmp_path):
+    address, _, _ = server
+    with pytest.raises(UserError, match="could not be downloaded") as caught:
+        fetch("cvnet_ames", (address,))
+    assert str(Path("weights") / "cvnet_ames.pt") in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "home").rglob("*.pt"))
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(UserError, match="did you mean dinov2_ames"):
+        fetch("dinov2_ames_")

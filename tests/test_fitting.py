@@ -1,0 +1,195 @@
+import dataclasses
+import gc
+import json
+import os
+import resource
+import signal
+
+import jax
+import numpy as np
+import pytest
+import synthetic
+from flax import nnx
+
+from ames_jax.checkpoints import RunCheckpoints, facts_of, find_model, load_model, read_model, save_model
+from ames_jax.data.neighbours import open_neighbours
+from ames_jax.data.pipeline import TripletPipeline
+from ames_jax.data.shards import open_split
+from ames_jax.data.triplets import Triplets
+from ames_jax.errors import UserError
+from ames_jax.fitting import FitSettings, StoppedEarly, finished, fit
+from ames_jax.history import read_history
+from ames_jax.similarity import AMES, AMESConfig
+from ames_jax.training import Recipe, TrainState
+
+STEPS = 8
+CONFIG = AMESConfig(descriptor_width=synthetic.WIDTH, model_width=16, layers=1, feed_forward=32)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return synthetic.write(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def pipeline(data):
+    source = open_split(data, "train")
+    triplets = Triplets(
+        source.labels(), open_neighbours(data / "neighbours" / "train.train"), seed=0, top=30, minimum=1
+    )
+    return TripletPipeline(source, triplets, batch=8, lengths=(3, 9), seed=0, descriptors=8)
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return FitSettings(tmp_path / "run", "teacher", log_every=1, validate_every=4, checkpoint_every=2)
+
+
+RECIPE = Recipe(steps=STEPS, learning_rate=1e-3, buckets=(8,))
+
+
+def model():
+    return AMES(CONFIG, nnx.Rngs(0))
+
+
+def improving(_):
+    improving.calls += 1
+    return {"map": float(improving.calls)}
+
+
+improving.calls = 0
+
+
+def same_parameters(one, other):
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(one, nnx.Param), nnx.state(other, nnx.Param))
+
+
+def test_a_run_leaves_models_and_logs(pipeline, settings):
+    best = fit(model(), RECIPE, pipeline, settings, improving, None)
+    same_parameters(best, read_model(settings.directory / "last"))
+    assert finished(settings.directory)
+    lines = [line for line in read_history(settings.directory) if "loss" in line]
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert lines[-1].keys() >= {"bce", "accuracy", "gradient_norm", "learning_rate", "query_length", "pairs_per_second"}
+    assert list((settings.directory / "tensorboard").glob("events*"))
+    assert any(np.any(a != b) for a, b in zip(*(jax.tree.leaves(nnx.state(m, nnx.Param)) for m in (best, model()))))
+
+
+def test_the_best_model_is_the_one_validation_likes(pipeline, settings):
+    figures = iter([1.0, 3.0, 2.0])
+    best = fit(model(), RECIPE, pipeline, settings, lambda _: {"map": next(figures)}, None)
+    assert facts_of(settings.directory / "best")["step"] == 4
+    assert any(
+        np.any(a != b)
+        for a, b in zip(*(jax.tree.leaves(nnx.state(m)) for m in (best, read_model(settings.directory / "last"))))
+    )
+
+
+def test_sigterm_saves_and_the_rest_ends_the_same(pipeline, settings, tmp_path):
+    unbroken = dataclasses.replace(settings, directory=tmp_path / "unbroken")
+    fit(model(), RECIPE, pipeline, unbroken, improving, None)
+
+    def interrupting(_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {"map": 0.0}
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(StoppedEarly, match="saved at step 1"):
+        fit(model(), RECIPE, pipeline, settings, interrupting, None)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert not finished(settings.directory)
+    fit(model(), RECIPE, pipeline, settings, improving, None)
+    same_parameters(read_model(settings.directory / "last"), read_model(unbroken.directory / "last"))
+    steps = [line["step"] for line in read_history(settings.directory) if "loss" in line]
+    assert steps == list(range(1, STEPS + 1))
+
+
+class Poisoned(TripletPipeline):
+    """The pipeline with a batch of NaN at step 5."""
+
+    def batches(self, start_step=0):
+        for batch in super().batches(start_step):
+            if batch.step == 5:
+                batch.anchor.features[...] = np.nan
+            yield batch
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(pipeline, settings):
+    poisoned = Poisoned(**{f.name: getattr(pipeline, f.name) for f in dataclasses.fields(pipeline)})
+    with pytest.raises(
+        UserError, match=r"loss of step 5 is nan .query length \d+, database length \d+, images \["
+    ) as error:
+        fit(model(), RECIPE, poisoned, settings, improving, None)
+    assert "last good checkpoint is of step 4" in str(error.value)
+    fit(model(), RECIPE, pipeline, settings, improving, None)
+    assert finished(settings.directory)
+
+
+def test_a_batch_that_devices_cannot_share_is_refused(pipeline, settings):
+    with pytest.raises(UserError, match="batch 6 is not divisible by the 8 devices"):
+        fit(model(), RECIPE, dataclasses.replace(pipeline, batch=6), settings, improving, None)
+
+
+def test_programs_are_compiled_once_a_shape(pipeline, settings):
+    recipe = dataclasses.replace(RECIPE, buckets=(4, 8), steps=30)
+    with jax.log_compiles(False):
+        from ames_jax import fitting
+
+        run = fitting._Run(model(), recipe, pipeline, settings, improving, None)
+        for batch in run._batches():
+            run._one(batch)
+        run.checkpoints.close()
+    assert run._step._cache_size() <= 4
+
+
+# Orbax drops the coroutines of what failed, and Python complains of them when they are collected.
+leaves_coroutines = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine")
+
+
+@leaves_coroutines
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    checkpoints = RunCheckpoints(tmp_path / "c")
+    checkpoints.save(1, TrainState.create(nnx.split(model())[1], RECIPE), {"step": 1}, wait=True)
+    other = AMES(dataclasses.replace(CONFIG, feed_forward=64), nnx.Rngs(0))
+    with pytest.raises(UserError, match="cannot be restored into this model"):
+        checkpoints.restore(TrainState.create(nnx.split(other)[1], RECIPE))
+    checkpoints.close()
+    gc.collect()
+
+
+@leaves_coroutines
+def test_a_full_disk_leaves_the_last_checkpoint_good(tmp_path):
+    """A limit on file sizes stands in for the full disk: the operating system refuses the write alike."""
+    checkpoints = RunCheckpoints(tmp_path / "c")
+    state = TrainState.create(nnx.split(AMES(dataclasses.replace(CONFIG, feed_forward=4096), nnx.Rngs(0)))[1], RECIPE)
+    checkpoints.save(1, state, {"step": 1}, wait=True)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(UserError, match=r"could not write the checkpoint of step 2.*step 1 is good"):
+            checkpoints.save(2, state, {"step": 2}, wait=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    again = RunCheckpoints(tmp_path / "c")
+    restored, position = again.restore(state)
+    assert position == {"step": 1}
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
+    again.close()
+    gc.collect()
+
+
+def test_models_as_directories(tmp_path):
+    path = save_model(model(), tmp_path / "student" / "best", {"data_set": "synthetic"})
+    same_parameters(load_model(path), model())
+    same_parameters(load_model(tmp_path), model())
+    assert find_model(tmp_path) == path
+    assert facts_of(path) == {"data_set": "synthetic"}
+    assert json.dumps(dataclasses.asdict(load_model(path).config)) == json.dumps(dataclasses.asdict(CONFIG))
+
+
+def test_what_is_not_a_model_is_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no model"):
+        load_model(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"nothing of the kind")
+    with pytest.raises(UserError, match="cannot be read as a model"):
+        load_model(tmp_path)

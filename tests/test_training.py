@@ -1,0 +1,150 @@
+"""Training steps against the release's own (golden files), and what makes a step safe to run anywhere."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+from ames_jax.descriptors import DescriptorSet
+from ames_jax.sharding import data_mesh
+from ames_jax.similarity import AMES, AMESConfig
+from ames_jax.torch_weights import from_torch, infer_config, to_torch
+from ames_jax.training import Recipe, TrainState, TripletArrays, make_loss, make_step, make_teacher
+
+GOLDEN = Path(__file__).parent / "golden"
+ROLES = ("anchor", "positive", "negative")
+GRADIENT_TOLERANCE, PARAMETER_TOLERANCE = 1e-4, 1e-6
+# The gradient of a key bias is exactly zero (it shifts all scores of a row alike), so its rounding noise, which Adam blows up
+# to the learning rate, differs between any two programs. It has no effect on any output.
+IN_PROJ = "in_proj_bias"
+
+
+class Golden:
+    def __init__(self, name, settings):
+        self.arrays, self.settings = np.load(GOLDEN / f"{name}.npz"), settings[name]
+        heads = self.settings["num_heads"]
+        self.teacher = from_torch(self.part("teacher/"), infer_config(self.part("teacher/"), heads))
+        config = infer_config(self.part("student/"), heads)
+        config = dataclasses.replace(config, binarizer="erf", sigma=self.settings["binarization_sigma"])
+        self.graph, self.params = nnx.split(from_torch(self.part("student/"), config))
+        self.recipe = Recipe(
+            steps=self.settings["cosine_steps"], distillation=self.settings["beta"], distil_padding=True, buckets=(12,)
+        )
+
+    def part(self, prefix):
+        return {k[len(prefix) :]: self.arrays[k] for k in self.arrays.files if k.startswith(prefix)}
+
+    def batch(self, step):
+        sets = (DescriptorSet(self.arrays[f"step{step}/{r}"], ~self.arrays[f"step{step}/{r}_mask"]) for r in ROLES)
+        lengths = [self.arrays[f"step{step}/{side}_len"] for side in ("query", "database")]
+        return TripletArrays(*sets, jnp.array(lengths, jnp.int32))
+
+    def tokens(self, batch):
+        return make_teacher(self.teacher)(batch) if self.settings["beta"] else None
+
+
+FILES = ["train_fp", "train_distill_fp", "train_distill_bin_sigma1e-2", "train_distill_bin"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_gradients_of_the_first_step_equal_the_release(name, golden_settings):
+    golden = Golden(name, golden_settings)
+    batch = golden.batch(0)
+    gradient = jax.grad(make_loss(golden.graph, golden.recipe), has_aux=True)(
+        golden.params, batch, golden.tokens(batch), (12, 12)
+    )[0]
+    ours, theirs = to_torch(nnx.merge(golden.graph, gradient)), golden.part("step0/grad/")
+    assert ours.keys() == theirs.keys()
+    for key, expected in theirs.items():
+        error = np.abs(ours[key] - expected).max()
+        assert error <= GRADIENT_TOLERANCE * np.abs(expected).max(), key
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_three_steps_equal_the_release(name, golden_settings):
+    golden = Golden(name, golden_settings)
+    step, state = make_step(golden.graph, golden.recipe), TrainState.create(golden.params, golden.recipe)
+    for i in range(3):
+        batch = golden.batch(i)
+        state, metrics = step(state, batch, golden.tokens(batch), (12, 12))
+        for ours, theirs in (("loss", "loss"), ("bce", "bce"), ("learning_rate", "lr")):
+            np.testing.assert_allclose(metrics[ours], golden.arrays[f"step{i}/{theirs}"], rtol=1e-6)
+        if golden.settings["beta"]:
+            np.testing.assert_allclose(metrics["distillation"], golden.arrays[f"step{i}/distill"], rtol=1e-6)
+    final, width = to_torch(nnx.merge(golden.graph, state.params)), golden.settings["model_dim"]
+    for key, expected in golden.part("final/").items():
+        found = final[key].copy()
+        if key.endswith(IN_PROJ):
+            found[width : 2 * width] = expected[width : 2 * width]
+        np.testing.assert_allclose(found, expected, atol=PARAMETER_TOLERANCE, rtol=0, err_msg=key)
+
+
+def small(rng, batch=8, count=6):
+    model = AMES(AMESConfig(descriptor_width=24, bits=16, model_width=16, layers=2, feed_forward=32), nnx.Rngs(0))
+    graph, params = nnx.split(model)
+    sets = [DescriptorSet(rng.standard_normal((batch, count, 24), dtype=np.float32)) for _ in ROLES]
+    return graph, params, TripletArrays(*sets, jnp.array([4, 3], jnp.int32))
+
+
+def test_the_padded_shape_does_not_change_a_step(rng):
+    graph, params, batch = small(rng)
+    recipe = Recipe(steps=10)
+    losses = [make_loss(graph, recipe)(params, batch, None, rows)[0] for rows in ((6, 6), (4, 3), (4, 6))]
+    np.testing.assert_allclose(losses, losses[0], rtol=1e-6)
+
+
+def test_only_kept_descriptors_count_in_the_token_loss(rng):
+    graph, params, batch = small(rng)
+    teacher = make_teacher(nnx.merge(graph, jax.tree.map(jnp.copy, params)))(batch)
+    loss = make_loss(graph, Recipe(steps=10))
+    before = loss(params, batch, teacher, (6, 6))[1]["distillation"]
+    beyond = dataclasses.replace(
+        teacher, query=teacher.query.at[:, 4:].add(9.0), database=teacher.database.at[:, 3:].add(9.0)
+    )
+    assert loss(params, batch, beyond, (6, 6))[1]["distillation"] == before
+    within = dataclasses.replace(teacher, query=teacher.query.at[:, 3].add(9.0))
+    assert loss(params, batch, within, (6, 6))[1]["distillation"] > before + 1
+
+
+def test_eight_devices_train_as_one(rng):
+    recipe = Recipe(steps=10, learning_rate=1e-3, clip=1.0)
+    results = []
+    for devices in (jax.devices()[:1], jax.devices()):
+        graph, params, batch = small(np.random.default_rng(0))
+        mesh = data_mesh(devices)
+        state = jax.device_put(TrainState.create(params, recipe), NamedSharding(mesh, PartitionSpec()))
+        sharded = jax.device_put(
+            (batch.anchor, batch.positive, batch.negative), NamedSharding(mesh, PartitionSpec("data"))
+        )
+        batch = TripletArrays(*sharded, jax.device_put(batch.lengths, NamedSharding(mesh, PartitionSpec())))
+        step = make_step(graph, recipe)
+        for _ in range(5):
+            state, metrics = step(state, batch, None, (6, 6))
+        assert np.isfinite(metrics["loss"])
+        results.append(state.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), *results)
+
+
+def test_schedule_warms_up_and_ends_at_zero():
+    recipe = Recipe(steps=100, learning_rate=1.0, warmup=10)
+    rates = np.array([recipe.schedule(s) for s in range(101)])
+    np.testing.assert_allclose(rates[0], 0.1, rtol=1e-6)
+    assert np.argmax(rates) == 9
+    assert rates[100] == 0
+    assert Recipe(steps=100).schedule(0) == pytest.approx(2e-4)
+
+
+def test_clipping_bounds_the_step(rng):
+    graph, params, batch = small(rng)
+    unbounded = make_step(graph, Recipe(steps=10))(TrainState.create(params, Recipe(steps=10)), batch, None, (6, 6))[1]
+    assert unbounded["gradient_norm"] > 1e-3
+
+
+def test_buckets_hold_their_lengths():
+    recipe = Recipe(steps=1, buckets=(16, 48))
+    assert [recipe.bucket(n) for n in (1, 16, 17, 48)] == [16, 16, 48, 48]
