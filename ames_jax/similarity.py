@@ -178,9 +178,9 @@ class AMES(nnx.Module):
         sequence = self.layers[0].after_self_block(sequence)
         return self._last_layers(sequence, start=1)
 
-    def pair_logits(self, query: DescriptorSet, database: DescriptorSet) -> jax.Array:
+    def pair_logits(self, query: DescriptorSet, database: DescriptorSet, train: bool = False) -> jax.Array:
         """float32 logits [B] of query [B, Q, ·] with database [B, T, ·], without the tokens that a score does not need."""
-        query_tokens, database_tokens = self.tokenizer(query), self.database_tokens(database)
+        query_tokens, database_tokens = self.tokenizer(query, train), self.database_tokens(database, train)
         batch, queries, width = query_tokens.shape
         matching = jnp.broadcast_to(self._matching(query_tokens.dtype), (batch, 1, width))
         valid = join_valid(query.valid, database.valid, batch, queries, database_tokens.shape[1])

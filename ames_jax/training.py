@@ -139,12 +139,12 @@ def make_loss(graph: nnx.GraphDef, recipe: Recipe) -> Callable[..., tuple[jax.Ar
     def loss(params: nnx.State, batch: TripletArrays, teacher: TeacherTokens | None, rows: Rows) -> tuple[Any, Any]:
         query, database = (side.truncate(count) for side, count in zip(pairs(batch), rows))
         short_query, short_database = shorten(query, batch.lengths[0]), shorten(database, batch.lengths[1])
-        out = nnx.merge(graph, params)(short_query, short_database, train=True)
-        labels = pair_labels(batch.anchor.features.shape[0])
-        bce = matching_loss(out.logit, labels)
-        parts = {"bce": bce, "accuracy": jnp.mean((out.logit > 0) == (labels > 0.5))}
+        model, labels = nnx.merge(graph, params), pair_labels(batch.anchor.features.shape[0])
         if teacher is None:
-            return bce, parts
+            logits = model.pair_logits(short_query, short_database, train=True)
+            return (bce := matching_loss(logits, labels)), _parts(bce, logits, labels)
+        out = model(short_query, short_database, train=True)
+        bce = matching_loss(out.logit, labels)
         q, t = query.features.shape[1], database.features.shape[1]
         target = jnp.concatenate([teacher.matching, teacher.query[:, :q], teacher.database[:, :t]], axis=1)
         if recipe.distil_padding:
@@ -153,9 +153,13 @@ def make_loss(graph: nnx.GraphDef, recipe: Recipe) -> Callable[..., tuple[jax.Ar
         first = jnp.ones((short_query.valid.shape[0], 1), bool)
         kept = jnp.concatenate([first, short_query.valid, short_database.valid], axis=1)
         distil = distillation_loss(out.tokens, jax.lax.stop_gradient(target), kept)
-        return bce + recipe.distillation * distil, {**parts, "distillation": distil}
+        return bce + recipe.distillation * distil, {**_parts(bce, out.logit, labels), "distillation": distil}
 
     return loss
+
+
+def _parts(bce: jax.Array, logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+    return {"bce": bce, "accuracy": jnp.mean((logits > 0) == (labels > 0.5))}
 
 
 def make_step(graph: nnx.GraphDef, recipe: Recipe) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:

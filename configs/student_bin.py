@@ -1,7 +1,8 @@
 """The binary student, and everything it needs: data, teacher, table and pictures.
 
 Embedded landmarks (rendered):  python -m ames_jax.train --config=configs/student_bin.py
-GLDv2, the release's recipe:    python -m ames_jax.train --config=configs/student_bin.py:gldv2 --config.data_dir=DIR --config.teacher=RUN
+GLDv2, the release's recipe:    python -m ames_jax.train --config=configs/student_bin.py:gldv2 --config.data_dir=DIR \\
+                                    --config.teacher=RUN
 """
 
 from pathlib import Path

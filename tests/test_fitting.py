@@ -11,6 +11,7 @@ import pytest
 import synthetic
 from flax import nnx
 
+from ames_jax import fitting
 from ames_jax.checkpoints import RunCheckpoints, facts_of, find_model, load_model, read_model, save_model
 from ames_jax.data.neighbours import open_neighbours
 from ames_jax.data.pipeline import TripletPipeline
@@ -19,6 +20,7 @@ from ames_jax.data.triplets import Triplets
 from ames_jax.errors import UserError
 from ames_jax.fitting import FitSettings, StoppedEarly, finished, fit
 from ames_jax.history import read_history
+from ames_jax.sharding import data_mesh
 from ames_jax.similarity import AMES, AMESConfig
 from ames_jax.training import Recipe, TrainState
 
@@ -43,6 +45,12 @@ def pipeline(data):
 @pytest.fixture
 def settings(tmp_path):
     return FitSettings(tmp_path / "run", "teacher", log_every=1, validate_every=4, checkpoint_every=2)
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """The loop is the same on any number of devices (test_training compares them), and compiles faster on one."""
+    monkeypatch.setattr(fitting, "data_mesh", lambda: data_mesh(jax.devices()[:1]))
 
 
 RECIPE = Recipe(steps=STEPS, learning_rate=1e-3, buckets=(8,))
@@ -125,20 +133,18 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(pipe
     assert finished(settings.directory)
 
 
-def test_a_batch_that_devices_cannot_share_is_refused(pipeline, settings):
+def test_a_batch_that_devices_cannot_share_is_refused(pipeline, settings, monkeypatch):
+    monkeypatch.setattr(fitting, "data_mesh", data_mesh)
     with pytest.raises(UserError, match="batch 6 is not divisible by the 8 devices"):
         fit(model(), RECIPE, dataclasses.replace(pipeline, batch=6), settings, improving, None)
 
 
 def test_programs_are_compiled_once_a_shape(pipeline, settings):
     recipe = dataclasses.replace(RECIPE, buckets=(4, 8), steps=30)
-    with jax.log_compiles(False):
-        from ames_jax import fitting
-
-        run = fitting._Run(model(), recipe, pipeline, settings, improving, None)
-        for batch in run._batches():
-            run._one(batch)
-        run.checkpoints.close()
+    run = fitting._Run(model(), recipe, pipeline, settings, improving, None)
+    for batch in run._batches():
+        run._one(batch)
+    run.checkpoints.close()
     assert run._step._cache_size() <= 4
 
 

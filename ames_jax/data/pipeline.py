@@ -69,7 +69,8 @@ class TripletPipeline:
       lengths: (low, high): both lengths of a step are drawn uniformly from [low, high).
       seed: of the lengths; the triplets have their own.
       descriptors: K, descriptors delivered of each image; None for all that the source gives.
-      dtype: float16 or float32; the features of packed bits stay uint8.
+      dtype: float16 or float32; None for what the source gives: float16 from float16 storage, float32 from int8, which
+        is fastest. Packed bits stay uint8.
       process, processes: which part of a batch, of how many.
       workers: processes that read and decode; 0 reads in threads, which is faster on few cores and for small sets.
       threads: batches that are read at the same time, in this process or in each worker.
@@ -82,7 +83,7 @@ class TripletPipeline:
     lengths: tuple[int, int]
     seed: int = 0
     descriptors: int | None = None
-    dtype: Any = np.float16
+    dtype: Any = None
     process: int = 0
     processes: int = 1
     workers: int = 0
@@ -161,7 +162,7 @@ class _Steps:
         rows = pipeline.rows(int(step)).T
         first = pipeline.source[int(rows[0, 0])].descriptors
         count = pipeline.descriptors or first.count
-        dtype = np.uint8 if first.is_packed else pipeline.dtype
+        dtype = first.features.dtype if first.is_packed or pipeline.dtype is None else pipeline.dtype
         features = np.zeros((*rows.shape, count, first.features.shape[-1]), dtype)
         valid = np.zeros((*rows.shape, count), bool)
         for place, row in np.ndenumerate(rows):

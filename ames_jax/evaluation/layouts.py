@@ -113,10 +113,3 @@ def _existing(folder: Path, name: str) -> Path:
     pattern = name.split("_")[0] if name.startswith(("nn_", "gnd_")) else "*"
     found = sorted(other.name for other in folder.glob(f"{pattern}_*{path.suffix}"))
     raise UserError(f"{path} is missing; the folder has {', '.join(found) or 'no such files'}")
-
-
-def image_ids(data_dir: Path, dataset: str, count: int) -> list[str]:
-    """Ids of a release gallery: its `imlist` where the ground truth has one, else the row numbers."""
-    folder, base = _release_folder(data_dir, dataset)
-    _, listed, _ = read_ground_truth(_existing(folder, f"gnd_{base}.pkl"))
-    return [str(name) for name in listed] if listed and len(listed) == count else [str(row) for row in range(count)]

@@ -48,10 +48,6 @@ class ShardReader:
         images = [self._source[row].descriptors.truncate(count) for row in rows]
         return DescriptorSet(np.stack([i.features for i in images]), np.stack([i.valid for i in images]))
 
-    def labels(self) -> np.ndarray:
-        """int64 [N]."""
-        return self._source.labels()
-
 
 class ConcatenatedReader:
     """Several readers as one: the images of the first, then those of the second, … (a gallery and its distractors)."""

@@ -75,14 +75,12 @@ class RetrievalTask:
 
         Raises UserError when the first stage lists fewer than k images.
         """
-        needed = np.zeros((len(self.ranks), self.ranks.shape[1] if self.ranks.shape[1] < 4 * k else 4 * k), bool)
-        for protocol in self.protocols:
-            junk = self.junk_columns(protocol, k)
+        junk_of = {protocol: self.junk_columns(protocol, k) for protocol in self.protocols}
+        needed = np.zeros((len(self.ranks), max(junk.shape[1] for junk in junk_of.values())), bool)
+        for protocol, junk in junk_of.items():
             columns = shortlist_columns(self.ranks.shape[1], len(self.ranks), k, junk)[:, :k]
-            if columns.max(initial=0) >= needed.shape[1]:
-                needed = np.pad(needed, [(0, 0), (0, int(columns.max()) + 1 - needed.shape[1])])
             chosen = np.zeros_like(needed)
             np.put_along_axis(chosen, columns, True, axis=1)
-            chosen[:, : junk.shape[1]] &= ~junk[:, : needed.shape[1]]
+            chosen[:, : junk.shape[1]] &= ~junk
             needed |= chosen & self.counted(protocol)[:, None]
         return needed[:, : int(np.flatnonzero(needed.any(axis=0)).max(initial=-1)) + 1]

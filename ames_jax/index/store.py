@@ -53,11 +53,6 @@ class PackedStore:
     def __len__(self) -> int:
         return len(self.counts)
 
-    @property
-    def width_in_bits(self) -> int:
-        """Bits of a descriptor."""
-        return self.header["bits"]
-
     def read(self, rows: np.ndarray, count: int) -> DescriptorSet:
         """The first `count` descriptors of images `rows` (int [n], any order): bits uint8 [n, min(count, T), bits / 8]."""
         rows = np.asarray(rows)

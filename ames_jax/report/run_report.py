@@ -90,10 +90,14 @@ def write_report(settings: ConfigDict, root: Path, workdir: Path, teacher: AMES,
     (workdir / "results.json").write_text(json.dumps(results, indent=1))
     draw_tradeoff(comparison, workdir / "tradeoff.png")
     draw_curves(workdir, validation, shortlist)
-    draw_ranked(settings, root, workdir, student, validation, test, shortlist)
+    written = ["results.md", "results.json", "tradeoff.png", "training.png"]
     print(f"\n{table}")
-    for name in ("results.md", "results.json", "tradeoff.png", "gallery.png", "training.png"):
-        print(workdir / name)
+    if (root / "images" / f"{test.query_ids[0]}.jpg").exists():
+        draw_ranked(settings, root, workdir, student, validation, test, shortlist)
+        written.append("gallery.png")
+    else:
+        print(f"{root} holds no pictures (images/ID.jpg), so gallery.png is not drawn")
+    print("\n".join(str(workdir / name) for name in written))
 
 
 def contestants(root: Path, teacher: AMES, student: AMES) -> list[Contestant]:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
 import jax
 import numpy as np
 import pytest
+import synthetic
 from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
 
 from ames_jax.checkpoints import load_model, save_model
 from ames_jax.command_line import load_config
+from ames_jax.data.evaluation_set import EvaluationSet
 from ames_jax.data.neighbours import save_neighbours
 from ames_jax.errors import UserError
 from ames_jax.evaluate import evaluate
@@ -52,6 +56,19 @@ def compiled_once(tmp_path_factory):
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch, request):
+    """The small shortlists here, spread over 8 fake devices, would compile a program for nearly every length."""
+    if "many_devices" not in request.fixturenames:
+        first = jax.local_devices()[:1]
+        monkeypatch.setattr(jax, "local_devices", lambda: first)
+
+
+@pytest.fixture
+def many_devices() -> None:
+    """Asked for by a test that shall run on all devices."""
 
 
 @pytest.fixture(scope="module")
@@ -107,9 +124,7 @@ def change_manifest(data: Path, **changes) -> None:
 
 
 @pytest.mark.skipif(not REFERENCE.is_dir(), reason="the golden files of the release are not beside the repository")
-@pytest.mark.parametrize(
-    ("dataset", "count"), [("roxford5k", 12), ("roxford5k", 6), ("rparis6k", 12), ("gldv2-val", 12)]
-)
+@pytest.mark.parametrize(("dataset", "count"), [("roxford5k", 12), ("rparis6k", 6), ("gldv2-val", 12)])
 def test_figures_equal_the_release(dataset, count, tmp_path):
     """The settings in results.json of the golden files, from the release's own HDF5 and pickles."""
     weights = dict(np.load(REFERENCE / "matcher_fp.npz"))
@@ -131,6 +146,17 @@ def test_figures_equal_the_release(dataset, count, tmp_path):
         for theirs, value in row["metrics"].items():
             ours = by_setting[row["rerank"], row["lamb"], row["temp"]][names[theirs]]
             assert round(ours, 3) == value, (row, names[theirs])
+
+
+def test_all_devices_give_the_scores_of_one(own_data, models, tmp_path, many_devices, monkeypatch):
+    def logits(name: str) -> np.ndarray:
+        run(own_data, tmp_path / name, models["floats"])
+        return np.load(tmp_path / name / "logits.npz")["logits"]
+
+    many = logits("many")
+    first = jax.local_devices()[:1]
+    monkeypatch.setattr(jax, "local_devices", lambda: first)
+    np.testing.assert_allclose(many, logits("one"), atol=1e-6)
 
 
 def test_what_a_run_writes(own_data, models, tmp_path):
@@ -188,8 +214,20 @@ def test_a_packed_store_gives_exactly_the_figures_of_its_floats(own_data, models
     np.testing.assert_array_equal(*logits)
 
 
-def test_tuning_on_one_set_and_applying_to_another(own_data, models, tmp_path):
-    """The prepared layout holds two evaluations of one folder; here both come from one ground truth."""
+def test_a_prepared_data_set_is_tuned_on_validation_and_measured_on_test(tmp_path):
+    root = synthetic.write(tmp_path / "set")
+    shape = AMESConfig(descriptor_width=synthetic.WIDTH, model_width=16, heads=2, layers=1, feed_forward=16)
+    save_model(AMES(shape, nnx.Rngs(0)), tmp_path / "model")
+    fields = {"dataset": "test", "tune_on": "validation", "lam": "0,1", "gamma": "1"}
+    results = run(root, tmp_path / "run", str(tmp_path / "model"), **fields)
+    assert results["tuned_on"]["dataset"] == "synthetic, validation"
+    assert results["dataset"] == "synthetic, test"
+    assert results["first_stage"]["name"] == "mean"
+    test = EvaluationSet.load(root, "test")
+    assert results["first_stage"]["mAP"] == pytest.approx(test.map_of(test.ranks))
+
+
+def test_tuning_chooses_the_best_mean(own_data, models, tmp_path):
     results = run(own_data, tmp_path / "run", models["floats"], tune_on="custom", lam="0,0.5,1", gamma="0.1,1")
     assert len(results["tuned_on"]["rows"]) == 6
     chosen = results["tuned_on"]["chosen"]
@@ -240,6 +278,14 @@ def test_bad_options_are_one_clear_line(own_data, models, tmp_path, fields, mess
     with pytest.raises(UserError, match=message) as caught:
         run(own_data, tmp_path / "run", **({"model": models["floats"]} | fields))
     assert "\n" not in str(caught.value)
+
+
+def test_the_command_ends_with_code_2_and_one_line():
+    command = [sys.executable, "-m", "ames_jax.evaluate", "--config=configs/evaluate.py", "--config.modle=x"]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "did you mean --config.model" in done.stderr
 
 
 def foreign_lists(data):

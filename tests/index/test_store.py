@@ -60,7 +60,7 @@ def test_a_store_holds_the_bits_of_its_images(tmp_path):
     np.testing.assert_array_equal(read.features, expected)
     assert store.ids()[300] == "a/300.jpg"
     assert len(store) == 600
-    assert store.width_in_bits == BITS
+    assert store.header["bits"] == BITS
     store.verify()
 
 

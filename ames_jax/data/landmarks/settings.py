@@ -28,7 +28,7 @@ class Settings:
     query_views: int = 2
     gallery_views: int = 8
     descriptors: int = 128
-    vlad_centres: int = 12
+    vlad_centres: int = 12  # few on purpose: an imperfect global search leaves work to re-ranking
 
     shared: float = 0.75  # chance that a window style or ornament comes from the library all landmarks share
     difficulty: float = 0.3  # 0 = straight-on and even light, 1 = the strongest change of view and light

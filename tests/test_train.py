@@ -1,0 +1,157 @@
+"""The command line of training, as a user gives it: end to end, killed and resumed, and every mistake."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import conftest
+import numpy as np
+import pytest
+import synthetic
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).parents[1]
+SMALL = [
+    "--config.model.model_width=16", "--config.model.bits=16", "--config.optimizer.steps=6", "--config.optimizer.warmup=0",
+    "--config.data.descriptors=8", "--config.data.lengths=3,9", "--config.data.buckets=8,", "--config.data.batch=8",
+    "--config.data.top=30", "--config.log_every=1", "--config.validation.queries=8", "--config.validation.shortlist=10",
+    "--config.validation.every=4", "--config.checkpoint.every=1",
+    "--config.train_teacher.model.model_width=16", "--config.train_teacher.optimizer.steps=6",
+    "--config.train_teacher.data.descriptors=8", "--config.train_teacher.data.lengths=3,9",
+    "--config.train_teacher.data.buckets=8,", "--config.train_teacher.data.batch=8", "--config.train_teacher.data.top=30",
+    "--config.train_teacher.validation.queries=8", "--config.train_teacher.validation.shortlist=10",
+    "--config.train_teacher.log_every=1", "--config.train_teacher.validation.every=4",
+    "--config.train_teacher.checkpoint.every=1", "--config.report.shortlist=10",
+    "--config.report.query_descriptors=4,8", "--config.report.database_descriptors=4,8",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return synthetic.write(tmp_path_factory.mktemp("data"))
+
+
+def environment(home):
+    # One device: eight fake ones only make the small programs slower to compile.
+    return {
+        **os.environ,
+        "AMES_JAX_HOME": str(home),
+        "XLA_FLAGS": "",
+        "PYTHONPATH": str(ROOT),
+        "PYTHONWARNINGS": "default",
+    }
+
+
+def command(data, workdir, *more):
+    config = f"--config={ROOT / 'configs' / 'student_bin.py'}"
+    return [
+        sys.executable, "-m", "ames_jax.train", config, f"--config.data_dir={data}", f"--workdir={workdir}", *SMALL, *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home():
+    return Path(conftest.COMPILED.name)
+
+
+def run(arguments, home, **options):
+    return subprocess.run(
+        arguments, cwd=ROOT, env=environment(home), capture_output=True, text=True, check=False, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def unbroken(data, home, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("unbroken")
+    done = run(command(data, workdir), home)
+    assert done.returncode == 0, done.stderr
+    return workdir, done.stdout
+
+
+def test_a_run_leaves_table_pictures_and_models(unbroken):
+    workdir, printed = unbroken
+    assert "training or reusing one" in printed
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["dataset"] == "synthetic"
+    methods = {row["method"] for row in results["rows"]}
+    assert methods == {"global only", "teacher", "student", "hand-made, floats", "hand-made, bits"}
+    student = [row for row in results["rows"] if row["method"] == "student" and row["query_descriptors"] == 8]
+    assert [row["bytes_per_image"] for row in student] == [8, 16]
+    assert all(0 <= row["mean"] <= 100 for row in results["rows"])
+    table = (workdir / "results.md").read_text()
+    assert table in printed
+    assert "synthetic" in table
+    assert (workdir / "tradeoff.png").stat().st_size > 5000
+    assert (workdir / "training.png").stat().st_size > 5000
+    assert "no pictures" in printed
+    for role in ("teacher", "student"):
+        assert (workdir / role / "best" / "model.safetensors").exists()
+
+
+def same_models(one, other):
+    for role in ("teacher", "student"):
+        a, b = (load_file(w / role / "last" / "model.safetensors") for w in (one, other))
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name])
+
+
+def kill_at(arguments, home, marker, number):
+    """Starts a run and sends it a signal when a file or folder shows up."""
+    process = subprocess.Popen(
+        arguments, cwd=ROOT, env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    limit = time.monotonic() + 300
+    while not list(marker[0].glob(marker[1])) and process.poll() is None and time.monotonic() < limit:
+        time.sleep(0.01)
+    process.send_signal(number)
+    process.communicate()
+    return process.returncode
+
+
+def test_killed_and_resumed_ends_bit_identical(unbroken, data, home, tmp_path):
+    arguments = command(data, tmp_path, "--config.report.enabled=false")
+    assert kill_at(arguments, home, (tmp_path / "teacher" / "checkpoints", "2"), signal.SIGKILL) == -signal.SIGKILL
+    assert kill_at(arguments, home, (tmp_path / "student" / "checkpoints", "3"), signal.SIGTERM) in (75, 0)
+    done = run(arguments, home)
+    assert done.returncode == 0, done.stderr
+    assert "teacher: finished before" in done.stdout
+    same_models(unbroken[0], tmp_path)
+
+
+def test_mistakes_are_one_line_and_exit_code_2(unbroken, data, home, tmp_path):
+    readonly = tmp_path / "file"
+    readonly.write_text("not a folder")
+    cases = [
+        (command(data, unbroken[0], "--config.seed=1"), "another configuration: seed was 0, is 1"),
+        (command(data, readonly / "run"), "cannot be written"),
+        (command(tmp_path / "nowhere", tmp_path / "a"), "nowhere"),
+        (command(data, tmp_path / "b", f"--config.teacher={tmp_path}"), "holds no model"),
+        (
+            command(data, tmp_path / "c", f"--config.teacher={unbroken[0] / 'teacher'}", "--config.size=released"),
+            "of one size",
+        ),
+    ]
+    processes = [
+        subprocess.Popen(a, cwd=ROOT, env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for a, _ in cases
+    ]
+    for process, (_, message) in zip(processes, cases):
+        _, error = process.communicate()
+        lines = [line for line in error.splitlines() if line.startswith("error:")]
+        assert process.returncode == 2, error
+        assert len(lines) == 1, error
+        assert message in lines[0]
+        assert "Traceback" not in error
+
+
+def test_gldv2_without_data_says_how_to_get_it(home, tmp_path):
+    config = f"--config={ROOT / 'configs' / 'student_bin.py'}:gldv2"
+    done = run([sys.executable, "-m", "ames_jax.train", config, f"--workdir={tmp_path}"], home)
+    assert done.returncode == 2
+    assert "ames_jax.prepare" in done.stderr
+    assert "Traceback" not in done.stderr
