@@ -6,8 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ames_jax.checkpoints import load_model
     from ames_jax.descriptors import DescriptorSet
+    from ames_jax.model_files import load_model
     from ames_jax.scoring import Scorer, score_pairs, score_shortlist
     from ames_jax.similarity import AMES, AMESConfig
 
@@ -15,7 +15,7 @@ __all__ = ["AMES", "AMESConfig", "DescriptorSet", "Scorer", "load_model", "score
 
 _HOME = {
     "AMES": "similarity", "AMESConfig": "similarity", "DescriptorSet": "descriptors", "Scorer": "scoring",
-    "load_model": "checkpoints", "score_pairs": "scoring", "score_shortlist": "scoring",
+    "load_model": "model_files", "score_pairs": "scoring", "score_shortlist": "scoring",
 }  # fmt: skip
 
 

@@ -62,20 +62,30 @@ class RunCheckpoints:
         Raises:
           UserError: the checkpoint is of another model.
         """
-        step = self.latest()
-        wanted = jax.tree.map(_abstract, _plain(like))
+        step, wanted = self.latest(), jax.tree.map(_abstract, _plain(like))
+        self._refuse_another_model(step, wanted)
         args = self._ocp.args.Composite(
             state=self._ocp.args.StandardRestore(wanted), position=self._ocp.args.JsonRestore()
         )
-        try:
-            found = self._manager.restore(step, args=args)
-        except (ValueError, KeyError, FileNotFoundError, OSError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise UserError(
-                f"{self.directory / str(step)}: cannot be restored into this model: {reason}; "
-                "use another --workdir, or delete the checkpoint to start again"
-            ) from error
+        found = self._manager.restore(step, args=args)
         return _refill(like, found["state"]), found["position"]
+
+    def _refuse_another_model(self, step: int, wanted: dict[str, jax.ShapeDtypeStruct]) -> None:
+        # Orbax would find out as well, but after it has started to read, and in words of its own.
+        handlers = {"state": self._ocp.StandardCheckpointHandler(), "position": self._ocp.JsonCheckpointHandler()}
+        with self._ocp.CheckpointManager(self.directory, item_handlers=handlers) as manager:
+            stored = {key: tuple(value.shape) for key, value in manager.item_metadata(step)["state"].items()}
+        differs = [
+            f"{stored.get(key)} instead of {tuple(array.shape)}"
+            for key, array in wanted.items()
+            if stored.get(key) != tuple(array.shape)
+        ]
+        if differs or len(stored) != len(wanted):
+            raise UserError(
+                f"{self.directory / str(step)}: the checkpoint is of another model ({len(stored)} arrays, expected "
+                f"{len(wanted)}; {len(differs)} of another shape, e.g. {differs[0] if differs else '-'}); "
+                "use another --workdir, or delete the checkpoint to start again"
+            )
 
     def close(self) -> None:
         """Waits for a save in progress; raises as `save` does."""
@@ -178,25 +188,6 @@ def model_of(config: AMESConfig, weights: dict[str, np.ndarray], name: str) -> A
         raise UserError(f"{name}: the weights do not fit the model: " + "; ".join(sorted(faults)))
     filled = [(path, variable.replace(jax.numpy.asarray(weights[key]))) for key, (path, variable) in slots.items()]
     return nnx.merge(graph, nnx.from_flat_state(filled))
-
-
-def load_model(path_or_name: str | Path) -> AMES:
-    """A model from a run directory, a model directory, a release `.pt` file, or a released name.
-
-    A run directory gives its best student, else its best teacher.
-
-    Raises:
-      UserError: nothing there, or not a model.
-    """
-    path = Path(path_or_name)
-    if path.is_dir():
-        return read_model(find_model(path))
-    if path.is_file():
-        from ames_jax.torch_weights import from_torch, read_torch_file
-
-        return from_torch(read_torch_file(path))
-    AMESConfig.named(str(path_or_name))
-    raise UserError(f"{path_or_name}: give the path of the released file (.pt)")
 
 
 def find_model(directory: Path) -> Path:

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import importlib.util
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,11 @@ def parse(description: str, default_config: str, argv: Sequence[str] | None = No
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "where results go", flag_values=values)
     try:
-        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["", *arguments])
-        rest = values(["ames_jax", *arguments])[1:]
+        with warnings.catch_warnings():
+            # ml_collections loads the file in a way that Python deprecates.
+            warnings.filterwarnings("ignore", message=".*load_module", category=DeprecationWarning)
+            config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["", *arguments])
+            rest = values(["ames_jax", *arguments])[1:]
     except (flags.Error, ValueError, TypeError) as error:
         raise UserError(" ".join(str(error).split())) from error
     if rest:

@@ -16,8 +16,9 @@ import dataclasses
 import json
 from pathlib import Path
 
-from ames_jax.checkpoints import load_model, save_model
+from ames_jax.checkpoints import save_model
 from ames_jax.errors import UserError, run_main
+from ames_jax.model_files import load_model
 from ames_jax.similarity import AMES, AMESConfig
 from ames_jax.torch_files import read_checkpoint, write_checkpoint
 from ames_jax.torch_weights import from_torch, infer_config, to_torch

@@ -15,7 +15,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ames_jax import runtime
-from ames_jax.checkpoints import load_model
 from ames_jax.command_line import flatten, parse
 from ames_jax.data import landmarks
 from ames_jax.errors import UserError, run_main
@@ -26,6 +25,7 @@ from ames_jax.evaluation.results import PairLogits, first_stage_facts, result_ro
 from ames_jax.evaluation.scoring_run import Method, ScoreKeeper
 from ames_jax.evaluation.sweeps import Grid, best_setting, sweep_task
 from ames_jax.evaluation.task import RetrievalTask
+from ames_jax.model_files import load_model
 from ames_jax.ranking import SweepRow
 
 

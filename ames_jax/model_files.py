@@ -15,7 +15,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ames_jax.checkpoints import MODEL_FILE, read_model, save_model
+from ames_jax.checkpoints import MODEL_FILE, find_model, read_model, save_model
 from ames_jax.errors import UserError
 from ames_jax.runtime import home
 from ames_jax.similarity import AMES, NAMED, AMESConfig
@@ -29,6 +29,22 @@ ADDRESSES = (
     "http://ptak.felk.cvut.cz/personal/sumapave/public/ames/networks",
 )
 TIMEOUT_SECONDS = 30
+
+
+def load_model(path_or_name: str | Path) -> AMES:
+    """A model from a run directory, a model directory, a release `.pt` file, or a released name (downloaded once).
+
+    A run directory gives its best student, else its best teacher.
+
+    Raises:
+      UserError: nothing there, or not a model.
+    """
+    path = Path(path_or_name)
+    if path.is_dir():
+        return read_model(find_model(path))
+    if path.is_file():
+        return from_torch(read_checkpoint(path))
+    return load_released(str(path_or_name))
 
 
 def load_released(name: str) -> AMES:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -127,24 +126,3 @@ def _exported(entries: list[Entry], arrays: Mapping[StatePath, np.ndarray]) -> I
     for entry in entries:
         array = arrays[entry.path]
         yield entry.name, np.ascontiguousarray(array.T if entry.transposed else array)
-
-
-def read_torch_file(path: Path) -> dict[str, np.ndarray]:
-    """Name → array of a release `.pt` file (key `state`); torch is needed here alone, and runs none of the file's code.
-
-    Raises:
-      UserError: torch is not installed, or the file is not a checkpoint of tensors.
-    """
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(f"{path}: reading a .pt file needs PyTorch once: pip install torch") from error
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: not a PyTorch checkpoint that can be read safely: {reason}") from error
-    state = content.get("state") if isinstance(content, dict) else None
-    if not isinstance(state, dict):
-        raise UserError(f"{path}: expected a checkpoint with the key 'state'")
-    return {name: tensor.numpy() for name, tensor in state.items()}

@@ -12,11 +12,11 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from ames_jax import runtime
-from ames_jax.checkpoints import load_model
 from ames_jax.command_line import parse
 from ames_jax.data import landmarks
 from ames_jax.errors import UserError, run_main
 from ames_jax.fitting import STOPPED_EARLY, StoppedEarly
+from ames_jax.model_files import load_model
 from ames_jax.report.run_report import write_report
 from ames_jax.runs import keep_config, train_role
 from ames_jax.similarity import AMES

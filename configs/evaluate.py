@@ -25,9 +25,7 @@ def get_config(variant: str = "benchmarks") -> ConfigDict:
     if variant not in VARIANTS:
         raise refuse_variant(variant, VARIANTS)
     config = ConfigDict()
-    config.data_dir = (
-        ""  # the release's folder, a prepared data set, a manifest's folder; "landmarks": the embedded set
-    )
+    config.data_dir = ""  # the release's folder, a prepared data set, a manifest's folder; "landmarks": embedded
     config.dataset = "roxford5k"  # a benchmark's name, a name in ground_truth/ of a prepared data set, or "custom"
     config.model = ""  # run directory, model directory, released .pt file, or released name (downloaded once)
     config.backbone = "dinov2"  # prefix of the release's descriptor files: "dinov2" or "cvnet"
@@ -39,9 +37,7 @@ def get_config(variant: str = "benchmarks") -> ConfigDict:
     config.rerank = "100"  # k, images re-ranked a query, comma list; release: 1600, small: 100, 400
     config.lam = ""  # λ in 0..1, weight of the global similarity, comma list; "" for the released model's value
     config.gamma = ""  # γ ≥ 0, scale of the logit, comma list; "" for the released model's value
-    config.tune_on = (
-        ""  # data set on which one λ, γ of the lists is chosen, then applied to `dataset`; release: gldv2-val
-    )
+    config.tune_on = ""  # data set on which one λ, γ of the lists is chosen for `dataset`; release: gldv2-val
 
     config.sweep_memory = False  # also at T = 10 … 600: tradeoff.png and a table of mAP against bytes an image
     config.match_kernel = True  # in sweep_memory: the hand-made opponent on the same descriptors

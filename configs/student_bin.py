@@ -30,6 +30,6 @@ def get_config(variant: str = "landmarks") -> ConfigDict:
     report.gallery_queries = 6  # queries shown in gallery.png
 
     if variant == "landmarks":
-        config.optimizer.update(steps=250, learning_rate=5e-4, warmup=20)
-        config.validation.every = 125
+        config.optimizer.update(steps=300, learning_rate=5e-4, warmup=20)
+        config.validation.every = 150
     return config

@@ -109,12 +109,12 @@ def contestants(root: Path, teacher: AMES, student: AMES) -> list[Contestant]:
         return kernel_scores(queries, database, shortlists, whitening=whitening)
 
     as_stored = lambda descriptors: descriptors  # noqa: E731
-    bits = student.tokenizer.binarize
+    bits, bit_bytes = student.tokenizer.binarize, student.config.bits // 8
     return [
         Contestant("teacher", "teacher", 2 * teacher.config.model_width, model_score(teacher), as_stored, GAMMAS, False, False),
-        Contestant("student", "student", student.config.bits // 8, model_score(student), bits, GAMMAS, False, True),
+        Contestant("student", "student", bit_bytes, model_score(student), bits, GAMMAS, False, True),
         Contestant("hand-made, floats", "kernel on floats", 2 * width, floats, as_stored, KERNEL_GAMMAS, True, True),
-        Contestant("hand-made, bits", "kernel on bits", student.config.bits // 8, kernel_scores, bits, KERNEL_GAMMAS, True, True),
+        Contestant("hand-made, bits", "kernel on bits", bit_bytes, kernel_scores, bits, KERNEL_GAMMAS, True, True),
     ]  # fmt: skip
 
 

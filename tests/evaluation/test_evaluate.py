@@ -16,7 +16,7 @@ import synthetic
 from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
 
-from ames_jax.checkpoints import load_model, save_model
+from ames_jax.checkpoints import save_model
 from ames_jax.command_line import load_config
 from ames_jax.data.evaluation_set import EvaluationSet
 from ames_jax.data.neighbours import save_neighbours
@@ -26,6 +26,7 @@ from ames_jax.evaluation.layouts import open_task
 from ames_jax.index.packing import BitPacker
 from ames_jax.index.store import build_store
 from ames_jax.metrics import mean_average_precision
+from ames_jax.model_files import load_model
 from ames_jax.similarity import AMES, AMESConfig
 from ames_jax.torch_weights import from_torch, infer_config
 
