@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from ames_jax.checkpoints import read_model
 from ames_jax.command_line import flatten
-from ames_jax.data.evaluation_set import EvaluationSet, sample_descriptors
+from ames_jax.data.evaluation_set import EvaluationSet, Limits, sample_descriptors
 from ames_jax.data.neighbours import open_neighbours
 from ames_jax.data.pipeline import TripletPipeline
 from ames_jax.data.shards import DescriptorSource, open_split, read_about
@@ -103,16 +103,16 @@ def make_recipe(config: ConfigDict, pipeline: TripletPipeline) -> Recipe:
 def make_validation(config: ConfigDict, root: Path) -> Callable[[AMES], dict[str, float]]:
     """model → validation mAP (percent) of the re-ranked lists at the best λ and γ, and balanced accuracy of the logits."""
     settings = config.validation
-    subset = EvaluationSet.load(root, "validation").head(settings.queries)
+    limits = Limits(settings.queries, settings.shortlist, settings.query_descriptors, settings.database_descriptors)
+    subset = EvaluationSet.load(root, "validation", limits)
     shortlist = min(settings.shortlist, subset.ranks.shape[1])
-    queries = subset.queries.truncate(settings.query_descriptors)
-    database = subset.database.truncate(settings.database_descriptors)
     right = [set(truth["ok"]) for truth in subset.ground_truth]
     labels = np.array([[row in ok for row in rows] for ok, rows in zip(right, subset.ranks[:, :shortlist].tolist())])
     measure = subset.measure()
 
     def validate(model: AMES) -> dict[str, float]:
-        logits = Scorer(model).shortlists(queries, database, subset.ranks[:, :shortlist], progress="validation")
+        scorer = Scorer(model)
+        logits = scorer.shortlists(subset.queries, subset.database, subset.shortlists(shortlist), progress="validation")
         setting, rows = tune(subset.similarities, logits, measure, k=[shortlist], lam=LAMBDAS, gamma=GAMMAS)
         best = next(row.scores["map"] for row in rows if row.setting == setting)
         accuracy = 0.5 * ((logits > 0)[labels].mean() + (logits <= 0)[~labels].mean())

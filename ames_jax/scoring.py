@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -39,10 +41,8 @@ class Scorer:
     def __init__(self, model: AMES, micro_batch: int | None = None):
         self.config, self.micro_batch = model.config, micro_batch
         self._mesh = data_mesh(jax.local_devices())
-        graph, params = nnx.split(model)
+        self._graph, params = nnx.split(model)
         self._params = jax.device_put(params, NamedSharding(self._mesh, PartitionSpec()))
-        self._shortlist = jax.jit(partial(_score_shortlist, graph))
-        self._pairs = jax.jit(partial(_score_pairs, graph))
 
     def shortlist(self, query: DescriptorSet, database: DescriptorSet) -> np.ndarray:
         """float32 logits [K] of a query [Q, ·] against database images [K, T, ·]; the query's own work is done once.
@@ -59,7 +59,7 @@ class Scorer:
             return np.zeros(0, np.float32)
         batches, steps = self._micro_batches(database, count, query.count, database.count)
         replicated = jax.device_put(query, NamedSharding(self._mesh, PartitionSpec()))
-        return np.asarray(self._shortlist(self._params, replicated, batches, steps)).reshape(-1)[:count]
+        return np.asarray(_score_shortlist(self._graph, self._params, replicated, batches, steps)).reshape(-1)[:count]
 
     def pairs(self, query: DescriptorSet, database: DescriptorSet) -> np.ndarray:
         """float32 logits [B] of query [B, Q, ·] with database [B, T, ·], pair by pair; raises as `shortlist` does."""
@@ -71,7 +71,7 @@ class Scorer:
         if count == 0:
             return np.zeros(0, np.float32)
         batches, steps = self._micro_batches((query, database), count, query.count, database.count)
-        return np.asarray(self._pairs(self._params, batches, steps)).reshape(-1)[:count]
+        return np.asarray(_score_pairs(self._graph, self._params, batches, steps)).reshape(-1)[:count]
 
     def shortlists(
         self, queries: DescriptorSet, database: DescriptorSet, shortlists: np.ndarray, progress: str | None = None
@@ -82,8 +82,26 @@ class Scorer:
           shortlists: int [Nq, K], database rows.
           progress: label of a progress bar, or None for none.
         """
-        rows = tqdm(shortlists, desc=progress, unit="query", disable=None if progress else True, leave=False)
-        return np.stack([self.shortlist(queries[i], database[row]) for i, row in enumerate(rows)])
+
+        def one(query: int) -> np.ndarray:
+            return self.shortlist(queries[query], database[shortlists[query]])
+
+        with ThreadPoolExecutor(self._threads()) as pool:
+            scored = pool.map(one, range(len(shortlists)))
+            bar = tqdm(
+                scored,
+                desc=progress,
+                total=len(shortlists),
+                unit="query",
+                disable=None if progress else True,
+                leave=False,
+            )
+            return np.stack(list(bar))
+
+    def _threads(self) -> int:
+        """Queries in work at a time: on CPU one a core, since one program alone leaves cores waiting (1.5 to 2 times faster on
+        two); elsewhere two, so that the next query is laid out while the device works."""
+        return len(os.sched_getaffinity(0)) if self._mesh.devices.flat[0].platform == "cpu" else 2
 
     def _micro_batches(self, tree: Any, count: int, queries: int, databases: int) -> tuple[Any, int]:
         """Reshapes leading axes [count, …] to [capacity, micro-batch · devices, …] on the devices; and the steps to run.
@@ -118,6 +136,8 @@ def _scored_fields(tree: Any) -> Any:
     return jax.tree.map(lambda s: DescriptorSet(s.features, s.valid), tree, is_leaf=is_set)
 
 
+# Compiled per structure of the model, not per model: another scorer of the same structure costs no compilation.
+@partial(jax.jit, static_argnums=0)
 def _score_shortlist(
     graph: nnx.GraphDef, params: nnx.State, query: DescriptorSet, batches: DescriptorSet, steps: int
 ) -> jax.Array:
@@ -126,6 +146,7 @@ def _score_shortlist(
     return _loop(lambda part: model.logits(shared, part), batches, steps)
 
 
+@partial(jax.jit, static_argnums=0)
 def _score_pairs(
     graph: nnx.GraphDef, params: nnx.State, batches: tuple[DescriptorSet, DescriptorSet], steps: int
 ) -> jax.Array:

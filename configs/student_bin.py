@@ -25,7 +25,7 @@ def get_config(variant: str = "landmarks") -> ConfigDict:
     config.report = report = ConfigDict()
     report.enabled = variant == "landmarks"  # evaluate the test split and draw the table and the pictures at the end
     report.shortlist = 50  # images re-ranked a query
-    report.query_descriptors = (50, 100)  # Q; a row each (the teacher: the largest alone)
+    report.query_descriptors = (50, 100)  # Q; the smaller ones are measured at T = Q alone (student, hand-made)
     report.database_descriptors = (8, 16, 32, 50, 64, 100)  # T; 64 binary descriptors are 1 KB
     report.gallery_queries = 6  # queries shown in gallery.png
 

@@ -71,7 +71,8 @@ def get_config(variant: str = "landmarks") -> ConfigDict:
             descriptors=400, lengths=(10, 400), buckets=(100, 200, 300, 400), batch=100, top=300, minimum=5, workers=8
         )
         optimizer.update(epochs=15.0, learning_rate=2e-4, weight_decay=5e-4, beta2=0.999, warmup=0, clip=None)
-        validation.update(every=5000, queries=379, shortlist=100, query_descriptors=400, database_descriptors=400)
+        # Held in memory: 200 × 50 images × 100 descriptors × 1.5 kB = 1.5 GB at most. Take public test queries for it.
+        validation.update(every=5000, queries=200, shortlist=50, query_descriptors=100, database_descriptors=100)
         checkpoint.every = 1000
         config.log_every = 50
     return config

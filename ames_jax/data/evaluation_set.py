@@ -17,6 +17,22 @@ from ames_jax.ranking import Measure
 
 
 @dataclasses.dataclass(frozen=True)
+class Limits:
+    """How much of an evaluation to hold in memory; None: all of it.
+
+    Attributes:
+      queries: queries, spread over the set.
+      shortlist: images of each query's list.
+      query_descriptors, database_descriptors: strongest descriptors of each image.
+    """
+
+    queries: int | None = None
+    shortlist: int | None = None
+    query_descriptors: int | None = None
+    database_descriptors: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluationSet:
     """Queries to re-rank.
 
@@ -24,9 +40,9 @@ class EvaluationSet:
       name: of the data set, as results print it.
       first_stage: name of the global search behind the lists.
       root: folder of the data set.
-      query_split, database_split: names of the splits.
-      queries: [Nq, K, ·]; database: [N, K, ·]; NumPy, features as stored.
-      query_ids, database_ids: ids of the images.
+      queries: [Nq, K, ·]; database: [M, K, ·], the images of `loaded`; NumPy, features as stored.
+      loaded: int [M], rising: the database rows that are in memory.
+      query_ids, database_ids: ids of the images (all of the database).
       ranks: int [Nq, R], database rows in the order of the first stage; similarities: float [Nq, R], falling.
       ground_truth: a dict of row lists ("ok", "junk") a query.
     """
@@ -34,10 +50,9 @@ class EvaluationSet:
     name: str
     first_stage: str
     root: Path
-    query_split: str
-    database_split: str
     queries: DescriptorSet
     database: DescriptorSet
+    loaded: np.ndarray
     query_ids: list[str]
     database_ids: list[str]
     ranks: np.ndarray
@@ -45,12 +60,13 @@ class EvaluationSet:
     ground_truth: list[dict[str, list[int]]]
 
     @classmethod
-    def load(cls, root: Path, name: str) -> EvaluationSet:
-        """Reads `ground_truth/NAME.json` and what it names.
+    def load(cls, root: Path, name: str, limits: Limits | None = None) -> EvaluationSet:
+        """Reads `ground_truth/NAME.json` and what it names, within the limits.
 
         Raises:
           UserError: there is no such evaluation, or its parts are not of the same images.
         """
+        limits = limits or Limits()
         path = root / "ground_truth" / f"{name}.json"
         if not path.is_file():
             found = ", ".join(sorted(p.stem for p in path.parent.glob("*.json"))) or "none"
@@ -63,22 +79,23 @@ class EvaluationSet:
                 f"{path}: {len(truth['queries'])} queries, but {len(query)} images in split {truth['query']} "
                 f"and {len(lists)} neighbour lists"
             )
-        about = read_about(root)
+        # Spread over the set: a data set's queries often come sorted by what they show.
+        rows = np.unique(
+            np.linspace(0, len(query) - 1, min(limits.queries or len(query), len(query))).round().astype(int)
+        )
+        ranks = np.asarray(lists.indices[rows])
+        loaded = np.unique(ranks[:, : limits.shortlist]) if limits.shortlist else np.arange(len(database))
+        about, query_ids = read_about(root), query.ids()
         return cls(
-            about["name"], about.get("global", "the given lists"), root, truth["query"], truth["database"],
-            read_all(query), read_all(database), query.ids(), database.ids(),
-            np.asarray(lists.indices), np.asarray(lists.similarities), truth["queries"],
+            about["name"], about.get("global", "the given lists"), root,
+            read_rows(query, rows, limits.query_descriptors), read_rows(database, loaded, limits.database_descriptors),
+            loaded, [query_ids[i] for i in rows], database.ids(), ranks, np.asarray(lists.similarities[rows]),
+            [truth["queries"][i] for i in rows],
         )  # fmt: skip
 
-    def head(self, queries: int) -> EvaluationSet:
-        """The first stage's lists of every n-th query, so that at most `queries` are left, spread over the set."""
-        if queries >= len(self.ranks):
-            return self
-        rows = np.linspace(0, len(self.ranks) - 1, queries).round().astype(int)
-        return dataclasses.replace(
-            self, queries=self.queries[rows], query_ids=[self.query_ids[i] for i in rows], ranks=self.ranks[rows],
-            similarities=self.similarities[rows], ground_truth=[self.ground_truth[i] for i in rows],
-        )  # fmt: skip
+    def shortlists(self, count: int) -> np.ndarray:
+        """int [Nq, count]: the first images of each list as rows of `database`."""
+        return np.searchsorted(self.loaded, self.ranks[:, :count])
 
     def measure(self) -> Measure:
         """mAP ("map", percent) of an order of the lists' columns, for `ranking.sweep` and `ranking.tune`."""
@@ -93,14 +110,10 @@ class EvaluationSet:
         return shortlist_ceiling(self.ranks, self.ground_truth, shortlist)
 
 
-def read_all(source: DescriptorSource) -> DescriptorSet:
-    """Every image of a split as one set [N, K, ·] without geometry; `valid` is None when all are real."""
-    images = stack(
-        [
-            DescriptorSet(r.descriptors.features, r.descriptors.valid)
-            for r in map(source.__getitem__, range(len(source)))
-        ]
-    )
+def read_rows(source: DescriptorSource, rows: np.ndarray, descriptors: int | None) -> DescriptorSet:
+    """Images of a split as one set [n, K, ·] without geometry, cut to `descriptors`; `valid` is None when all are real."""
+    sets = [source[int(row)].descriptors for row in rows]
+    images = stack([DescriptorSet(s.features, s.valid).truncate(descriptors or s.count) for s in sets])
     return DescriptorSet(images.features) if images.valid is None or images.valid.all() else images
 
 

@@ -133,7 +133,7 @@ def measure(
 
     def scored(name: str, split: EvaluationSet, queries: int, count: int) -> np.ndarray | Mapping[float, np.ndarray]:
         query, database = stored[name]
-        return contestant.score(query.truncate(queries), database.truncate(count), split.ranks[:, :shortlist])
+        return contestant.score(query.truncate(queries), database.truncate(count), split.shortlists(shortlist))
 
     def choose(queries: int, count: int) -> Setting:
         logits = scored("validation", validation, queries, count)
@@ -146,8 +146,8 @@ def measure(
         setting = None if contestant.tune_every_count else choose(queries, TUNED_AT)
         scores = {}
         for count in settings.database_descriptors:
-            if queries < most and count > queries:
-                continue
+            if queries < most and count != queries:
+                continue  # the symmetric pair, to hold against the same database side with more query descriptors
             used = setting or choose(queries, count)
             logits = scored("test", test, queries, count)
             logits = logits[used.threshold] if isinstance(logits, Mapping) else logits
@@ -196,7 +196,7 @@ def draw_ranked(
 
     def logits(split: EvaluationSet) -> np.ndarray:
         database = bits(split.database.truncate(count))
-        return score(split.queries.truncate(queries), database, split.ranks[:, :shortlist])
+        return score(split.queries.truncate(queries), database, split.shortlists(shortlist))
 
     setting, _ = tune(
         validation.similarities, logits(validation), validation.measure(), k=[shortlist], lam=LAMBDAS, gamma=GAMMAS
