@@ -55,6 +55,8 @@ def train_role(config: ConfigDict, root: Path, directory: Path, label: str, teac
     pipeline = triplet_pipeline(config, source, root)
     recipe = make_recipe(config, pipeline)
     model = AMES(model_config(config, width), nnx.Rngs(config.seed))
+    if teacher is not None:
+        _refuse_teacher(teacher, model, about["name"])
     sample = sample_descriptors(source, SAMPLE, SAMPLE_PER_IMAGE, config.seed)
     initialise(model, config.init, sample, teacher, config.seed)
     size = sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
@@ -67,6 +69,15 @@ def train_role(config: ConfigDict, root: Path, directory: Path, label: str, teac
         {"data_set": about["name"], "backbone": about.get("backbone"), "role": label},
     )  # fmt: skip
     return fit(model, recipe, pipeline, settings, make_validation(config, root), teacher)
+
+
+def _refuse_teacher(teacher: AMES, student: AMES, data_set: str) -> None:
+    for key, why in (("descriptor_width", f"the descriptors of {data_set}"), ("model_width", "the student's tokens")):
+        found, expected = getattr(teacher.config, key), getattr(student.config, key)
+        if found != expected:
+            raise UserError(
+                f"--config.teacher: its {key} is {found}, but {why} have width {expected}; give another teacher"
+            )
 
 
 def triplet_pipeline(config: ConfigDict, source: DescriptorSource, root: Path) -> TripletPipeline:

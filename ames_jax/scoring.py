@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -15,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from ames_jax.descriptors import DescriptorSet, validate
+from ames_jax.processors import usable_cores
 from ames_jax.sharding import data_mesh
 from ames_jax.similarity import AMES
 
@@ -101,7 +101,7 @@ class Scorer:
     def _threads(self) -> int:
         """Queries in work at a time: on CPU one a core, since one program alone leaves cores waiting (1.5 to 2 times faster on
         two); elsewhere two, so that the next query is laid out while the device works."""
-        return len(os.sched_getaffinity(0)) if self._mesh.devices.flat[0].platform == "cpu" else 2
+        return usable_cores() if self._mesh.devices.flat[0].platform == "cpu" else 2
 
     def _micro_batches(self, tree: Any, count: int, queries: int, databases: int) -> tuple[Any, int]:
         """Reshapes leading axes [count, …] to [capacity, micro-batch · devices, …] on the devices; and the steps to run.

@@ -14,10 +14,11 @@ from ml_collections import ConfigDict
 from ames_jax import runtime
 from ames_jax.command_line import parse
 from ames_jax.data import landmarks
+from ames_jax.data.evaluation_set import EvaluationSet, Limits
 from ames_jax.errors import UserError, run_main
 from ames_jax.fitting import STOPPED_EARLY, StoppedEarly
 from ames_jax.model_files import load_model
-from ames_jax.report.run_report import write_report
+from ames_jax.report.run_report import draw_curves, write_report
 from ames_jax.runs import keep_config, train_role
 from ames_jax.similarity import AMES
 
@@ -32,6 +33,10 @@ def main() -> int:
     try:
         if "train_teacher" not in config:
             train_role(config, root, workdir / "teacher", "teacher", None)
+            shortlist = config.validation.shortlist
+            validation = EvaluationSet.load(root, "validation", Limits(config.validation.queries, shortlist, 1, 1))
+            draw_curves(workdir, validation, shortlist, ["teacher"])
+            print(workdir / "training.png")
             return 0
         teacher = get_teacher(config, root, workdir)
         student = train_role(config, root, workdir / "student", "student", teacher)

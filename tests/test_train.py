@@ -12,7 +12,11 @@ import conftest
 import numpy as np
 import pytest
 import synthetic
+from flax import nnx
 from safetensors.numpy import load_file
+
+from ames_jax.checkpoints import save_model
+from ames_jax.similarity import AMES, AMESConfig
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -124,6 +128,8 @@ def test_killed_and_resumed_ends_bit_identical(unbroken, data, home, tmp_path):
 
 
 def test_mistakes_are_one_line_and_exit_code_2(unbroken, data, home, tmp_path):
+    narrow = AMES(AMESConfig(descriptor_width=20, model_width=16, layers=2, feed_forward=256), nnx.Rngs(0))
+    save_model(narrow, tmp_path / "narrow")
     readonly = tmp_path / "file"
     readonly.write_text("not a folder")
     cases = [

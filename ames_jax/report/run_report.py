@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -162,10 +162,12 @@ def _stored(contestant: Contestant, split: EvaluationSet) -> tuple[DescriptorSet
     return contestant.prepare(split.queries), contestant.prepare(split.database)
 
 
-def draw_curves(workdir: Path, validation: EvaluationSet, shortlist: int) -> None:
-    """training.png, from the logs of teacher and student."""
+def draw_curves(
+    workdir: Path, validation: EvaluationSet, shortlist: int, roles: Sequence[str] = ("teacher", "student")
+) -> None:
+    """training.png, from the logs of these roles in `workdir`."""
     runs = []
-    for role in ("teacher", "student"):
+    for role in roles:
         lines = read_history(workdir / role)
         steps = [line for line in lines if "loss" in line]
         checks = [line for line in lines if "validation_map" in line]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -17,6 +16,7 @@ from ames_jax.data.landmarks.scene import world
 from ames_jax.data.landmarks.settings import Settings
 from ames_jax.errors import UserError
 from ames_jax.extraction.keypoints import SIFT_WIDTH, detect
+from ames_jax.processors import usable_cores
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def run_tasks(tasks: list[Task], processes: int | None) -> Iterator[Views]:
     Raises:
       UserError: when the worker processes die (out of memory, or a script without a main guard).
     """
-    processes = min(processes or available_cores(), len(tasks))
+    processes = min(processes or usable_cores(), len(tasks))
     if processes <= 1:
         yield from map(run_task, tasks)
         return
@@ -106,7 +106,3 @@ def run_tasks(tasks: list[Task], processes: int | None) -> Iterator[Views]:
 def _use_one_thread() -> None:
     """Each worker has a core: OpenCV's own threads would only get in the way."""
     cv2.setNumThreads(1)
-
-
-def available_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,40 @@
+"""Speed, measured here: `python -m ames_jax.benchmark data | score | train | evaluate`; `--help` after each says more.
+
+Each stands beside a plain PyTorch implementation that works as the release does, where a Python with torch is at hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from ames_jax import runtime
+from ames_jax.benchmarks import data
+from ames_jax.benchmarks.tables import write_json
+from ames_jax.errors import run_main
+
+COMMANDS = {
+    "data": (data, "Images a second from disk to the training step, from each storage."),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one subcommand: measures, prints a table, writes JSON."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ames_jax.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar=" | ".join(COMMANDS))
+    for name, (module, text) in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    arguments = parser.parse_args(argv)
+    runtime.start()
+    results, table = arguments.run(arguments)
+    print(table)
+    write_json(arguments.json, results)
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)
