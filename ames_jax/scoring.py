@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -87,7 +88,8 @@ class Scorer:
             return self.shortlist(queries[query], database[shortlists[query]])
 
         with ThreadPoolExecutor(self._threads()) as pool:
-            scored = pool.map(one, range(len(shortlists)))
+            # The first alone: threads that meet a new shape together would each compile it.
+            scored = itertools.chain([one(0)], pool.map(one, range(1, len(shortlists))))
             bar = tqdm(
                 scored,
                 desc=progress,

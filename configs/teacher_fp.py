@@ -45,7 +45,7 @@ def get_config(variant: str = "landmarks") -> ConfigDict:
 
     config.optimizer = optimizer = ConfigDict()
     optimizer.epochs = config_dict.placeholder(float)  # length of training in epochs; release: 15
-    optimizer.steps = 700  # or in steps, where epochs is None
+    optimizer.steps = 600  # or in steps, where epochs is None
     optimizer.learning_rate = 1e-3  # peak of AdamW; release: 2e-4
     optimizer.weight_decay = 1e-4  # on every parameter; release: 5e-4
     optimizer.beta2 = 0.99  # AdamW's second-moment decay; release: 0.999
@@ -53,7 +53,7 @@ def get_config(variant: str = "landmarks") -> ConfigDict:
     optimizer.clip = 1.0  # largest gradient norm; None = no clipping; release: None
 
     config.validation = validation = ConfigDict()
-    validation.every = 175  # steps between validations
+    validation.every = 200  # steps between validations
     validation.queries = 48  # queries of the validation split that are used
     validation.shortlist = 50  # images re-ranked a query
     validation.query_descriptors = 48  # Q at validation

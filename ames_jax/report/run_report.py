@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
 import numpy as np
 from ml_collections import ConfigDict
 
-from ames_jax.data.evaluation_set import EvaluationSet, sample_descriptors
+from ames_jax.data.evaluation_set import EvaluationSet, Limits, sample_descriptors
 from ames_jax.data.shards import open_split
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.history import read_history
@@ -29,8 +30,6 @@ from ames_jax.runs import GAMMAS, LAMBDAS
 from ames_jax.scoring import Scorer
 from ames_jax.similarity import AMES
 
-TUNED_AT = 50  # database descriptors at which a model's λ and γ are chosen on validation
-
 # (queries, database, shortlists) → logits [Nq, K], or {threshold: logits} for a kernel
 Score = Callable[[DescriptorSet, DescriptorSet, np.ndarray], np.ndarray | Mapping[float, np.ndarray]]
 
@@ -44,7 +43,6 @@ class Contestant:
       score: from truncated sets and shortlists to logits.
       prepare: what is stored of a data set's descriptors (bits, or as they are).
       gammas: γ that are tried.
-      tune_every_count: choose λ, γ (and threshold) at every number of database descriptors, not once.
       all_query_counts: measure at every number of query descriptors, not at the largest alone.
     """
 
@@ -54,7 +52,6 @@ class Contestant:
     score: Score
     prepare: Callable[[DescriptorSet], DescriptorSet]
     gammas: tuple[float, ...]
-    tune_every_count: bool
     all_query_counts: bool
 
 
@@ -64,28 +61,25 @@ def write_report(settings: ConfigDict, root: Path, workdir: Path, teacher: AMES,
     Writes results.json, results.md, tradeoff.png, gallery.png and training.png into `workdir`. λ, γ and the kernels'
     thresholds are chosen on the validation split alone.
     """
-    test, validation = EvaluationSet.load(root, "test"), EvaluationSet.load(root, "validation")
+    test = EvaluationSet.load(root, "test")
+    validation = EvaluationSet.load(root, "validation", Limits(queries=settings.validation_queries))
     shortlist = min(settings.shortlist, test.ranks.shape[1], validation.ranks.shape[1])
-    methods, chosen = [], []
-    for contestant in contestants(root, teacher, student):
-        found, settings_used = measure(contestant, settings, validation, test, shortlist)
-        methods += found
-        chosen += settings_used
+    # Two at a time: while a program of one is compiled, on one core, another scores.
+    with ThreadPoolExecutor(2) as pool:
+        tasks = [
+            pool.submit(measure, c, settings, validation, test, shortlist) for c in contestants(root, teacher, student)
+        ]
+        measured = [task.result() for task in tasks]
+    methods = tuple(method for contestant in measured for method in contestant.methods)
     comparison = Comparison(
-        test.name,
-        "mAP",
-        test.first_stage,
-        [test.map_of(test.ranks)],
-        shortlist,
-        test.ceiling(shortlist),
-        tuple(methods),
+        test.name, "mAP", test.first_stage, [test.map_of(test.ranks)], shortlist, test.ceiling(shortlist), methods
     )
     table = markdown_table(comparison)
     (workdir / "results.md").write_text(table)
     results = {
         "dataset": test.name, "split": "test", "queries": len(test.ranks), "database_images": len(test.database_ids),
-        "first_stage": {"name": test.first_stage, "map": comparison.global_only[0]},
-        "shortlist": shortlist, "ceiling": comparison.ceiling, "rows": table_rows(comparison), "settings": chosen,
+        "first_stage": {"name": test.first_stage, "map": comparison.global_only[0]}, "shortlist": shortlist,
+        "ceiling": comparison.ceiling, "rows": table_rows(comparison), "settings": [s for m in measured for s in m.settings],
     }  # fmt: skip
     (workdir / "results.json").write_text(json.dumps(results, indent=1))
     draw_tradeoff(comparison, workdir / "tradeoff.png")
@@ -93,7 +87,7 @@ def write_report(settings: ConfigDict, root: Path, workdir: Path, teacher: AMES,
     written = ["results.md", "results.json", "tradeoff.png", "training.png"]
     print(f"\n{table}")
     if (root / "images" / f"{test.query_ids[0]}.jpg").exists():
-        draw_ranked(settings, root, workdir, student, validation, test, shortlist)
+        draw_ranked(settings.gallery_queries, root, workdir, measured[1], test)
         written.append("gallery.png")
     else:
         print(f"{root} holds no pictures (images/ID.jpg), so gallery.png is not drawn")
@@ -111,10 +105,10 @@ def contestants(root: Path, teacher: AMES, student: AMES) -> list[Contestant]:
     as_stored = lambda descriptors: descriptors  # noqa: E731
     bits, bit_bytes = student.tokenizer.binarize, student.config.bits // 8
     return [
-        Contestant("teacher", "teacher", 2 * teacher.config.model_width, model_score(teacher), as_stored, GAMMAS, False, False),
-        Contestant("student", "student", bit_bytes, model_score(student), bits, GAMMAS, False, True),
-        Contestant("hand-made, floats", "kernel on floats", 2 * width, floats, as_stored, KERNEL_GAMMAS, True, True),
-        Contestant("hand-made, bits", "kernel on bits", bit_bytes, kernel_scores, bits, KERNEL_GAMMAS, True, True),
+        Contestant("teacher", "teacher", 2 * teacher.config.model_width, model_score(teacher), as_stored, GAMMAS, False),
+        Contestant("student", "student", bit_bytes, model_score(student), bits, GAMMAS, True),
+        Contestant("hand-made, floats", "kernel on floats", 2 * width, floats, as_stored, KERNEL_GAMMAS, True),
+        Contestant("hand-made, bits", "kernel on bits", bit_bytes, kernel_scores, bits, KERNEL_GAMMAS, True),
     ]  # fmt: skip
 
 
@@ -125,41 +119,51 @@ def model_score(model: AMES) -> Score:
     return lambda queries, database, lists: scorer.shortlists(queries, database, lists, progress=f"scoring, {label}")
 
 
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """A contestant's results: rows of the table, the settings chosen on validation, and its lists by (Q, T)."""
+
+    contestant: Contestant
+    methods: list[Method]
+    settings: list[dict]
+    lists: dict[tuple[int, int], np.ndarray]
+
+
 def measure(
     contestant: Contestant, settings: ConfigDict, validation: EvaluationSet, test: EvaluationSet, shortlist: int
-) -> tuple[list[Method], list[dict]]:
-    """One contestant at every number of query and database descriptors: its rows and the settings chosen on validation."""
-    stored = {name: _stored(contestant, split) for name, split in (("validation", validation), ("test", test))}
-
-    def scored(name: str, split: EvaluationSet, queries: int, count: int) -> np.ndarray | Mapping[float, np.ndarray]:
-        query, database = stored[name]
-        return contestant.score(query.truncate(queries), database.truncate(count), split.shortlists(shortlist))
-
-    def choose(queries: int, count: int) -> Setting:
-        logits = scored("validation", validation, queries, count)
-        grid = {"k": [shortlist], "lam": LAMBDAS, "gamma": contestant.gammas}
-        return tune(validation.similarities, logits, validation.measure(), **grid)[0]
-
+) -> Measured:
+    """One contestant at every number of query and database descriptors, each with the setting that validation prefers."""
     most = max(settings.query_descriptors)
-    methods, chosen = [], []
+    found = Measured(contestant, [], [], {})
     for queries in sorted(settings.query_descriptors) if contestant.all_query_counts else [most]:
-        setting = None if contestant.tune_every_count else choose(queries, TUNED_AT)
         scores = {}
         for count in settings.database_descriptors:
             if queries < most and count != queries:
                 continue  # the symmetric pair, to hold against the same database side with more query descriptors
-            used = setting or choose(queries, count)
-            logits = scored("test", test, queries, count)
-            logits = logits[used.threshold] if isinstance(logits, Mapping) else logits
-            scores[count] = [test.map_of(rerank(test.ranks, test.similarities, logits, used))]
-            chosen.append({"method": contestant.name, "query_descriptors": queries, "database_descriptors": count,
-                           **dataclasses.asdict(used)})  # fmt: skip
-        methods.append(Method(contestant.name, contestant.kind, queries, contestant.bytes_per_descriptor, scores))
-    return methods, chosen
+            used, ranks = rerank_test(contestant, validation, test, shortlist, queries, count)
+            found.lists[queries, count] = ranks
+            scores[count] = [test.map_of(ranks)]
+            where = {"method": contestant.name, "query_descriptors": queries, "database_descriptors": count}
+            found.settings.append({**where, **dataclasses.asdict(used)})
+        name, kind, stored_bytes = contestant.name, contestant.kind, contestant.bytes_per_descriptor
+        found.methods.append(Method(name, kind, queries, stored_bytes, scores))
+    return found
 
 
-def _stored(contestant: Contestant, split: EvaluationSet) -> tuple[DescriptorSet, DescriptorSet]:
-    return contestant.prepare(split.queries), contestant.prepare(split.database)
+def rerank_test(
+    contestant: Contestant, validation: EvaluationSet, test: EvaluationSet, shortlist: int, queries: int, count: int
+) -> tuple[Setting, np.ndarray]:
+    """Chooses λ, γ (and threshold) on validation and re-ranks the test lists with them: (setting, ranks [Nq, R])."""
+
+    def scored(split: EvaluationSet) -> np.ndarray | Mapping[float, np.ndarray]:
+        query, database = split.queries.truncate(queries), split.database.truncate(count)
+        return contestant.score(contestant.prepare(query), contestant.prepare(database), split.shortlists(shortlist))
+
+    grid = {"k": [shortlist], "lam": LAMBDAS, "gamma": contestant.gammas}
+    setting, _ = tune(validation.similarities, scored(validation), validation.measure(), **grid)
+    logits = scored(test)
+    logits = logits[setting.threshold] if isinstance(logits, Mapping) else logits
+    return setting, rerank(test.ranks, test.similarities, logits, setting)
 
 
 def draw_curves(
@@ -183,27 +187,12 @@ def draw_curves(
     draw_training(validation.name, runs, workdir / "training.png", base, validation.ceiling(shortlist))
 
 
-def draw_ranked(
-    settings: ConfigDict,
-    root: Path,
-    workdir: Path,
-    student: AMES,
-    validation: EvaluationSet,
-    test: EvaluationSet,
-    shortlist: int,
-) -> None:
-    """gallery.png: queries before and after re-ranking with as many of the student's descriptors as 1 KB holds."""
-    queries, count = max(settings.query_descriptors), KILOBYTE // (student.config.bits // 8)
-    score, bits = model_score(student), student.tokenizer.binarize
-
-    def logits(split: EvaluationSet) -> np.ndarray:
-        database = bits(split.database.truncate(count))
-        return score(split.queries.truncate(queries), database, split.shortlists(shortlist))
-
-    setting, _ = tune(
-        validation.similarities, logits(validation), validation.measure(), k=[shortlist], lam=LAMBDAS, gamma=GAMMAS
-    )
-    after = rerank(test.ranks, test.similarities, logits(test), setting)
+def draw_ranked(queries: int, root: Path, workdir: Path, measured: Measured, test: EvaluationSet) -> None:
+    """gallery.png: queries before and after re-ranking with as many descriptors of the student as 1 KB holds."""
+    stored = measured.contestant.bytes_per_descriptor
+    fitting = [key for key in measured.lists if key[1] * stored <= KILOBYTE]
+    most, count = max(fitting or measured.lists, key=lambda key: (key[1], key[0]))
+    after = measured.lists[most, count]
     before_ap, after_ap = (
         average_precision(find_hits(judge(ranks, test.ground_truth))) for ranks in (test.ranks, after)
     )
@@ -217,7 +206,7 @@ def draw_ranked(
             lambda database_row: picture(test.database_ids[database_row]),
             test.ranks[row], after[row], set(test.ground_truth[row]["ok"]), (100 * before_ap[row], 100 * after_ap[row]),
         )
-        for row in pick_queries(before_ap, after_ap, settings.gallery_queries)
+        for row in pick_queries(before_ap, after_ap, queries)
     ]  # fmt: skip
-    method = f"student, {queries} query × {count} database descriptors ({count * student.config.bits // 8} B an image)"
+    method = f"student, {most} query × {count} database descriptors ({count * stored} B an image)"
     draw_gallery(test.name, method, shown, workdir / "gallery.png")
