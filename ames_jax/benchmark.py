@@ -9,12 +9,15 @@ import argparse
 from collections.abc import Sequence
 
 from ames_jax import runtime
-from ames_jax.benchmarks import data
+from ames_jax.benchmarks import data, score, train, whole_job
 from ames_jax.benchmarks.tables import write_json
 from ames_jax.errors import run_main
 
 COMMANDS = {
     "data": (data, "Images a second from disk to the training step, from each storage."),
+    "score": (score, "Pairs a second of queries against their shortlists."),
+    "train": (train, "Triplets a second of training steps, with and without a teacher."),
+    "evaluate": (whole_job, "A whole evaluation of an ROxford-sized random set, from HDF5 files to mAP."),
 }
 
 

@@ -87,6 +87,8 @@ class Scorer:
         def one(query: int) -> np.ndarray:
             return self.shortlist(queries[query], database[shortlists[query]])
 
+        if not len(shortlists):
+            return np.zeros(shortlists.shape, np.float32)
         with ThreadPoolExecutor(self._threads()) as pool:
             # The first alone: threads that meet a new shape together would each compile it.
             scored = itertools.chain([one(0)], pool.map(one, range(1, len(shortlists))))

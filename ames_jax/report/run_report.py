@@ -87,7 +87,8 @@ def write_report(settings: ConfigDict, root: Path, workdir: Path, teacher: AMES,
     written = ["results.md", "results.json", "tradeoff.png", "training.png"]
     print(f"\n{table}")
     if (root / "images" / f"{test.query_ids[0]}.jpg").exists():
-        draw_ranked(settings.gallery_queries, root, workdir, measured[1], test)
+        of_student = next(m for m in measured if m.contestant.kind == "student")
+        draw_ranked(settings.gallery_queries, root, workdir, of_student, test)
         written.append("gallery.png")
     else:
         print(f"{root} holds no pictures (images/ID.jpg), so gallery.png is not drawn")
