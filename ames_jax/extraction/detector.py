@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ames_jax.tokens import l2_normalise
-
 NORM_EPSILON = 1e-5
 
 
@@ -27,7 +25,7 @@ class Detector(nnx.Module):
         """float32 features [..., C] → features [..., C], weights [...]; `train` normalises by the batch's own statistics."""
         projected = self.norm(self.project(features), use_running_average=not train)
         weights = jax.nn.softplus(self.weigh(jax.nn.relu(projected))[..., 0])
-        return l2_normalise(projected), weights
+        return unit_length(projected), weights
 
 
 def strongest(features: jax.Array, weights: jax.Array, valid: jax.Array, count: int) -> tuple[jax.Array, ...]:
@@ -42,3 +40,8 @@ def strongest(features: jax.Array, weights: jax.Array, valid: jax.Array, count: 
     """
     ranked, rows = jax.lax.top_k(jnp.where(valid, weights, -1.0), min(count, weights.shape[1]))
     return jnp.take_along_axis(features, rows[..., None], 1), ranked, rows
+
+
+def unit_length(x: jax.Array) -> jax.Array:
+    """Divides the last axis by its Euclidean norm; a zero vector stays zero."""
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
