@@ -113,16 +113,15 @@ def test_dinov2_of_many_shapes_at_once(vit: tuple, pictures: list[np.ndarray]) -
         np.testing.assert_allclose(np.linalg.norm(item.local.features, axis=1), 1, atol=1e-5)
         np.testing.assert_allclose(np.linalg.norm(item.global_descriptor), 1, atol=1e-5)
     # The strongest patch of the first picture by hand: 7 × 10 patches, no padding.
-    pixels = (patches_of(pictures[0][:98], 14) / 255 - np.tile([0.485, 0.456, 0.406], 196)) / np.tile(
-        [0.229, 0.224, 0.225], 196
-    )
     assert backbone.fit(pictures[0]).shape == (98, 140, 3)
     fitted = backbone.fit(pictures[0])
     assert backbone.fit(fitted) is fitted
     pixels = patches_of(fitted, 14) / 255
     pixels = (pixels - np.tile([0.485, 0.456, 0.406], 196)) / np.tile([0.229, 0.224, 0.225], 196)
     tokens = vit[0](
-        pixels[None].astype(np.float32), positions_of(np.asarray(vit[0].positions[...]), 7, 10)[None], np.ones((1, 70), bool)
+        pixels[None].astype(np.float32),
+        positions_of(np.asarray(vit[0].positions[...]), 7, 10)[None],
+        np.ones((1, 70), bool),
     )
     features, weights = detector(tokens.patches[0])
     best = int(np.argmax(weights))
@@ -150,7 +149,7 @@ def test_weights_that_do_not_fit_are_listed(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "d.pt", {**wrong, "more": np.zeros(2, np.float32)})
     with pytest.raises(UserError, match=r"d\.pt: the weights do not fit.*\(2 faults\): missing bn\.bias; unknown more"):
         detector_of(read_weights(tmp_path / "d.pt"), source=str(tmp_path / "d.pt"))
-    with pytest.raises(UserError, match="conv2.* has shape|weigh/kernel has shape"):
+    with pytest.raises(UserError, match="weigh/kernel has shape"):
         detector_of({**weights, "conv2.weight": np.zeros((1, 4, 1, 1), np.float32)})
 
 
