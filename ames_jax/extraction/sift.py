@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,11 @@ class SiftStatistics:
         sample = _root(histogram[np.sort(rng.permutation(len(histogram))[:SAMPLE])])
         mean = sample.mean(0, dtype=np.float64).astype(np.float32)
         return cls(mean, learn_centres(normalised(sample - mean), centres, seed))
+
+    def fingerprint(self) -> str:
+        """What tells whether descriptors and a model were made with the same statistics (32 hexadecimal digits)."""
+        content = b"".join(np.ascontiguousarray(values, np.float32).tobytes() for values in (self.mean, self.centres))
+        return hashlib.sha256(content).hexdigest()[:32]
 
     def save(self, path: Path) -> None:
         np.savez(path, mean=self.mean, centres=self.centres)
