@@ -58,31 +58,38 @@ def open_backbone(
     statistics: Path | None = None,
     descriptors: int | None = None,
     max_side: int | None = None,
+    dtype: str | None = None,
+    batch: int | None = None,
 ) -> Backbone:
     """Opens a backbone.
 
     Args:
-      name: "sift".
-      weights: file of the network's authors (dinov2: by default downloaded once).
-      detector: the release's `*_detector.pt` (by default downloaded once).
+      name: "sift", "dinov2" or "cvnet".
+      weights: file of the network's authors (dinov2: by default downloaded once; cvnet: needed).
+      detector: `*_detector.pt` of the release or of `python -m ames_jax.train --config=configs/detector.py` (by
+        default the release's, downloaded once).
       statistics: of sift, `sift_statistics.npz` of a data set (default: those shipped with the package).
-      descriptors: the strongest kept of each image (default: 600 for sift).
-      max_side: longer side in pixels (sift: at most, 640).
+      descriptors: the strongest kept of each image (default: sift 600, others 700).
+      max_side: longer side in pixels (default: sift at most 640, cvnet at most 1024, dinov2 exactly 770).
+      dtype: compute type of a network, "float32" (default) or "bfloat16".
+      batch: images a device at a time of a network (default: 1 on CPU, 8 elsewhere).
 
     Raises:
       UserError: an unknown name, an option that the backbone does not have, or a file that is missing or not right.
     """
     given = {"weights": weights, "detector": detector, "statistics": statistics}
-    given |= {"descriptors": descriptors, "max_side": max_side}
+    given |= {"descriptors": descriptors, "max_side": max_side, "dtype": dtype, "batch": batch}
     options = {key: value for key, value in given.items() if value is not None}
     if name not in OPENERS:
         raise UserError(f"--backbone={name}: expected one of {', '.join(OPENERS)}")
-    for key in ("descriptors", "max_side"):
+    for key in ("descriptors", "max_side", "batch"):
         if options.get(key, 1) < 1:
             raise UserError(f"--{key.replace('_', '-')}={options[key]}: must be at least 1")
+    if options.get("dtype", "float32") not in ("float32", "bfloat16"):
+        raise UserError(f"--dtype={dtype}: expected float32 or bfloat16")
     opener, known = OPENERS[name]
     for key in options.keys() - set(known):
-        raise UserError(f"--{key}: the backbone {name} has no such option; it has {', '.join(known)}")
+        raise UserError(f"--{key.replace('_', '-')}: the backbone {name} has no such option; it has {', '.join(known)}")
     return opener(**options)
 
 
@@ -117,4 +124,22 @@ def _open_sift(**options: Any) -> Backbone:
     return SiftBackbone(**options)
 
 
-OPENERS = {"sift": (_open_sift, ("statistics", "descriptors", "max_side"))}
+def _open_dinov2(**options: Any) -> Backbone:
+    from ames_jax.extraction.dinov2 import open_dinov2
+
+    return open_dinov2(**options)
+
+
+def _open_cvnet(**options: Any) -> Backbone:
+    from ames_jax.extraction.cvnet import open_cvnet
+
+    return open_cvnet(**options)
+
+
+NETWORK_OPTIONS = ("weights", "detector", "descriptors", "max_side", "dtype", "batch")
+# Imported on use: sift needs no network, and worker processes that load images need neither.
+OPENERS = {
+    "sift": (_open_sift, ("statistics", "descriptors", "max_side")),
+    "dinov2": (_open_dinov2, NETWORK_OPTIONS),
+    "cvnet": (_open_cvnet, NETWORK_OPTIONS),
+}
