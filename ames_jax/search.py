@@ -65,7 +65,7 @@ def _query(arguments: argparse.Namespace) -> int:
     for path in arguments.gallery:
         write_gallery(
             path, searcher.index, queries, results,
-            columns=arguments.columns, labels=labels, pictures=arguments.pictures,
+            shortlist=searcher.shortlist, columns=arguments.columns, labels=labels, pictures=arguments.pictures,
         )  # fmt: skip
     results = [dataclasses.replace(result, hits=result.hits[: arguments.top]) for result in results]
     facts = [result_facts(query, result, searcher.index) for query, result in zip(queries, results)]
@@ -83,9 +83,11 @@ def _query(arguments: argparse.Namespace) -> int:
 
 
 def _queries(arguments: argparse.Namespace) -> list[Path]:
-    from ames_jax.extraction.listing import list_images
+    queries = list(arguments.image)
+    if arguments.images:
+        from ames_jax.extraction.listing import list_images
 
-    queries = [*arguments.image, *(list_images(arguments.images) if arguments.images else [])]
+        queries += list_images(arguments.images)
     if not queries:
         raise UserError("nothing to search for: give --image=FILE, or --images=DIR or a list of files")
     return queries

@@ -119,7 +119,7 @@ def move(place: int, old: int) -> str:
 def _show_ranked(axes: Axes, shown: Shown, caption: str) -> None:
     color, line = {True: (RIGHT, "-"), False: (WRONG, "--"), None: (NEUTRAL, "-")}[shown.right]
     if shown.score is not None:
-        caption = f"{caption}  {shown.score:.2f}"
+        caption = f"{caption} · {shown.score:.2f}"
     _show(axes, shown.image, color, caption, line)
 
 

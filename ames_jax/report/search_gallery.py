@@ -16,17 +16,18 @@ from ames_jax.index.searcher import SearchResult
 from ames_jax.report.gallery import GalleryQuery, Shown, draw_gallery
 from ames_jax.report.gallery_page import write_page
 
-PICTURE_SIDE = 320
+PICTURE_SIDE = 480
 SUFFIXES = (".html", ".htm", ".png")
 
 
 def write_gallery(
     path: Path, index: SearchIndex, queries: Sequence[Path], results: Sequence[SearchResult],
-    *, columns: int = 10, labels: Labels | None = None, pictures: Path | None = None,
+    *, shortlist: int, columns: int = 10, labels: Labels | None = None, pictures: Path | None = None,
 ) -> None:  # fmt: skip
     """Draws what was found: `path` ends in .html (one file, works offline) or .png.
 
     Args:
+      shortlist: images that were re-ranked.
       columns: images shown of each ranking.
       labels: to mark right and wrong images.
       pictures: folder of the index's pictures, where they are no longer in the one that they were extracted from.
@@ -36,14 +37,13 @@ def write_gallery(
     """
     check_suffix(path)
     shown = [_query(index, query, result, columns, labels, pictures) for query, result in zip(queries, results)]
-    re_ranked = sum(hit.score is not None for hit in results[0].first_stage)
     name = str(index.about.get("name") or index.path.name)
-    if path.suffix == ".png":
+    if path.suffix.lower() == ".png":
         draw_gallery(name, "AMES", shown, path, order="")
         return
     facts = index.facts
     stored = f"{facts['descriptors'] * facts['bits'] // 8:,} B of local descriptors an image"
-    note = f"{len(index):,} images, the first {re_ranked} re-ranked from {stored}."
+    note = f"{len(index):,} images, the first {shortlist} re-ranked from {stored}."
     write_page(f"{name}: global search, and re-ranked by AMES", note, shown, path)
 
 
