@@ -67,9 +67,9 @@ class Descriptors:
         file = self.root / STATISTICS_FILE
         return SiftStatistics.load(file).fingerprint() if file.is_file() else None
 
-    def rows(self, rows: np.ndarray) -> _Rows:
-        """Some of the images as a reader for a packed store."""
-        return _Rows(ShardReader(self.root, self.split), rows)
+    def reader(self, rows: np.ndarray | None = None) -> _Rows:
+        """Local descriptors of the images `rows` (None: all), as `build_store` reads them."""
+        return _Rows(ShardReader(self.root, self.split), np.arange(len(self.ids)) if rows is None else rows)
 
 
 def _pictures(root: Path, about: Mapping[str, Any], ids: list[str]) -> dict[str, str] | None:
@@ -163,7 +163,7 @@ def _write_part(
     ids = [descriptors.ids[row] for row in rows]
     source = f"{descriptors.root} {descriptors.split}"
     store = build_store(
-        folder, descriptors.rows(rows), ids, packer, facts["descriptors"],
+        folder, descriptors.reader(rows), ids, packer, facts["descriptors"],
         model=facts["model"], source=source, show_progress=progress,
     )  # fmt: skip
     # A memory map is read in the blocks that FAISS is given; all rows is the common case and needs no copy.

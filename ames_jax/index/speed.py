@@ -37,8 +37,8 @@ class MadeUp(Descriptors):
 
     bits: int = 128
 
-    def rows(self, rows: np.ndarray) -> _RandomBits:
-        return _RandomBits(len(rows), self.bits)
+    def reader(self, rows: np.ndarray | None = None) -> _RandomBits:
+        return _RandomBits(len(self.ids) if rows is None else len(rows), self.bits)
 
 
 @dataclasses.dataclass(frozen=True)
