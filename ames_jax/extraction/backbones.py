@@ -34,6 +34,8 @@ class Backbone(Protocol):
       name: "sift", "dinov2" or "cvnet".
       width: values of a local descriptor. global_width: G, values of the global one.
       global_name: how results name the global descriptor.
+      descriptors: N, local descriptors of an image at most.
+      together: images that `extract` is best given at a time.
       settings: plain JSON; `open_backbone(**settings)` opens the same backbone again.
     """
 
@@ -41,6 +43,8 @@ class Backbone(Protocol):
     width: int
     global_width: int
     global_name: str
+    descriptors: int
+    together: int
     settings: dict[str, Any]
 
     def fit(self, image: np.ndarray) -> np.ndarray:

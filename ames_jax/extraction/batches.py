@@ -24,12 +24,15 @@ class Batches:
       function: pure; takes a pytree and a dict of arrays [B, …], gives a pytree of arrays [B, …].
       parameters: kept on every device.
       per_device: items a device at a time; by default 1 on CPU, 8 elsewhere.
+
+    Attributes:
+      most: items of one batch at most.
     """
 
     def __init__(self, function: Callable[[Any, Any], Any], parameters: Any, per_device: int | None = None) -> None:
         mesh = data_mesh(jax.local_devices())
         self._devices = mesh.size
-        self._most = mesh.size * (per_device or PER_DEVICE.get(jax.default_backend(), PER_ACCELERATOR))
+        self.most = mesh.size * (per_device or PER_DEVICE.get(jax.default_backend(), PER_ACCELERATOR))
         self._split = NamedSharding(mesh, PartitionSpec("data"))
         self._parameters = jax.device_put(parameters, NamedSharding(mesh, PartitionSpec()))
         self._function = jax.jit(function)
@@ -39,7 +42,7 @@ class Batches:
         groups: dict[tuple, list[int]] = {}
         for row, item in enumerate(items):
             groups.setdefault(tuple((name, array.shape) for name, array in item.items()), []).append(row)
-        batches = [rows[i : i + self._most] for rows in groups.values() for i in range(0, len(rows), self._most)]
+        batches = [rows[i : i + self.most] for rows in groups.values() for i in range(0, len(rows), self.most)]
         results: list[Any] = [None] * len(items)
         running: tuple[list[int], Any] | None = None
         # The results of a batch are fetched while the device works on the next.
@@ -55,7 +58,7 @@ class Batches:
     def _start(self, items: Sequence[Item]) -> Any:
         size = self._devices
         while size < len(items):  # few sizes, so few programs: a group's rest is filled up with copies
-            size = min(2 * size, self._most)
+            size = min(2 * size, self.most)
         full = [*items, *[items[-1]] * (size - len(items))]
         batch = {name: np.stack([item[name] for item in full]) for name in items[0]}
         return self._function(self._parameters, jax.device_put(batch, self._split))

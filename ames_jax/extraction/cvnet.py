@@ -75,6 +75,7 @@ class CvnetBackbone:
         self.settings: dict[str, Any] = {"name": self.name, "descriptors": descriptors, "max_side": max_side}
         graph, parameters = nnx.split((network, detector))
         self._batches = Batches(functools.partial(_forward, graph, descriptors), parameters, batch)
+        self.together = max(16, 4 * self._batches.most)
 
     def fit(self, image: np.ndarray) -> np.ndarray:
         """The longer side at most `max_side` at scale 1."""

@@ -74,6 +74,7 @@ class Dinov2Backbone:
         self._positions = functools.lru_cache(maxsize=16)(functools.partial(positions_of, grid))
         graph, parameters = nnx.split((network, detector))
         self._batches = Batches(functools.partial(_forward, graph, descriptors), parameters, batch)
+        self.together = max(16, 4 * self._batches.most)
 
     def fit(self, image: np.ndarray) -> np.ndarray:
         """Each side a multiple of the patch's, at least one patch."""

@@ -24,7 +24,7 @@ DESCRIPTORS, MAX_SIDE = 600, 640
 class SiftBackbone:
     """RootSIFT of grey pixels; see `Backbone`."""
 
-    name, width = "sift", SIFT_WIDTH
+    name, width, together = "sift", SIFT_WIDTH, 32
 
     def __init__(
         self, *, statistics: Path | None = None, descriptors: int = DESCRIPTORS, max_side: int = MAX_SIDE
