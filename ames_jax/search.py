@@ -87,7 +87,7 @@ def _queries(arguments: argparse.Namespace) -> list[Path]:
     if arguments.images:
         from ames_jax.extraction.listing import list_images
 
-        queries += list_images(arguments.images)
+        queries += [file.path for file in list_images(arguments.images).files]
     if not queries:
         raise UserError("nothing to search for: give --image=FILE, or --images=DIR or a list of files")
     return queries

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 from flax import nnx
 
+from ames_jax import extract as extraction
 from ames_jax.checkpoints import save_model
-from ames_jax.data.shards import ImageRecord, write_shards
-from ames_jax.extraction.backbones import STATISTICS_FILE, open_backbone
-from ames_jax.extraction.images import load_image
 from ames_jax.extraction.keypoints import detect
 from ames_jax.extraction.sift import SiftStatistics
 from ames_jax.similarity import AMES, AMESConfig
@@ -57,20 +55,11 @@ def write_statistics(path: Path) -> Path:
 
 
 def extract(pictures: Path, out: Path, statistics: Path) -> Path:
-    """The data set that `python -m ames_jax.extract` writes."""
-    backbone = open_backbone("sift", statistics=statistics, descriptors=DESCRIPTORS)
-    files = sorted(pictures.rglob("*.jpg"))
-    found = backbone.extract([load_image(file) for file in files])
-    ids = [file.relative_to(pictures).as_posix() for file in files]
-    records = [ImageRecord(name, -1, image.local) for name, image in zip(ids, found)]
-    about = {
-        "name": "photos", "backbone": "sift", "width": 128, "global": backbone.global_name, "images": str(pictures),
-        "extraction": backbone.settings,
-    }  # fmt: skip
-    write_shards(out, "photos", {"images": records}, descriptors=DESCRIPTORS, width=128, processes=1, about=about)
-    (out / "global").mkdir()
-    np.save(out / "global" / "images.npy", np.stack([image.global_descriptor for image in found]))
-    shutil.copyfile(statistics, out / STATISTICS_FILE)
+    """What `python -m ames_jax.extract` writes of these pictures."""
+    flags = [f"--images={pictures}", "--backbone=sift", f"--statistics={statistics}", f"--descriptors={DESCRIPTORS}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extraction.runtime, "start", lambda: None)
+        assert extraction.main([*flags, f"--out={out}"]) == 0
     return out
 
 

@@ -59,7 +59,7 @@ class Descriptors:
         values, ids = np.load(file, mmap_mode="r"), source.ids()
         if values.ndim != 2 or len(values) != len(ids):
             raise UserError(f"{file} has shape {values.shape} for {len(ids)} images of {root} {split}")
-        return cls(root, split, about, ids, values, _pictures(root, about, ids))
+        return cls(root, split, about, ids, values, _pictures(root, split, about, ids))
 
     @property
     def statistics(self) -> str | None:
@@ -72,9 +72,9 @@ class Descriptors:
         return _Rows(ShardReader(self.root, self.split), np.arange(len(self.ids)) if rows is None else rows)
 
 
-def _pictures(root: Path, about: Mapping[str, Any], ids: list[str]) -> dict[str, str] | None:
-    if about.get("images"):
-        return {"folder": str(Path(about["images"]).resolve()), "suffix": ""}
+def _pictures(root: Path, split: str, about: Mapping[str, Any], ids: list[str]) -> dict[str, str] | None:
+    if split in about.get("images", {}):
+        return {"folder": about["images"][split], "suffix": ""}
     if (root / "images" / f"{ids[0]}.jpg").is_file():  # the embedded landmarks keep their own pictures
         return {"folder": str((root / "images").resolve()), "suffix": ".jpg"}
     return None
@@ -225,7 +225,7 @@ def _refuse_another_extraction(index: SearchIndex, descriptors: Descriptors) -> 
             f"with --statistics={index.path / STATISTICS_FILE}"
         )
     was, now = (about.get("extraction") or {} for about in (index.about, descriptors.about))
-    for key in sorted(was.keys() | now.keys()):
+    for key in sorted((was.keys() | now.keys()) - {"weights", "detector"}):  # files may move
         if was.get(key) != now.get(key):
             raise UserError(
                 f"{descriptors.root}: extracted with {key} = {now.get(key)!r}, the images of {index.path} with "

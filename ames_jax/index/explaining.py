@@ -7,13 +7,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from flax import nnx
 
 from ames_jax.attention import CrossWeights
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.errors import UserError
 from ames_jax.extraction.images import load_image
 from ames_jax.index.packing import BitPacker
-from ames_jax.index.reranking import Hit, rerank
+from ames_jax.index.reranking import Hit, ranked
 from ames_jax.index.searcher import Searcher
 
 # Of an image's descriptors, how many must have the stored bits again. Networks round differently from device to device.
@@ -61,9 +62,16 @@ def explain(searcher: Searcher, query: Path, image_id: str, pictures: Path | Non
     again = found.local.truncate(stored.count)
     _refuse_another_picture(BitPacker(index.model), stored, again, index.picture_path(row, pictures))
     similarity = float(asked.global_descriptor @ found.global_descriptor)
-    bare = DescriptorSet(local.features)
-    hit = rerank(index.model, bare, index, [image_id], [similarity], lam=searcher.lam, gamma=searcher.gamma)[0]
-    weights = index.model.cross_weights(bare[None], stored[None])
+    query_set, database = DescriptorSet(local.features)[None], stored[None]
+    graph, params = nnx.split(index.model)
+
+    def look(params: nnx.State) -> tuple[jax.Array, list[CrossWeights]]:
+        model = nnx.merge(graph, params)
+        return model.pair_logits(query_set, database), model.cross_weights(query_set, database)
+
+    logit, weights = jax.jit(look)(params)
+    similarities = np.array([similarity], np.float32)
+    hit = ranked([image_id], np.array([row]), similarities, np.asarray(logit), searcher.lam, searcher.gamma)[0]
     pairs, strengths = correspondences(weights)
     last = np.asarray(weights[-1].matching[0].mean(axis=0))
     count = local.count
