@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,12 @@ def train_role(config: ConfigDict, root: Path, directory: Path, label: str, teac
         {"data_set": about["name"], "backbone": about.get("backbone"), "role": label, **_statistics_fact(root)},
     )  # fmt: skip
     return fit(model, recipe, pipeline, settings, make_validation(config, root), teacher)
+
+
+def keep_statistics(root: Path, directory: Path) -> None:
+    """Copies a SIFT data set's statistics into a run's directory: what its model is to read is extracted with them."""
+    if (root / STATISTICS_FILE).is_file():
+        shutil.copyfile(root / STATISTICS_FILE, directory / STATISTICS_FILE)
 
 
 def _statistics_fact(root: Path) -> dict[str, str]:

@@ -8,10 +8,14 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ames_jax import runtime
 from ames_jax.errors import UserError, run_main
 from ames_jax.index.arguments import make_parser
+
+if TYPE_CHECKING:
+    from ames_jax.index.searcher import Searcher
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,6 +55,7 @@ def _index(arguments: argparse.Namespace) -> int:
 def _query(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
+    from ames_jax.benchmarks.tables import write_json
     from ames_jax.index.labels import Labels
     from ames_jax.report.search_gallery import check_suffix, write_gallery
     from ames_jax.report.search_text import result_facts, result_text, timing_text
@@ -59,7 +64,10 @@ def _query(arguments: argparse.Namespace) -> int:
     for path in arguments.gallery:
         check_suffix(path)
     labels = Labels.read(arguments.labels) if arguments.labels else None
-    searcher, start = _searcher(arguments)
+    start = time.perf_counter()
+    searcher = _searcher(arguments)
+    searcher.warm_up()
+    start = time.perf_counter() - start
     with tqdm(total=len(queries), unit="query", disable=None if len(queries) > 1 else True, leave=False) as bar:
         results = searcher.search_many(queries, max(arguments.top, arguments.columns), bar.update)
     for path in arguments.gallery:
@@ -68,12 +76,11 @@ def _query(arguments: argparse.Namespace) -> int:
             shortlist=searcher.shortlist, columns=arguments.columns, labels=labels, pictures=arguments.pictures,
         )  # fmt: skip
     results = [dataclasses.replace(result, hits=result.hits[: arguments.top]) for result in results]
-    facts = [result_facts(query, result, searcher.index) for query, result in zip(queries, results)]
+    facts = {"queries": [result_facts(query, result, searcher.index) for query, result in zip(queries, results)]}
     if arguments.json == "-":
         print(json.dumps(facts, indent=1))
         return 0
-    if arguments.json:
-        Path(arguments.json).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    write_json(arguments.json and Path(arguments.json), facts)
     print("\n\n".join(result_text(query, result) for query, result in zip(queries, results)))
     if arguments.timing:
         print(timing_text(results, start))
@@ -93,25 +100,22 @@ def _queries(arguments: argparse.Namespace) -> list[Path]:
     return queries
 
 
-def _searcher(arguments: argparse.Namespace):
-    """The searcher that the flags ask for, warm, and how many seconds that took."""
+def _searcher(arguments: argparse.Namespace) -> Searcher:
+    """The searcher that the flags ask for."""
     from ames_jax.index.collection import SearchIndex
     from ames_jax.index.searcher import Searcher
 
-    start = time.perf_counter()
-    searcher = Searcher(
+    return Searcher(
         SearchIndex.open(arguments.index, arguments.faiss), shortlist=arguments.shortlist,
         query_descriptors=arguments.query_descriptors, lam=arguments.lam, gamma=arguments.gamma,
     )  # fmt: skip
-    searcher.warm_up()
-    return searcher, time.perf_counter() - start
 
 
 def _explain(arguments: argparse.Namespace) -> int:
     from ames_jax.index.explaining import explain
     from ames_jax.report.explanation import draw_explanation
 
-    searcher, _ = _searcher(arguments)
+    searcher = _searcher(arguments)
     found = explain(searcher, arguments.image, arguments.id, arguments.pictures)
     draw_explanation(
         found, searcher.lam, searcher.gamma, (arguments.image.name, arguments.id), arguments.out, arguments.lines

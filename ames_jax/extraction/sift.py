@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +44,8 @@ class SiftStatistics:
 
     def fingerprint(self) -> str:
         """What tells whether descriptors and a model were made with the same statistics (32 hexadecimal digits)."""
-        content = b"".join(np.ascontiguousarray(values, np.float32).tobytes() for values in (self.mean, self.centres))
+        values = (np.asarray(getattr(self, field.name), np.float32) for field in fields(self))
+        content = b"".join(np.ascontiguousarray(value).tobytes() for value in values)
         return hashlib.sha256(content).hexdigest()[:32]
 
     def save(self, path: Path) -> None:

@@ -31,7 +31,7 @@ def test_query_prints_and_draws(made, query, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert len(re.findall(r"^ +[123] .*scene\d/\d.jpg$", printed, re.MULTILINE)) == 3
     assert re.search(r"ms a query: extract [\d.]+, global [\d.]+, gather [\d.]+, score [\d.]+, rank [\d.]+ ", printed)
-    found = json.loads((tmp_path / "found.json").read_text())
+    found = json.loads((tmp_path / "found.json").read_text())["queries"]
     assert [hit["place"] for hit in found[0]["hits"]] == [1, 2, 3]
     assert found[0]["hits"][0]["picture"] == str(made / "pictures" / found[0]["hits"][0]["id"])
     page = pictures[0].read_text()
@@ -46,7 +46,7 @@ def test_query_prints_and_draws(made, query, tmp_path, capsys):
 
 def test_several_queries_as_json(made, query, capsys):
     assert search.main([*query[:2], *query[3:], f"--images={made / 'asked'}", "--top=2", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    found = json.loads(capsys.readouterr().out)["queries"]
     assert [len(entry["hits"]) for entry in found] == [2] * 4
 
 
