@@ -11,11 +11,12 @@ A store is written to STORE.partial and renamed when it is whole, so a killed bu
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -53,6 +54,11 @@ class PackedStore:
     def __len__(self) -> int:
         return len(self.counts)
 
+    @property
+    def binarizer(self) -> str:
+        """`packing.binarizer_fingerprint` of the model that made the bits."""
+        return self.header["binarizer"]
+
     def read(self, rows: np.ndarray, count: int) -> DescriptorSet:
         """The first `count` descriptors of images `rows` (int [n], any order): bits uint8 [n, min(count, T), bits / 8]."""
         rows = np.asarray(rows)
@@ -66,6 +72,14 @@ class PackedStore:
     def ids(self) -> list[str]:
         """The id of every image."""
         return (self.path / "ids.txt").read_text(encoding="utf-8").split("\n")[:-1]
+
+    def rows(self, ids: Sequence[str]) -> np.ndarray:
+        """int64 [n], the rows of images by id; raises UserError naming the first that the store does not hold."""
+        return rows_of(self._row_of, ids, self.path)
+
+    @functools.cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {name: row for row, name in enumerate(self.ids())}
 
     def verify(self) -> None:
         """Reads everything and raises UserError, naming the file, where its checksum is not that of the header."""
@@ -141,6 +155,14 @@ def build_store(
     (partial / "header.json").write_text(json.dumps(header, indent=1), encoding="utf-8")
     os.replace(partial, path)
     return open_store(path, packer.fingerprint)
+
+
+def rows_of(row_of: Mapping[str, int], ids: Sequence[str], where: Path) -> np.ndarray:
+    """int64 [n], rows by id; raises UserError naming the first id that is unknown."""
+    missing = [name for name in ids if name not in row_of]
+    if missing:
+        raise UserError(f"{where} holds no image {missing[0]!r} ({len(missing)} of {len(ids)} ids are unknown)")
+    return np.array([row_of[name] for name in ids], np.int64)
 
 
 def _write_bits(
