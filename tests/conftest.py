@@ -9,6 +9,7 @@ os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {COMPILE_FA
 os.environ["ONE_DEVICE_XLA_FLAGS"] = COMPILE_FAST
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+import atexit
 import json
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Many tests build the same small programs again: compile each once a session (subprocesses share the folder).
 COMPILED = tempfile.TemporaryDirectory(prefix="ames_jax_compiled_")
+atexit.register(COMPILED.cleanup)
 jax.config.update("jax_compilation_cache_dir", COMPILED.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
