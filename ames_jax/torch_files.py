@@ -52,7 +52,9 @@ def write_checkpoint(
         for number, (name, array) in enumerate(zip(weights, arrays, strict=True))
     )
     pickled = io.BytesIO()
-    _Pickler(pickled, protocol=2).dump({KEY: state} if config is None else {KEY: state, CONFIG: json.dumps(dict(config))})
+    _Pickler(pickled, protocol=2).dump(
+        {KEY: state} if config is None else {KEY: state, CONFIG: json.dumps(dict(config))}
+    )
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
     try:
