@@ -12,7 +12,7 @@ from ames_jax.downloads import ADDRESSES, fetch_file, pin_of
 from ames_jax.errors import UserError
 from ames_jax.runtime import home
 from ames_jax.similarity import AMES, NAMED, AMESConfig
-from ames_jax.torch_files import read_checkpoint
+from ames_jax.torch_files import read_checkpoint, read_config
 from ames_jax.torch_weights import from_torch
 
 DETECTORS = ("dinov2_detector", "cvnet_detector")
@@ -30,8 +30,14 @@ def load_model(path_or_name: str | Path) -> AMES:
     if path.is_dir():
         return read_model(find_model(path))
     if path.is_file():
-        return from_torch(read_checkpoint(path))
+        return from_torch(read_checkpoint(path), config_beside(path))
     return load_released(str(path_or_name))
+
+
+def config_beside(path: Path) -> AMESConfig | None:
+    """The configuration in a `.pt` file of ours; None in one of the release, where the shapes must tell."""
+    config = read_config(path)
+    return None if config is None else AMESConfig.from_dict(config)
 
 
 def load_released(name: str) -> AMES:
