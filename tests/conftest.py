@@ -44,6 +44,18 @@ def golden_settings() -> dict:
     return json.loads((GOLDEN / "models.json").read_text())
 
 
+@pytest.fixture(scope="session")
+def few_landmarks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded landmarks with a handful of pictures."""
+    from ames_jax.data.landmarks import Settings, build
+
+    settings = Settings(
+        train_landmarks=8, train_views=4, validation_landmarks=3, test_landmarks=3, query_views=1, gallery_views=2,
+        descriptors=40, vlad_centres=2, neighbours=2, street_items=6,
+    )  # fmt: skip
+    return build(tmp_path_factory.mktemp("landmarks"), settings, processes=1, progress=False)
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)

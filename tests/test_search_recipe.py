@@ -6,23 +6,20 @@ import importlib
 import re
 import shlex
 import sys
-from functools import partial
 from pathlib import Path
 
 import cv2
 import jax
 import photo_folder
 import pytest
+from flax import nnx
 from test_train import SMALL
 
+from ames_jax.checkpoints import save_model
 from ames_jax.data import landmarks
-from ames_jax.data.landmarks import Settings
+from ames_jax.similarity import AMES, AMESConfig
 
 ROOT = Path(__file__).parents[1]
-FEW = Settings(
-    train_landmarks=8, train_views=4, validation_landmarks=3, test_landmarks=3, query_views=1, gallery_views=2,
-    descriptors=40, vlad_centres=2, neighbours=2, street_items=6,
-)  # fmt: skip
 
 
 def recipe() -> list[list[str]]:
@@ -32,11 +29,19 @@ def recipe() -> list[list[str]]:
     return [shlex.split(line) for line in block.strip().splitlines()]
 
 
-def test_the_recipe_runs(tmp_path, monkeypatch):
+def few_steps(folder: Path) -> list[str]:
+    """Flags of a training of one step from a given teacher."""
+    config = AMESConfig(descriptor_width=128, model_width=16, layers=2, feed_forward=256)
+    teacher = save_model(AMES(config, nnx.Rngs(0)), folder / "teacher")
+    ends = ["--config.optimizer.steps=1", "--config.validation.every=1", "--config.checkpoint.every=1"]
+    return [*SMALL, *ends, f"--config.teacher={teacher}", "--config.report.enabled=false"]
+
+
+def test_the_recipe_runs(few_landmarks, tmp_path, monkeypatch):
     pytest.importorskip("faiss")
     first = jax.local_devices()[:1]
     monkeypatch.setattr(jax, "local_devices", lambda: first)
-    monkeypatch.setattr(landmarks, "build", partial(landmarks.build, tmp_path / "home", FEW, progress=False))
+    monkeypatch.setattr(landmarks, "build", lambda rebuild: few_landmarks)
     photo_folder.write_pictures(tmp_path / "photos", range(2))
     (tmp_path / "photos" / "scene1").rename(tmp_path / "photos" / "castle")
     cv2.imwrite(str(tmp_path / "photo.jpg"), photo_folder.photograph(1, 5)[..., ::-1])
@@ -46,7 +51,7 @@ def test_the_recipe_runs(tmp_path, monkeypatch):
     assert len(commands) == 5
     for python, dash_m, module, *flags in commands:
         assert (python, dash_m) == ("python", "-m")
-        more = [*SMALL, "--config.report.enabled=false"] if module == "ames_jax.train" else []
+        more = few_steps(tmp_path) if module == "ames_jax.train" else []
         monkeypatch.setattr(sys, "argv", [module, *flags, *more])
         entry = importlib.import_module(module)
         monkeypatch.setattr(entry.runtime, "start", lambda: None)

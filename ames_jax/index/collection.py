@@ -136,6 +136,11 @@ class SearchIndex:
         return reopen_backbone(self.path)
 
     @property
+    def setting(self) -> tuple[float, float]:
+        """λ and γ of the ensemble."""
+        return self.facts["lam"], self.facts["gamma"]
+
+    @property
     def has_statistics(self) -> bool:
         """True where queries are SIFT."""
         return (self.path / STATISTICS_FILE).is_file()

@@ -41,9 +41,9 @@ class ChosenModel:
         Raises UserError: nothing there, or no model shipped for the backbone.
         """
         if name is None:
-            if backbone not in SHIPPED:
+            name = SHIPPED.get(backbone)
+            if name is None or not name.is_dir():
                 raise UserError(f"--model is missing: no model is shipped for {backbone} descriptors; give one")
-            name = SHIPPED[backbone]
         facts = facts_of(find_model(Path(name))) if Path(name).is_dir() else {}
         known = (
             dict(zip(("lam", "gamma"), RELEASED.get(facts.get("released", Path(name).stem), ()), strict=False)) | facts

@@ -11,6 +11,7 @@ import numpy as np
 
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.errors import UserError
+from ames_jax.evaluation.options import RELEASED
 from ames_jax.index.packing import binarizer_fingerprint
 from ames_jax.ranking import ensemble
 from ames_jax.scoring import Scorer
@@ -58,8 +59,8 @@ def rerank(
     ids: Sequence[str],
     global_similarities: Sequence[float] | np.ndarray,
     *,
-    lam: float,
-    gamma: float,
+    lam: float | None = None,
+    gamma: float | None = None,
     descriptors: int | None = None,
 ) -> list[Hit]:
     """The shortlist of any first stage, say a vector database, re-ranked: best first.
@@ -69,7 +70,8 @@ def rerank(
       query: local descriptors [Q, ·] of the query: floats or packed bits, strongest first.
       store: a packed store (`open_store`) or a search index (`SearchIndex.open`).
       ids: the shortlist, best first; global_similarities: its similarities [K].
-      lam, gamma: λ and γ of the ensemble.
+      lam, gamma: λ and γ of the ensemble. None: those of a search index; for a packed store, which has none, those of the
+        released binary DINOv2 model, .35 and .10.
       descriptors: T, the most that are used of each stored image; None: all that are stored.
 
     Raises:
@@ -82,6 +84,8 @@ def rerank(
     if not len(rows):
         return []
     logits = scorer.shortlist(query, store.read(rows, descriptors or MOST))
+    known = getattr(store, "setting", RELEASED["dinov2_ames_dist"])
+    lam, gamma = (value if given is None else given for given, value in zip((lam, gamma), known))
     return ranked(ids, rows, np.asarray(global_similarities, np.float32), logits, lam, gamma)
 
 

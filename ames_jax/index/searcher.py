@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ames_jax.extraction.images import load_image
 from ames_jax.extraction.sift import SiftStatistics, global_descriptor
 from ames_jax.index.collection import SearchIndex
 from ames_jax.index.reranking import Hit, ranked
+from ames_jax.processors import usable_cores
 from ames_jax.scoring import Scorer
 
 STAGES = ("extract", "global", "gather", "score", "rank")
@@ -63,8 +65,8 @@ class Searcher:
             if value < 1:
                 raise UserError(f"{name}={value}: must be at least 1")
         self.shortlist, self.query_descriptors = min(shortlist, len(self.index)), query_descriptors
-        facts = self.index.facts
-        self.lam, self.gamma = facts["lam"] if lam is None else lam, facts["gamma"] if gamma is None else gamma
+        known = self.index.setting
+        self.lam, self.gamma = (value if given is None else given for given, value in zip((lam, gamma), known))
         self._scorer = Scorer(self.index.model)
         self._backbone, self._statistics = backbone, None
 
@@ -109,8 +111,10 @@ class Searcher:
 
     def extract(self, queries: Sequence[Query]) -> list[Extracted]:
         """Local and global descriptors of queries."""
-        pictures = {i: self._image(query) for i, query in enumerate(queries) if not _is_extracted(query)}
-        extracted = dict(zip(pictures, self.backbone.extract(list(pictures.values())) if pictures else []))
+        places = [i for i, query in enumerate(queries) if not _is_extracted(query)]
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            pictures = list(pool.map(self._image, (queries[i] for i in places)))
+        extracted = dict(zip(places, self.backbone.extract(pictures) if places else []))
         return [extracted[i] if i in extracted else self._given(query) for i, query in enumerate(queries)]
 
     def _search(self, queries: Sequence[Query], k: int) -> list[SearchResult]:
@@ -133,7 +137,8 @@ class Searcher:
         return [SearchResult(hits[:k], before[:k], clock.seconds) for hits, before in found]
 
     def _image(self, query: Query) -> np.ndarray:
-        return query if isinstance(query, np.ndarray) else load_image(Path(query))
+        """The picture, already in the size that the backbone reads: loading threads share that work."""
+        return self.backbone.fit(query if isinstance(query, np.ndarray) else load_image(Path(query)))
 
     def _given(self, query: Extracted | DescriptorSet) -> Extracted:
         if isinstance(query, Extracted):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from ames_jax.index.collection import SearchIndex
 from ames_jax.index.labels import Labels
 from ames_jax.index.reranking import Hit
 from ames_jax.index.searcher import SearchResult
+from ames_jax.processors import usable_cores
 from ames_jax.report.gallery import GalleryQuery, Shown, draw_gallery
 from ames_jax.report.gallery_page import write_page
 
@@ -56,10 +58,14 @@ def check_suffix(path: Path) -> None:
 def _query(
     index: SearchIndex, query: Path, result: SearchResult, columns: int, labels: Labels | None, pictures: Path | None
 ) -> GalleryQuery:
+    rows = {hit.row for hit in (*result.first_stage[:columns], *result.hits[:columns])}
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        loaded = dict(zip(rows, pool.map(lambda row: _picture(index, row, pictures), rows)))
+
     def shown(hits: Sequence[Hit], with_global: bool) -> list[Shown]:
         return [
             Shown(
-                _picture(index, hit, pictures), labels.right(query, hit.id) if labels else None,
+                loaded[hit.row], labels.right(query, hit.id) if labels else None,
                 hit.global_similarity if with_global else hit.score, hit.id,
             )
             for hit in hits[:columns]
@@ -75,5 +81,5 @@ def _query(
     )
 
 
-def _picture(index: SearchIndex, hit: Hit, pictures: Path | None) -> np.ndarray:
-    return shrink(load_image(index.picture_path(hit.row, pictures)), PICTURE_SIDE)
+def _picture(index: SearchIndex, row: int, pictures: Path | None) -> np.ndarray:
+    return shrink(load_image(index.picture_path(row, pictures)), PICTURE_SIDE)

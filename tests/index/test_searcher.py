@@ -78,6 +78,8 @@ def test_reranking_for_another_first_stage(made, searcher):
     for store in (index, index.stores[0]):
         hits = rerank(index.model, query, store, [hit.id for hit in first], similarities, lam=0.6, gamma=0.3)
         assert [(hit.id, hit.old_place) for hit in hits] == [(hit.id, hit.old_place) for hit in result.hits]
+    by_default = rerank(index.model, query, index, [hit.id for hit in first], similarities)
+    assert [hit.score for hit in by_default] == [hit.score for hit in hits]
     assert rerank(index.model, query, index, [], [], lam=0.6, gamma=0.3) == []
     with pytest.raises(UserError, match=r"holds no image 'x.jpg' \(1 of 2"):
         rerank(index.model, query, index, [first[0].id, "x.jpg"], [1, 1], lam=0.6, gamma=0.3)
