@@ -81,6 +81,16 @@ class PackedStore:
     def _row_of(self) -> dict[str, int]:
         return {name: row for row, name in enumerate(self.ids())}
 
+    def check_model(self, binarizer: str | None) -> None:
+        """Raises UserError unless the bits are those of a model: its `packing.binarizer_fingerprint`, None for floats."""
+        if binarizer is None:
+            raise UserError(f"{self.path} holds bits, which a full-precision model cannot read: give a binary model")
+        if binarizer != self.header["binarizer"]:
+            raise UserError(
+                f"{self.path}: its bits were made by another model ({self.header['model']}, binarizer "
+                f"{self.header['binarizer'][:8]}) than the one given ({binarizer[:8]}); build the store with this model"
+            )
+
     def verify(self) -> None:
         """Reads everything and raises UserError, naming the file, where its checksum is not that of the header."""
         for name, facts in self.header["files"].items():
@@ -100,18 +110,16 @@ def open_store(path: str | Path, binarizer: str | None = None) -> PackedStore:
         if size != facts["bytes"]:
             found = "is missing" if size is None else f"has {size} bytes, expected {facts['bytes']}: it is truncated"
             raise UserError(f"{path / name} {found}; build or copy the store again")
-    if binarizer is not None and binarizer != header["binarizer"]:
-        raise UserError(
-            f"{path}: its bits were made by another model ({header['model']}, binarizer {header['binarizer'][:8]}) than "
-            f"the one given (binarizer {binarizer[:8]}); build the store with this model"
-        )
     if _checksum(path / "counts.npy") != header["files"]["counts.npy"]["crc32"]:
         raise UserError(f"{path / 'counts.npy'} is damaged: its checksum is wrong; build the store again")
     bits, counts = np.load(path / "bits.npy", mmap_mode="r"), np.load(path / "counts.npy")
     expected = (header["images"], header["descriptors"], header["bits"] // 8)
     if bits.shape != expected or bits.dtype != np.uint8 or counts.shape != expected[:1]:
         raise UserError(f"{path / 'bits.npy'} holds {bits.dtype} {bits.shape}, the header says uint8 {expected}")
-    return PackedStore(path, header, bits, counts)
+    store = PackedStore(path, header, bits, counts)
+    if binarizer is not None:
+        store.check_model(binarizer)
+    return store
 
 
 def build_store(
