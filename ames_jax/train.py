@@ -1,7 +1,7 @@
 """Training: python -m ames_jax.train --config=configs/student_bin.py
 
 Data, teacher, student, table and pictures, in this order; what is there already is not done again. A killed run goes on
-where it was when the same command is given again.
+where it was when the same command is given again. `--config=configs/detector.py` trains the detector of an extractor.
 """
 
 from __future__ import annotations
@@ -29,6 +29,11 @@ def main() -> int:
     config, workdir = command.config, command.workdir
     runtime.start()
     keep_config(config, workdir)
+    if "backbone" in config:
+        from ames_jax.extraction.detector_training import train_detector
+
+        print(train_detector(config, workdir))
+        return 0
     root = data_root(config)
     keep_statistics(root, workdir)
     try:
