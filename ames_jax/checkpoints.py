@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from ames_jax.errors import UserError
-from ames_jax.paths import is_remote, path_of
+from ames_jax.paths import is_remote, path_of, write_whole
 from ames_jax.similarity import AMES, AMESConfig
 from ames_jax.training import TrainState
 
@@ -164,14 +164,11 @@ def save_model(model: AMES, directory: Path, facts: dict[str, Any] | None = None
       UserError: it cannot be written.
     """
     directory = path_of(directory)
-    partial = directory / f"{MODEL_FILE}.partial"
     metadata = {"config": json.dumps(dataclasses.asdict(model.config)), "facts": json.dumps(facts or {})}
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(save(weights_of(model), metadata))
-        partial.replace(directory / MODEL_FILE)
+        write_whole(directory / MODEL_FILE, save(weights_of(model), metadata))
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
         raise UserError(f"{directory}: cannot write the model: {error}") from error
     return directory
 

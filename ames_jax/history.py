@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
-from ames_jax.paths import is_remote
+from ames_jax.paths import is_remote, write_whole
 
 BUCKET_SECONDS = 60
 
@@ -50,9 +50,7 @@ class History:
         self._writer.close()
 
     def _replace(self) -> None:
-        partial = self._path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in self._lines))
-        partial.replace(self._path)
+        write_whole(self._path, "".join(json.dumps(line) + "\n" for line in self._lines).encode())
         self._written = time.monotonic()
 
 

@@ -24,6 +24,7 @@ from ames_jax.errors import UserError
 from ames_jax.fitting import FitSettings, finished, fit
 from ames_jax.initialisation import initialise
 from ames_jax.meter import trace_steps
+from ames_jax.paths import write_whole
 from ames_jax.ranking import tune
 from ames_jax.scoring import Scorer
 from ames_jax.similarity import AMES, AMESConfig
@@ -181,9 +182,7 @@ def keep_config(config: ConfigDict, directory: Path) -> None:
         return
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(wanted, indent=1))
-        partial.replace(path)
+        write_whole(path, json.dumps(wanted, indent=1).encode())
     except OSError as error:
         raise UserError(f"workdir {directory} cannot be written: {error.strerror or error}") from error
 

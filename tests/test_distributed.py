@@ -144,6 +144,18 @@ def test_killed_twenty_times_it_ends_the_same(data, tmp_path):
     assert steps == list(range(1, KILLED_STEPS + 1))
 
 
+def test_a_run_lives_in_a_bucket(data):
+    """Checkpoints, logs and models in a fake object store; stopped, resumed and loaded from there."""
+    for package in ("gcsfs", "gcp_storage_emulator"):
+        pytest.importorskip(package, reason=f"{package} is not installed", exc_type=ImportError)
+    job = begin("bucket_job.py", data)
+    printed, _ = job.communicate(timeout=300)
+    assert job.returncode == 0, printed
+    assert "teacher saved at step 3" in printed
+    assert "checkpoints ['2', '3']" in printed
+    assert "all there" in printed
+
+
 MISSING = """
 import sys
 from pathlib import Path
