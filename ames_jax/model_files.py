@@ -10,6 +10,7 @@ from pathlib import Path
 from ames_jax.checkpoints import MODEL_FILE, find_model, read_model, save_model
 from ames_jax.downloads import ADDRESSES, fetch_file, pin_of
 from ames_jax.errors import UserError
+from ames_jax.paths import path_of
 from ames_jax.runtime import home
 from ames_jax.similarity import AMES, NAMED, AMESConfig
 from ames_jax.torch_files import read_checkpoint, read_config
@@ -26,7 +27,7 @@ def load_model(path_or_name: str | Path) -> AMES:
     Raises:
       UserError: nothing there, or not a model.
     """
-    path = Path(path_or_name)
+    path = path_of(path_or_name)
     if path.is_dir():
         return read_model(find_model(path))
     if path.is_file():
