@@ -171,21 +171,23 @@ def draw_curves(
     workdir: Path, validation: EvaluationSet, shortlist: int, roles: Sequence[str] = ("teacher", "student")
 ) -> None:
     """training.png, from the logs of these roles in `workdir`."""
-    runs = []
-    for role in roles:
-        lines = read_history(workdir / role)
-        steps = [line for line in lines if "loss" in line]
-        checks = [line for line in lines if "validation_map" in line]
-
-        def curve(some: list[dict], key: str) -> Curve:
-            return Curve([line["step"] for line in some], [line[key] for line in some])
-
-        if steps:
-            runs.append(
-                TrainingRun(role, curve(steps, "loss"), curve(steps, "accuracy"), curve(checks, "validation_map"))
-            )
+    runs = [run for role in roles if (run := training_run(role, workdir / role)) is not None]
     base = validation.map_of(validation.ranks)
     draw_training(validation.name, runs, workdir / "training.png", base, validation.ceiling(shortlist))
+
+
+def training_run(name: str, directory: Path) -> TrainingRun | None:
+    """The curves of a run from its logs, or None where nothing was logged."""
+    lines = read_history(directory)
+    steps = [line for line in lines if "loss" in line]
+    checks = [line for line in lines if "validation_map" in line]
+
+    def curve(some: list[dict], key: str) -> Curve:
+        return Curve([line["step"] for line in some], [line[key] for line in some])
+
+    if not steps:
+        return None
+    return TrainingRun(name, curve(steps, "loss"), curve(steps, "accuracy"), curve(checks, "validation_map"))
 
 
 def draw_ranked(queries: int, root: Path, workdir: Path, measured: Measured, test: EvaluationSet) -> None:
