@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from ames_jax import benchmark, flops
-from ames_jax.benchmarks import data, machine, options, score, synthetic_retrieval, tables, train, whole_job
+from ames_jax.benchmarks import data, extract, machine, options, score, synthetic_retrieval, tables, train, whole_job
 from ames_jax.benchmarks.opponent import Opponent, compare
 from ames_jax.errors import UserError
+from ames_jax.extraction.vit import ViTConfig
 from ames_jax.similarity import AMESConfig
 
 SMALL = AMESConfig(descriptor_width=24, model_width=32, heads=2, layers=2, feed_forward=48)
@@ -174,6 +175,7 @@ def test_a_difference_stops_the_comparison():
         (train, ("--shapes=500x5",), "--shapes asks for 500 descriptors"),
         (train, ("--triplets=9", "--torch-python=none"), "not divisible by 8 devices"),
         (data, ("--images=3",), "--images must be at least 50"),
+        (extract, ("--side=500",), "--side=500: the network takes multiples of 14"),
         (whole_job, ("--gallery=100",), "--gallery=100: re-ranking 400 needs at least 420 images"),
         (whole_job, ("--rerank=20", "--gallery=60"), "--rerank=20: the ground truth needs at least 30"),
         (whole_job, ("--stored=100",), "--stored=100"),
@@ -205,3 +207,23 @@ def test_table_and_json(tmp_path):
 
 def test_matmul_peak_is_a_rate():
     assert 1e6 < machine.matmul_peak("float32", size=64, repeats=2) < 1e16
+
+
+EXTRACT = ("--pictures=3", "--side=28", "--repeats=1")
+
+
+def test_extract_alone():
+    network = ViTConfig(width=64, depth=1, heads=2, mlp=48)
+    results, text = extract.run(arguments(extract, *EXTRACT, "--torch-python=none"), network)
+    sift, vit = results["rows"]
+    assert sift["descriptors"] == 600
+    assert min(sift["images_per_second"], vit["images_per_second"]) > 0
+    assert "PyTorch images/s" not in text
+
+
+def test_extract_beside_torch(torch_python):
+    network = ViTConfig(width=64, depth=2, heads=2, mlp=48)
+    results, _ = extract.run(arguments(extract, *EXTRACT, f"--torch-python={torch_python}"), network)
+    vit = results["rows"][1]
+    assert vit["difference"] <= 1e-4
+    assert vit["ratio"] == pytest.approx(vit["images_per_second"] / vit["torch_images_per_second"])

@@ -7,6 +7,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +82,19 @@ class _Run:
 
     def to_the_end(self) -> Path:
         """All steps that are left."""
-        settings, target = self.config.checkpoint, self.workdir / "detector.pt"
-        checkpoints = RunCheckpoints(self.workdir / "checkpoints", settings.keep)
+        target = self.workdir / "detector.pt"
+        checkpoints = RunCheckpoints(self.workdir / "checkpoints", self.config.checkpoint.keep)
         if checkpoints.latest() is not None:
             self.state, _ = checkpoints.restore(self.state)
         first = int(self.state.step)
-        history = History(self.workdir, first)
         print(f"detector: {len(self.train)} images of {self.train.classes} classes, {self.steps} steps")
+        with closing(History(self.workdir, first)) as history, closing(checkpoints):
+            self._train(first, history, checkpoints)
+        write_checkpoint(target, detector_weights(self._detector()))
+        return target
+
+    def _train(self, first: int, history: History, checkpoints: RunCheckpoints) -> None:
+        every = self.config.checkpoint.every
         bar = tqdm(total=self.steps, initial=first, desc="detector", unit="step", disable=None)
         for done, (images, labels) in enumerate(self._batches(first), start=first + 1):
             self.state, figures = self._step(self.state, self.network, images, labels)
@@ -99,13 +106,9 @@ class _Run:
                 accuracy = self._validated()
                 history.write(done, {"validation_accuracy": accuracy})
                 bar.write(f"detector step {done}/{self.steps}: validation accuracy {accuracy:.3f}")
-            if last or done % settings.every == 0:
+            if last or done % every == 0:
                 checkpoints.save(done, self.state, {"step": done})
-        checkpoints.close()
-        history.close()
         bar.close()
-        write_checkpoint(target, detector_weights(self._detector()))
-        return target
 
     def _batches(self, first: int) -> Iterator[tuple[jax.Array, jax.Array]]:
         """Batches of the steps from `first` on: a pure function of seed and step, read one step ahead."""
@@ -172,7 +175,8 @@ def step(
     features = jax.lax.stop_gradient(features_of(network, images))
 
     def loss_of(parameters: dict[str, Any]) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-        detector = nnx.merge(graph, parameters["detector"], state.statistics)
+        # Running statistics are written to, and flax refuses that for variables of an outer trace: hence the copy.
+        detector = nnx.merge(graph, parameters["detector"], jax.tree.map(lambda array: array, state.statistics))
         logits = logits_of(*detector(features, train=True), parameters["classifier"])
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
         return loss, (logits, nnx.state(detector, nnx.BatchStat))
