@@ -14,8 +14,8 @@ from conftest import GOLDEN
 
 from ames_jax import extract
 from ames_jax.benchmarks.extract import dead_leaves, random_weights
+from ames_jax.data.global_descriptors import GlobalDescriptors
 from ames_jax.data.release_files import ReleaseSource
-from ames_jax.data.release_hdf5 import open_global
 from ames_jax.data.shards import open_split
 from ames_jax.errors import UserError
 from ames_jax.extraction import extracting
@@ -106,7 +106,7 @@ def test_the_releases_files_hold_the_same(data_set: Path) -> None:
         np.testing.assert_array_equal(theirs.features, mine.features)
         np.testing.assert_allclose(theirs.xy, mine.xy, atol=1e-3)
         np.testing.assert_allclose(theirs.weight, mine.weight, atol=1e-3)
-    values = open_global(data_set / "sift_images_global.hdf5")
+    values = GlobalDescriptors([data_set / "sift_images_global.hdf5"])[:]
     np.testing.assert_array_equal(values, np.load(data_set / "global" / "images.npy"))
     assert (data_set / "images.txt").read_text().splitlines()[0] == "4.png,120,130"
 
