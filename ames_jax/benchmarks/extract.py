@@ -52,11 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, config: ViTConfig | None = None) -> tuple[dict[str, Any], str]:
     """Measures both; `config` is the network (default: ViT-B/14 with registers)."""
     check_positive(arguments, ["pictures", "side", "repeats", *(["batch"] if arguments.batch else [])])
-    opponent = Opponent(existing_python(arguments.torch_python))
     config = dataclasses.replace(config or ViTConfig(), dtype=arguments.dtype)
     for side in arguments.side:
         if side % config.patch:
             raise UserError(f"--side={side}: the network takes multiples of {config.patch}, e.g. 518")
+    opponent = Opponent(existing_python(arguments.torch_python))
     progress("SIFT")
     rows = [_sift(arguments)]
     for side in arguments.side:

@@ -21,6 +21,7 @@ from ames_jax.errors import UserError
 from ames_jax.extraction.backbones import STATISTICS_FILE
 from ames_jax.extraction.chunks import ChunkFolder, ChunkRecords
 from ames_jax.extraction.extracting import ExtractionJob, refuse_other
+from ames_jax.extraction.sift import SiftStatistics
 
 
 def prepare_folder(job: ExtractionJob) -> dict[str, Any] | None:
@@ -91,8 +92,7 @@ def _refuse_other_statistics(job: ExtractionJob) -> None:
         return
     path = job.root / STATISTICS_FILE
     if path.exists():
-        kept = type(statistics).load(path)
-        if not (np.array_equal(kept.mean, statistics.mean) and np.array_equal(kept.centres, statistics.centres)):
+        if SiftStatistics.load(path).fingerprint() != statistics.fingerprint():
             raise UserError(
                 f"{path}: other SIFT statistics than those given; use --statistics={path}, or another --out"
             )
