@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,7 +90,7 @@ def train_role(config: ConfigDict, root: Path, directory: Path, label: str, teac
 def keep_statistics(root: Path, directory: Path) -> None:
     """Copies a SIFT data set's statistics into a run's directory: what its model is to read is extracted with them."""
     if (root / STATISTICS_FILE).is_file():
-        shutil.copyfile(root / STATISTICS_FILE, directory / STATISTICS_FILE)
+        (directory / STATISTICS_FILE).write_bytes((root / STATISTICS_FILE).read_bytes())  # either may lie in a bucket
 
 
 def _statistics_fact(root: Path) -> dict[str, str]:
