@@ -223,7 +223,10 @@ class _Run:
         history.write(done, {f"validation_{name}": value for name, value in figures.items()})
         if figures["map"] > self.best:
             self.best = figures["map"]
-            self._keep_model("best", model, {**self.settings.facts, "step": done, "validation_map": self.best})
+            # λ and γ at which that was measured: what a search with this model uses.
+            chosen = {name: figures[name] for name in ("lam", "gamma") if name in figures}
+            facts = {**self.settings.facts, "step": done, "validation_map": self.best, **chosen}
+            self._keep_model("best", model, facts)
         self._validated_step = done
         return figures
 
@@ -239,11 +242,9 @@ class _Run:
 
     def _save(self, done: int, wait: bool = False) -> None:
         position = {
-            "step": done,
-            "best": float(self.best),
-            "validated": self._validated_step,
-            "seed": self.pipeline.seed,
-        }
+            "step": done, "best": float(self.best), "validated": self._validated_step, "seed": self.pipeline.seed,
+            "model": dataclasses.asdict(self._config),
+        }  # fmt: skip
         self.checkpoints.save(done, self.state, position, wait)
         self._saved_at = time.monotonic()
 

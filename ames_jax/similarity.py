@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ames_jax.attention import ACTIVATIONS, Layer, Sequence, SharedQuery, join_valid
+from ames_jax.attention import ACTIVATIONS, CrossWeights, Layer, Sequence, SharedQuery, join_valid
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.errors import UserError
 from ames_jax.tokens import Tokenizer, layer_norm
@@ -31,6 +31,7 @@ class AMESConfig:
       pre_norm: LayerNorm before each block and once at the end, instead of after each block (release: False).
       binarizer: "straight_through" (hard sign forward, gradient passed through) or "erf" (the release's surrogate).
       sigma: the erf surrogate's variance; 1e-6 in the release.
+      round_stored: full precision rounds database tokens through float16 at test time, as they are stored (release: True).
       dtype: compute type, "float32" or "bfloat16"; parameters, bits, softmax and scores stay float32.
     """
 
@@ -44,6 +45,7 @@ class AMESConfig:
     pre_norm: bool = False
     binarizer: str = "straight_through"
     sigma: float = 1e-6
+    round_stored: bool = True
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
@@ -143,12 +145,8 @@ class AMES(nnx.Module):
         Either side may hold floats or, for a binary model, packed bits. `train=True` switches the erf surrogate on and the
         rounding of full-precision database tokens through float16 (as they are stored) off.
         """
-        query_tokens = self.tokenizer(query, train)
-        database_tokens = self.database_tokens(database, train)
-        batch, queries, _ = query_tokens.shape
-        matching = jnp.broadcast_to(self._matching(query_tokens.dtype), (batch, 1, self.config.model_width))
-        valid = join_valid(query.valid, database.valid, batch, queries, database_tokens.shape[1])
-        sequence = Sequence(jnp.concatenate([query_tokens, matching, database_tokens], axis=1), valid, queries)
+        sequence = self._sequence(query, database, train)
+        queries = sequence.queries
         for layer in self.layers:
             sequence = layer(sequence)
         tokens = sequence.tokens if self.final_norm is None else self.final_norm(sequence.tokens)
@@ -158,9 +156,9 @@ class AMES(nnx.Module):
         return Pair(self._classify(ordered[:, 0]), ordered)
 
     def database_tokens(self, database: DescriptorSet, train: bool = False) -> jax.Array:
-        """Tokens [..., T, d] of the database side; full precision rounds through float16 at test time, as stored."""
+        """Tokens [..., T, d] of the database side; at test time in the precision in which they are stored."""
         tokens = self.tokenizer(database, train)
-        if self.config.bits is None and not train:
+        if self.config.round_stored and self.config.bits is None and not train:
             tokens = tokens.astype(jnp.float16).astype(tokens.dtype)
         return tokens
 
@@ -180,12 +178,23 @@ class AMES(nnx.Module):
 
     def pair_logits(self, query: DescriptorSet, database: DescriptorSet, train: bool = False) -> jax.Array:
         """float32 logits [B] of query [B, Q, ·] with database [B, T, ·], without the tokens that a score does not need."""
+        return self._last_layers(self._sequence(query, database, train), start=0)
+
+    def cross_weights(self, query: DescriptorSet, database: DescriptorSet) -> list[CrossWeights]:
+        """What the cross block of each layer attends to, for query [B, Q, ·] with database [B, T, ·]: why a score came out."""
+        sequence, weights = self._sequence(query, database, train=False), []
+        for layer in self.layers:
+            weights.append(layer.cross_weights(sequence))
+            sequence = layer(sequence)
+        return weights
+
+    def _sequence(self, query: DescriptorSet, database: DescriptorSet, train: bool) -> Sequence:
+        """The tokens of B pairs as they enter the first layer."""
         query_tokens, database_tokens = self.tokenizer(query, train), self.database_tokens(database, train)
         batch, queries, width = query_tokens.shape
         matching = jnp.broadcast_to(self._matching(query_tokens.dtype), (batch, 1, width))
         valid = join_valid(query.valid, database.valid, batch, queries, database_tokens.shape[1])
-        tokens = jnp.concatenate([query_tokens, matching, database_tokens], axis=1)
-        return self._last_layers(Sequence(tokens, valid, queries), start=0)
+        return Sequence(jnp.concatenate([query_tokens, matching, database_tokens], axis=1), valid, queries)
 
     def _last_layers(self, sequence: Sequence, start: int) -> jax.Array:
         for layer in self.layers[start:-1]:

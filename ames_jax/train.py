@@ -1,7 +1,7 @@
 """Training: python -m ames_jax.train --config=configs/student_bin.py
 
 Data, teacher, student, table and pictures, in this order; what is there already is not done again. A killed run goes on
-where it was when the same command is given again.
+where it was when the same command is given again. `--config=configs/detector.py` trains the detector of an extractor.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ames_jax.model_files import load_model
 from ames_jax.paths import is_remote, path_of
 from ames_jax.preemption import STOPPED_EARLY, StoppedEarly
 from ames_jax.report.run_report import draw_curves, write_report
-from ames_jax.runs import keep_config, train_role
+from ames_jax.runs import keep_config, keep_statistics, train_role
 from ames_jax.similarity import AMES
 
 
@@ -29,6 +29,12 @@ def main() -> int:
     command = parse(__doc__, "configs/student_bin.py")
     config, workdir = command.config, command.workdir
     runtime.start()
+    if "backbone" in config:
+        from ames_jax.extraction.detector_training import train_detector
+
+        keep_config(config, workdir)
+        print(train_detector(config, workdir))
+        return 0
     distributed.start(config)
     if is_remote(workdir) and config.get("report", {}).get("enabled"):
         raise UserError(
@@ -38,6 +44,8 @@ def main() -> int:
         keep_config(config, workdir)
     with distributed.lead_first():
         root = data_root(config)
+    if distributed.is_lead():
+        keep_statistics(root, workdir)
     try:
         if "train_teacher" not in config:
             train_role(config, root, workdir / "teacher", "teacher", None)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ames_jax.data.landmarks.rendering import Views
-from ames_jax.data.landmarks.settings import NAME, RENDERER_VERSION, Settings
+from ames_jax.data.landmarks.settings import NAME, PHOTO_HEIGHT, PHOTO_WIDTH, RENDERER_VERSION, Settings
 from ames_jax.data.neighbours import nearest, save_neighbours
 from ames_jax.data.shards import ImageRecord, write_shards
 from ames_jax.descriptors import DescriptorSet
@@ -62,6 +62,7 @@ def write_set(target: Path, parts: Sequence[Split], views: dict[str, Views], set
         "backbone": "sift",
         "width": SIFT_WIDTH,
         "global": f"VLAD, {settings.vlad_centres} centres",
+        "extraction": {"name": "sift", "descriptors": settings.descriptors, "max_side": max(PHOTO_HEIGHT, PHOTO_WIDTH)},
         "renderer_version": RENDERER_VERSION,
         "settings": dataclasses.asdict(settings),
     }
