@@ -31,6 +31,7 @@ class AMESConfig:
       pre_norm: LayerNorm before each block and once at the end, instead of after each block (release: False).
       binarizer: "straight_through" (hard sign forward, gradient passed through) or "erf" (the release's surrogate).
       sigma: the erf surrogate's variance; 1e-6 in the release.
+      round_stored: full precision rounds database tokens through float16 at test time, as they are stored (release: True).
       dtype: compute type, "float32" or "bfloat16"; parameters, bits, softmax and scores stay float32.
     """
 
@@ -44,6 +45,7 @@ class AMESConfig:
     pre_norm: bool = False
     binarizer: str = "straight_through"
     sigma: float = 1e-6
+    round_stored: bool = True
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
@@ -158,9 +160,9 @@ class AMES(nnx.Module):
         return Pair(self._classify(ordered[:, 0]), ordered)
 
     def database_tokens(self, database: DescriptorSet, train: bool = False) -> jax.Array:
-        """Tokens [..., T, d] of the database side; full precision rounds through float16 at test time, as stored."""
+        """Tokens [..., T, d] of the database side; at test time in the precision in which they are stored."""
         tokens = self.tokenizer(database, train)
-        if self.config.bits is None and not train:
+        if self.config.round_stored and self.config.bits is None and not train:
             tokens = tokens.astype(jnp.float16).astype(tokens.dtype)
         return tokens
 

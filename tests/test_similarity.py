@@ -145,6 +145,15 @@ def test_bfloat16_stays_near(rng):
     np.testing.assert_allclose(out.logit, exact(query, database).logit, atol=0.02)
 
 
+def test_full_precision_database_tokens_are_rounded_as_they_are_stored(rng):
+    config = AMESConfig(descriptor_width=24, model_width=32, layers=1, feed_forward=48)
+    rounds, keeps = (AMES(dataclasses.replace(config, round_stored=r), nnx.Rngs(0)) for r in (True, False))
+    database = random_set(rng, 2, 4)
+    kept = np.asarray(keeps.database_tokens(database))
+    np.testing.assert_array_equal(rounds.database_tokens(database), kept.astype(np.float16))
+    np.testing.assert_array_equal(rounds.database_tokens(database, train=True), kept)
+
+
 def test_released_sizes():
     counts = {}
     for name in NAMED:

@@ -11,7 +11,14 @@ import numpy as np
 
 from ames_jax import flops
 from ames_jax.benchmarks import first_call
-from ames_jax.benchmarks.machine import describe, matmul_peak, median_seconds, peak_memory, random_model
+from ames_jax.benchmarks.machine import (
+    comparable,
+    describe,
+    matmul_peak,
+    median_seconds,
+    peak_memory,
+    random_model,
+)
 from ames_jax.benchmarks.memory import reset_peak
 from ames_jax.benchmarks.opponent import Opponent, compare, progress
 from ames_jax.benchmarks.options import Shape, add_compute, check_positive, existing_python, use_devices, whole_numbers
@@ -46,7 +53,7 @@ def run(arguments: argparse.Namespace, config: AMESConfig | None = None) -> tupl
     check_positive(arguments, ["shortlist", "queries", "torch_pairs", "repeats"])
     use_devices(arguments.devices)
     opponent = Opponent(existing_python(arguments.torch_python))
-    config = dataclasses.replace(config or AMESConfig(), dtype=arguments.dtype)
+    config = comparable(config or AMESConfig(), arguments.dtype)
     peak = matmul_peak(arguments.dtype)
     model, weights = random_model(config)
     rows = []

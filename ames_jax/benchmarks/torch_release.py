@@ -70,6 +70,7 @@ class ReleaseAMES(nn.Module):
         super().__init__()
         width, bits = config["model_width"], config["bits"]
         self.binary = bits is not None
+        self.round_stored = config["round_stored"] and not self.binary
         binarizer = [Binarizer(config["descriptor_width"], bits, config["sigma"])] if self.binary else []
         remap = nn.Linear(bits or config["descriptor_width"], width)
         self.remap_local = nn.Sequential(*binarizer, remap, nn.LayerNorm(width))
@@ -80,7 +81,7 @@ class ReleaseAMES(nn.Module):
     def forward(self, query: torch.Tensor, database: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """query [B, Q, D], database [B, T, D] to logits [B] and final tokens [B, 1 + Q + T, d]."""
         sides = [self.remap_local(nn.functional.normalize(x, dim=-1)) for x in (query, database)]
-        if not self.binary and not self.training:
+        if self.round_stored and not self.training:
             sides[1] = sides[1].half().to(sides[1].dtype)
         matching = self.mtc_token.to(sides[0].dtype).expand(len(query), 1, -1)
         x = torch.cat([matching, *sides], dim=1)

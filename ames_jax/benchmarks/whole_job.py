@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ames_jax.benchmarks import synthetic_retrieval
-from ames_jax.benchmarks.machine import describe, random_model
+from ames_jax.benchmarks.machine import comparable, describe, random_model
 from ames_jax.benchmarks.opponent import Opponent, compare, progress
 from ames_jax.benchmarks.options import Shape, add_compute, check_positive, existing_python, use_devices
 from ames_jax.benchmarks.score import TOLERANCE
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, config: AMESConfig | None = None) -> tuple[dict[str, Any], str]:
     """Measures every shape; `config` is the model (default: full precision of the released size)."""
     check_positive(arguments, ["queries", "gallery", "rerank", "stored", "repeats"])
-    config = dataclasses.replace(config or AMESConfig(), dtype=arguments.dtype)
+    config = comparable(config or AMESConfig(), arguments.dtype)
     size = Size(arguments.queries, arguments.gallery, arguments.rerank, arguments.stored, config.descriptor_width)
     if size.gallery < size.needed:
         raise UserError(f"--gallery={size.gallery}: re-ranking {size.listed} needs at least {size.needed} images")
