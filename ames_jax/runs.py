@@ -94,7 +94,7 @@ def triplet_pipeline(config: ConfigDict, source: DescriptorSource, root: Path) -
         )
     return TripletPipeline(
         source, triplets, batch=data.batch, lengths=tuple(data.lengths), seed=config.seed, descriptors=data.descriptors,
-        process=jax.process_index(), processes=jax.process_count(), workers=data.workers,
+        process=jax.process_index(), processes=jax.process_count(), drop=data.drop, noise=data.noise, workers=data.workers,
     )  # fmt: skip
 
 
