@@ -22,6 +22,7 @@ from ames_jax.data.triplets import Triplets
 from ames_jax.errors import UserError
 from ames_jax.fitting import FitSettings, finished, fit
 from ames_jax.initialisation import initialise
+from ames_jax.model_files import load_model
 from ames_jax.ranking import tune
 from ames_jax.scoring import Scorer
 from ames_jax.similarity import AMES, AMESConfig
@@ -57,8 +58,11 @@ def train_role(config: ConfigDict, root: Path, directory: Path, label: str, teac
     model = AMES(model_config(config, width), nnx.Rngs(config.seed))
     if teacher is not None:
         _refuse_teacher(teacher, model, about["name"])
-    sample = sample_descriptors(source, SAMPLE, SAMPLE_PER_IMAGE, config.seed)
-    initialise(model, config.init, sample, teacher, config.seed)
+    if config.start:
+        model = _started(config.start, model)
+    else:
+        sample = sample_descriptors(source, SAMPLE, SAMPLE_PER_IMAGE, config.seed)
+        initialise(model, config.init, sample, teacher, config.seed)
     size = sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
     print(
         f"{label}: {size:,} parameters, {recipe.steps} steps of {pipeline.batch} triplets "
@@ -69,6 +73,14 @@ def train_role(config: ConfigDict, root: Path, directory: Path, label: str, teac
         {"data_set": about["name"], "backbone": about.get("backbone"), "role": label},
     )  # fmt: skip
     return fit(model, recipe, pipeline, settings, make_validation(config, root), teacher)
+
+
+def _started(path: str, fresh: AMES) -> AMES:
+    """The model to go on from; raises UserError where it is not of the shape that the configuration asks for."""
+    found = load_model(path)
+    if found.config != fresh.config:
+        raise UserError(f"--config.start={path}: expected a model of {fresh.config}, found one of {found.config}")
+    return found
 
 
 def _refuse_teacher(teacher: AMES, student: AMES, data_set: str) -> None:
