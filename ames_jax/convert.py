@@ -3,8 +3,8 @@
 --from  a release .pt file, a released name, a .safetensors file, or a model or run directory
 --to    a directory (this project's model), FILE.pt (for the PyTorch release), or FILE.safetensors (the release's names,
         for anything else)
---heads, --activation  of a .pt or .safetensors file whose model has other than heads of 64 or relu: neither leaves a
-        trace in the weights
+--heads, --activation  of a .pt or .safetensors file of others whose model has other than heads of 64 or relu: neither
+        leaves a trace in the weights
 
 Every way and back gives the same weights, bit for bit.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ames_jax.checkpoints import save_model
 from ames_jax.errors import UserError, run_main
-from ames_jax.model_files import load_model
+from ames_jax.model_files import config_beside, load_model
 from ames_jax.similarity import AMES, AMESConfig
 from ames_jax.torch_files import read_checkpoint, write_checkpoint
 from ames_jax.torch_weights import from_torch, infer_config, to_torch
@@ -50,22 +50,24 @@ def read(source: str, heads: int | None = None, activation: str | None = None) -
     if path.suffix == ".safetensors" and path.is_file():
         weights, config = _read_safetensors(path)
     elif path.suffix == ".pt" and path.is_file():
-        weights, config = read_checkpoint(path), None
+        weights, config = read_checkpoint(path), config_beside(path)
     elif path.suffix in (".pt", ".safetensors"):
         raise UserError(f"--from={source}: no such file")
     elif heads or activation:
         raise UserError("--heads and --activation are for .pt and .safetensors files; other models know theirs")
     else:
         return load_model(source)
-    if config is None or heads or activation:
+    if config is None:
         config = infer_config(weights, heads, activation or "relu")
+    else:
+        config = dataclasses.replace(config, heads=heads or config.heads, activation=activation or config.activation)
     return from_torch(weights, config)
 
 
 def write(model: AMES, target: Path, source: str) -> None:
     """Writes the model in the form that the name of `target` asks for; raises UserError where it cannot."""
     if target.suffix == ".pt":
-        write_checkpoint(target, to_torch(model))
+        write_checkpoint(target, to_torch(model), dataclasses.asdict(model.config))
     elif target.suffix == ".safetensors":
         _write_safetensors(model, target)
     else:

@@ -12,7 +12,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -21,13 +20,13 @@ from ames_jax.data import landmarks, transfer
 from ames_jax.data.evaluation_set import EvaluationSet, Limits
 from ames_jax.descriptors import DescriptorSet, stack
 from ames_jax.errors import UserError, run_main
-from ames_jax.extraction.sift import SiftStatistics, global_descriptor, local_descriptors
+from ames_jax.extraction.backbones import STATISTICS_FILE, Backbone, open_backbone
+from ames_jax.extraction.images import SUFFIXES, load_image
 from ames_jax.model_files import load_model
 from ames_jax.report.comparison import Comparison
 from ames_jax.report.run_report import contestants, measure
 from ames_jax.report.tables import markdown_table, table_rows
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
 SHIPPED = Path(__file__).parents[1] / "models" / "sift"
 
 
@@ -38,10 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     student = load_model(arguments.model)
     teacher = load_model(arguments.teacher) if arguments.teacher else None
     root = arguments.validation or transfer.build()
-    statistics = SiftStatistics.load(arguments.statistics or _statistics_beside(arguments.model, root))
+    statistics = arguments.statistics or _statistics_beside(arguments.model, root)
+    backbone = open_backbone(
+        "sift", statistics=statistics, descriptors=arguments.descriptors, max_side=arguments.max_side
+    )
     distractors = sorted((arguments.distractors or landmarks.build() / "images" / "test_gallery").glob("*"))
     scenes = read_scenes(arguments.photos)
-    photos = photo_set(scenes, distractors, statistics, arguments.descriptors, arguments.max_side)
+    photos = photo_set(scenes, distractors, backbone)
     shortlist = min(arguments.shortlist, photos.ranks.shape[1])
     validation = EvaluationSet.load(root, "validation", Limits(arguments.validation_queries, shortlist))
     shortlist = min(shortlist, validation.ranks.shape[1])
@@ -71,16 +73,18 @@ def read_scenes(folder: Path) -> dict[str, list[Path]]:
     return scenes
 
 
-def photo_set(
-    scenes: dict[str, list[Path]], distractors: Sequence[Path], statistics: SiftStatistics, count: int, max_side: int
-) -> EvaluationSet:
+def photo_set(scenes: dict[str, list[Path]], distractors: Sequence[Path], backbone: Backbone) -> EvaluationSet:
     """Photos and distractors described and searched: lists of all other images for each photo that has a partner."""
     photos = [(path, scene) for scene, found in scenes.items() for path in found]
     labels = np.array([scene for _, scene in photos] + [""] * len(distractors))
     paths = [path for path, _ in photos] + list(distractors)
-    sets = [local_descriptors(read_grey(path, max_side), count, statistics) for path in paths]
-    images = stack([DescriptorSet(one.features) for one in sets], count)
-    vectors = np.stack([global_descriptor(one, statistics) for one in sets])
+    found = [
+        one
+        for start in range(0, len(paths), backbone.together)
+        for one in backbone.extract([load_image(path) for path in paths[start : start + backbone.together]])
+    ]
+    images = stack([DescriptorSet(one.local.features.astype(np.float16)) for one in found], backbone.descriptors)
+    vectors = np.stack([one.global_descriptor for one in found])
     asking = [i for i in range(len(photos)) if (labels == labels[i]).sum() > 1]
     similarities = vectors[asking] @ vectors.T
     similarities[np.arange(len(asking)), asking] = -np.inf
@@ -89,27 +93,15 @@ def photo_set(
     names = [f"{path.parent.name}/{path.stem}" for path in paths]
     return EvaluationSet(
         f"{len(photos)} photographs of {len(scenes)} scenes, {len(distractors)} rendered distractors",
-        f"VLAD, {len(statistics.centres)} centres", paths[0].parents[1], images[np.array(asking)], images,
+        backbone.global_name, paths[0].parents[1], images[np.array(asking)], images,
         np.arange(len(paths)), [names[i] for i in asking], names, ranks,
         np.take_along_axis(similarities, ranks, axis=1), truth,
     )  # fmt: skip
 
 
-def read_grey(path: Path, max_side: int) -> np.ndarray:
-    """uint8 [H, W], made smaller where a side is longer than `max_side`; raises UserError for what is no picture."""
-    image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-    if image is None:
-        raise UserError(f"{path}: cannot be read as a picture")
-    share = max_side / max(image.shape)
-    if share >= 1:
-        return image
-    size = tuple(max(1, round(side * share)) for side in image.shape[::-1])
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-
-
 def _statistics_beside(model: str, root: Path) -> Path:
-    beside = Path(model) / "sift_statistics.npz"
-    return beside if beside.is_file() else root / "sift_statistics.npz"
+    beside = Path(model) / STATISTICS_FILE
+    return beside if beside.is_file() else root / STATISTICS_FILE
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -125,8 +117,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--validation-queries", type=int, default=80, help="queries of it (default: 80)")
     add("--distractors", type=Path, metavar="DIR", help="pictures (default: the gallery of the embedded landmarks)")
     add("--shortlist", type=int, default=100, help="images re-ranked a query (default: 100)")
-    add("--descriptors", type=int, default=128, help="descriptors an image, also of the global one (default: 128)")
-    add("--max-side", type=int, default=640, help="photos are made this large at most, pixels (default: 640)")
+    add("--descriptors", type=int, help="descriptors behind the global one (default: as `extract`)")
+    add("--max-side", type=int, help="photos are made this large at most, pixels (default: as `extract`)")
     add("--json", type=Path, metavar="FILE", help="write figures and settings there too")
     return parser
 

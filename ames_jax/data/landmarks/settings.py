@@ -21,14 +21,15 @@ CANVAS_HEIGHT, CANVAS_WIDTH = 400, 480  # a facade seen from straight ahead; 480
 class Settings:
     """What decides the content of the set. Two equal settings give the same set; `key()` names its folder.
 
-    name, folder, version and spread belong to the kind of set: what it is called, where it lies, what its renderer draws,
-    and how keypoints are chosen (see `extraction.keypoints.detect`).
+    name, folder, version, spread and max_side belong to the kind of set: what it is called, where it lies, what its
+    renderer draws, how keypoints are chosen (see `extraction.keypoints.detect`), and the longest side of a photo.
     """
 
     name: ClassVar[str] = NAME
     folder: ClassVar[str] = "landmarks"
     version: ClassVar[int] = RENDERER_VERSION
     spread: ClassVar[float] = 0.0
+    max_side: ClassVar[int] = max(PHOTO_HEIGHT, PHOTO_WIDTH)
 
     seed: int = 0
     train_landmarks: int = 448

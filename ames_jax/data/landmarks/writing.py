@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ames_jax.data.landmarks.rendering import Views
+        "extraction": {"name": "sift", "descriptors": settings.descriptors, "max_side": settings.max_side},
 from ames_jax.data.landmarks.settings import Settings
 from ames_jax.data.neighbours import nearest, save_neighbours
 from ames_jax.data.shards import ImageRecord, write_shards
@@ -64,6 +65,7 @@ def write_set(target: Path, parts: Sequence[Split], views: dict[str, Views], set
         "backbone": "sift",
         "width": SIFT_WIDTH,
         "global": f"VLAD, {settings.vlad_centres} centres",
+        "extraction": {"name": "sift", "descriptors": settings.descriptors, "max_side": settings.max_side},
         "renderer_version": settings.version,
         "settings": dataclasses.asdict(settings),
     }
