@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ames_jax.data.landmarks.rendering import Views
-        "extraction": {"name": "sift", "descriptors": settings.descriptors, "max_side": settings.max_side},
 from ames_jax.data.landmarks.settings import Settings
 from ames_jax.data.neighbours import nearest, save_neighbours
 from ames_jax.data.shards import ImageRecord, write_shards
