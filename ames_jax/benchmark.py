@@ -5,12 +5,12 @@ Each stands beside a plain PyTorch implementation that works as the release does
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
 from ames_jax import runtime
 from ames_jax.benchmarks import data, score, train, whole_job
 from ames_jax.benchmarks.tables import write_json
+from ames_jax.command_line import Parser
 from ames_jax.errors import run_main
 
 COMMANDS = {
@@ -23,9 +23,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand: measures, prints a table, writes JSON."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ames_jax.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="python -m ames_jax.benchmark", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar=" | ".join(COMMANDS))
     for name, (module, text) in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)

@@ -1,7 +1,8 @@
-"""Command lines of the entry points: `--config=FILE.py[:variant] --config.key=value --workdir=DIR`."""
+"""Command lines of the entry points: `--config=FILE.py[:variant] --config.key=value --workdir=DIR`, or plain flags."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import importlib.util
@@ -15,6 +16,17 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from ames_jax.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of plain flags whose errors are the user's, one line as all others are; flags are not abbreviated."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter, **options})
+
+    def error(self, message: str) -> None:
+        """Raises UserError."""
+        raise UserError(f"{message}; see {self.prog} --help")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,12 +11,12 @@ Every way and back gives the same weights, bit for bit.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 from pathlib import Path
 
 from ames_jax.checkpoints import save_model
+from ames_jax.command_line import Parser
 from ames_jax.errors import UserError, run_main
 from ames_jax.model_files import config_beside, load_model
 from ames_jax.similarity import AMES, AMESConfig
@@ -24,16 +24,9 @@ from ames_jax.torch_files import read_checkpoint, write_checkpoint
 from ames_jax.torch_weights import from_torch, infer_config, to_torch
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are the user's, reported as all others are."""
-
-    def error(self, message: str) -> None:
-        raise UserError(f"{message}; see --help")
-
-
 def main(arguments: list[str] | None = None) -> None:
     """The entry point."""
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(prog="python -m ames_jax.convert", description=__doc__)
     parser.add_argument("--from", dest="source", required=True)
     parser.add_argument("--to", dest="target", required=True, type=Path)
     parser.add_argument("--heads", type=int)

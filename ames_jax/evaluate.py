@@ -1,7 +1,7 @@
 """Evaluates a model on a retrieval benchmark: every pair is scored once, then λ, γ and k are swept from the scores.
 
-Writes into the workdir: results.json, results.md, logits.npz, scores/ (what a killed run resumes from) and, with
-sweep_memory, tradeoff-*.png and memory.md.
+Writes into the workdir: results.json, results.md, logits.npz, scores/ (what a killed run resumes from), lists/ (neighbour
+pickles as safe files) and, with sweep_memory, tradeoff-*.png and memory.md.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from ames_jax.evaluation.results import PairLogits, first_stage_facts, result_ro
 from ames_jax.evaluation.scoring_run import Method, ScoreKeeper
 from ames_jax.evaluation.sweeps import Grid, best_setting, sweep_task
 from ames_jax.evaluation.task import RetrievalTask
+from ames_jax.index.store import PackedStore
 from ames_jax.model_files import load_model
 from ames_jax.ranking import SweepRow
 
@@ -40,7 +41,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Runs an evaluation and returns what it wrote to `results.json`."""
     grid = grid_of(config)
     method = None if config.logits else _method(config)
-    task = _open(config, config.dataset, method)
+    task = _open(config, config.dataset, method, workdir)
     keeper = ScoreKeeper(_made(workdir) / "scores", int(config.memory_gb * 2**30))
     results: dict[str, Any] = {"dataset": task.name, "first_stage": first_stage_facts(task)}
     if config.tune_on:
@@ -59,7 +60,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     return results
 
 
-def _open(config: ConfigDict, dataset: str, method: Method | None) -> RetrievalTask:
+def _open(config: ConfigDict, dataset: str, method: Method | None, workdir: Path) -> RetrievalTask:
     """The data set `dataset`; the store of the configuration, if any, belongs to `config.dataset` alone."""
     if not config.data_dir:
         raise UserError("--config.data_dir is empty: name the release's data folder, a prepared data set or a manifest")
@@ -67,8 +68,10 @@ def _open(config: ConfigDict, dataset: str, method: Method | None) -> RetrievalT
     store = config.store if dataset == config.dataset else ""
     if store and method is not None and method.packer is None:
         raise UserError(f"--config.store={store} holds bits, which a full-precision model cannot read; leave it out")
-    binarizer = method.packer.fingerprint if store and method is not None else None
-    return open_task(root, dataset, config.backbone, config.first_stage, store, binarizer)
+    task = open_task(root, dataset, config.backbone, config.first_stage, _made(workdir) / "lists", store)
+    if isinstance(task.database, PackedStore) and method is not None:
+        task.database.check_model(method.packer.fingerprint if method.packer else None)
+    return task
 
 
 def _method(config: ConfigDict) -> Method:
@@ -98,7 +101,7 @@ def _tune(config: ConfigDict, method: Method | None, keeper: ScoreKeeper, grid: 
     """Chooses one λ and γ for each k on `config.tune_on`; what that gave, and the grid that is left."""
     if method is None:
         raise UserError("--config.tune_on needs a model, since it scores that data set too; leave --config.logits out")
-    task = _open(config, config.tune_on, method)
+    task = _open(config, config.tune_on, method, keeper.folder.parent)
     pairs = _score(config, task, method, keeper, grid)
     rows = sweep_task(task, pairs.logits, grid)
     chosen = best_setting(rows)
@@ -122,7 +125,7 @@ def _methods_to_compare(
     largest = max(rows, key=lambda row: row.setting.k).setting
     methods = [Tuned(method, largest)]
     if config.match_kernel and config.tune_on:
-        task = _open(config, config.tune_on, method)
+        task = _open(config, config.tune_on, method, keeper.folder.parent)
         asked = (config.query_descriptors, config.database_descriptors)
         methods.append(tune_kernel(task, keeper, method, largest.k, *asked))
     elif config.match_kernel:

@@ -209,7 +209,9 @@ class _Run:
         history.write(done, {f"validation_{name}": value for name, value in figures.items()})
         if figures["map"] > self.best:
             self.best = figures["map"]
-            facts = {**self.settings.facts, "step": done, "validation_map": self.best}
+            # λ and γ at which that was measured: what a search with this model uses.
+            chosen = {name: figures[name] for name in ("lam", "gamma") if name in figures}
+            facts = {**self.settings.facts, "step": done, "validation_map": self.best, **chosen}
             save_model(model, self.settings.directory / "best", facts)
         return figures
 

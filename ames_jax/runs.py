@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from ames_jax.data.pipeline import TripletPipeline
 from ames_jax.data.shards import DescriptorSource, open_split, read_about
 from ames_jax.data.triplets import Triplets
 from ames_jax.errors import UserError
+from ames_jax.extraction.backbones import STATISTICS_FILE
+from ames_jax.extraction.sift import SiftStatistics
 from ames_jax.fitting import FitSettings, finished, fit
 from ames_jax.initialisation import initialise
 from ames_jax.model_files import load_model
@@ -70,7 +73,7 @@ def train_role(config: ConfigDict, root: Path, directory: Path, label: str, teac
     )
     settings = FitSettings(
         directory, label, config.log_every, config.validation.every, config.checkpoint.every, config.checkpoint.keep,
-        {"data_set": about["name"], "backbone": about.get("backbone"), "role": label},
+        {"data_set": about["name"], "backbone": about.get("backbone"), "role": label, **_statistics_fact(root)},
     )  # fmt: skip
     return fit(model, recipe, pipeline, settings, make_validation(config, root), teacher)
 
@@ -81,6 +84,18 @@ def _started(path: str, fresh: AMES) -> AMES:
     if found.config != fresh.config:
         raise UserError(f"--config.start={path}: expected a model of {fresh.config}, found one of {found.config}")
     return found
+
+
+def keep_statistics(root: Path, directory: Path) -> None:
+    """Copies a SIFT data set's statistics into a run's directory: what its model is to read is extracted with them."""
+    if (root / STATISTICS_FILE).is_file():
+        shutil.copyfile(root / STATISTICS_FILE, directory / STATISTICS_FILE)
+
+
+def _statistics_fact(root: Path) -> dict[str, str]:
+    """The fingerprint of a SIFT data set's statistics: only descriptors made with them mean something to the model."""
+    file = root / STATISTICS_FILE
+    return {"statistics": SiftStatistics.load(file).fingerprint()} if file.is_file() else {}
 
 
 def _refuse_teacher(teacher: AMES, student: AMES, data_set: str) -> None:
@@ -124,7 +139,7 @@ def make_recipe(config: ConfigDict, pipeline: TripletPipeline) -> Recipe:
 
 
 def make_validation(config: ConfigDict, root: Path) -> Callable[[AMES], dict[str, float]]:
-    """model → validation mAP (percent) of the re-ranked lists at the best λ and γ, and balanced accuracy of the logits."""
+    """model → validation mAP (percent) of the re-ranked lists at the best λ and γ, these, and the logits' balanced accuracy."""
     settings = config.validation
     limits = Limits(settings.queries, settings.shortlist, settings.query_descriptors, settings.database_descriptors)
     subset = EvaluationSet.load(root, "validation", limits)
@@ -139,7 +154,7 @@ def make_validation(config: ConfigDict, root: Path) -> Callable[[AMES], dict[str
         setting, rows = tune(subset.similarities, logits, measure, k=[shortlist], lam=LAMBDAS, gamma=GAMMAS)
         best = next(row.scores["map"] for row in rows if row.setting == setting)
         accuracy = 0.5 * ((logits > 0)[labels].mean() + (logits <= 0)[~labels].mean())
-        return {"map": best, "accuracy": float(accuracy)}
+        return {"map": best, "accuracy": float(accuracy), "lam": setting.lam, "gamma": setting.gamma}
 
     return validate
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ames_jax.attention import ACTIVATIONS, Layer, Sequence, SharedQuery, join_valid
+from ames_jax.attention import ACTIVATIONS, CrossWeights, Layer, Sequence, SharedQuery, join_valid
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.errors import UserError
 from ames_jax.tokens import Tokenizer, layer_norm
@@ -145,12 +145,8 @@ class AMES(nnx.Module):
         Either side may hold floats or, for a binary model, packed bits. `train=True` switches the erf surrogate on and the
         rounding of full-precision database tokens through float16 (as they are stored) off.
         """
-        query_tokens = self.tokenizer(query, train)
-        database_tokens = self.database_tokens(database, train)
-        batch, queries, _ = query_tokens.shape
-        matching = jnp.broadcast_to(self._matching(query_tokens.dtype), (batch, 1, self.config.model_width))
-        valid = join_valid(query.valid, database.valid, batch, queries, database_tokens.shape[1])
-        sequence = Sequence(jnp.concatenate([query_tokens, matching, database_tokens], axis=1), valid, queries)
+        sequence = self._sequence(query, database, train)
+        queries = sequence.queries
         for layer in self.layers:
             sequence = layer(sequence)
         tokens = sequence.tokens if self.final_norm is None else self.final_norm(sequence.tokens)
@@ -182,12 +178,23 @@ class AMES(nnx.Module):
 
     def pair_logits(self, query: DescriptorSet, database: DescriptorSet, train: bool = False) -> jax.Array:
         """float32 logits [B] of query [B, Q, ·] with database [B, T, ·], without the tokens that a score does not need."""
+        return self._last_layers(self._sequence(query, database, train), start=0)
+
+    def cross_weights(self, query: DescriptorSet, database: DescriptorSet) -> list[CrossWeights]:
+        """What the cross block of each layer attends to, for query [B, Q, ·] with database [B, T, ·]: why a score came out."""
+        sequence, weights = self._sequence(query, database, train=False), []
+        for layer in self.layers:
+            weights.append(layer.cross_weights(sequence))
+            sequence = layer(sequence)
+        return weights
+
+    def _sequence(self, query: DescriptorSet, database: DescriptorSet, train: bool) -> Sequence:
+        """The tokens of B pairs as they enter the first layer."""
         query_tokens, database_tokens = self.tokenizer(query, train), self.database_tokens(database, train)
         batch, queries, width = query_tokens.shape
         matching = jnp.broadcast_to(self._matching(query_tokens.dtype), (batch, 1, width))
         valid = join_valid(query.valid, database.valid, batch, queries, database_tokens.shape[1])
-        tokens = jnp.concatenate([query_tokens, matching, database_tokens], axis=1)
-        return self._last_layers(Sequence(tokens, valid, queries), start=0)
+        return Sequence(jnp.concatenate([query_tokens, matching, database_tokens], axis=1), valid, queries)
 
     def _last_layers(self, sequence: Sequence, start: int) -> jax.Array:
         for layer in self.layers[start:-1]:

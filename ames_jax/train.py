@@ -19,7 +19,7 @@ from ames_jax.errors import UserError, run_main
 from ames_jax.fitting import STOPPED_EARLY, StoppedEarly
 from ames_jax.model_files import load_model
 from ames_jax.report.run_report import draw_curves, write_report
-from ames_jax.runs import keep_config, train_role
+from ames_jax.runs import keep_config, keep_statistics, train_role
 from ames_jax.similarity import AMES
 
 
@@ -30,6 +30,7 @@ def main() -> int:
     runtime.start()
     keep_config(config, workdir)
     root = data_root(config)
+    keep_statistics(root, workdir)
     try:
         if "train_teacher" not in config:
             train_role(config, root, workdir / "teacher", "teacher", None)

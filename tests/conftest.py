@@ -9,6 +9,7 @@ os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {COMPILE_FA
 os.environ["ONE_DEVICE_XLA_FLAGS"] = COMPILE_FAST
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+import atexit
 import json
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Many tests build the same small programs again: compile each once a session (subprocesses share the folder).
 COMPILED = tempfile.TemporaryDirectory(prefix="ames_jax_compiled_")
+atexit.register(COMPILED.cleanup)
 jax.config.update("jax_compilation_cache_dir", COMPILED.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
@@ -40,6 +42,18 @@ def reference() -> Path:
 def golden_settings() -> dict:
     """Settings of the golden models and training files, by file name without suffix."""
     return json.loads((GOLDEN / "models.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def few_landmarks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded landmarks with a handful of pictures."""
+    from ames_jax.data.landmarks import Settings, build
+
+    settings = Settings(
+        train_landmarks=8, train_views=4, validation_landmarks=3, test_landmarks=3, query_views=1, gallery_views=2,
+        descriptors=40, vlad_centres=2, neighbours=2, street_items=6,
+    )  # fmt: skip
+    return build(tmp_path_factory.mktemp("landmarks"), settings, processes=1, progress=False)
 
 
 @pytest.fixture

@@ -184,3 +184,35 @@ def test_unknown_names_are_refused():
         AMESConfig.named("dinov2_ames_dits")
     with pytest.raises(UserError, match="unknown model settings depth"):
         AMESConfig.from_dict({"depth": 3})
+
+
+def test_cross_weights_are_those_of_the_forward_pass(golden_settings):
+    """Mixing the values with them gives the cross block's output; nothing is left for padding."""
+    name = "fp_tiny_gelu_prenorm"
+    model, arrays = load(GOLDEN / f"{name}.npz", golden_settings[name])
+    query, database = sides(arrays, 0)
+
+    def both(model):
+        sequence = model._sequence(query, database, train=False)
+        layer = model.layers[0]
+        inner = layer._self_block(sequence)
+        normed = layer.norm_cross(inner.tokens) if layer.pre_norm else inner.tokens
+        _, _, value = layer.cross_attention.project(normed)
+        return model.cross_weights(query, database)[0], layer.cross_attention.over(inner, normed, True), value
+
+    weights, expected, value = run(both, model)
+    count, attention = query.count, model.layers[0].cross_attention
+    keys = {"query": slice(count, None), "matching": slice(None), "database": slice(0, count + 1)}
+    mixed = []
+    for side, which in keys.items():
+        weight = getattr(weights, side)
+        rows = weight[:, :, None] if side == "matching" else weight
+        np.testing.assert_allclose(rows.sum(-1), 1, atol=1e-6)
+        mixed.append(jnp.einsum("bhrk,bkhc->brhc", rows, value[:, which]))
+    np.testing.assert_allclose(attention.merge(jnp.concatenate(mixed, axis=1)), expected, atol=1e-5)
+    assert np.all(
+        np.asarray(weights.query)[..., 1:][
+            ~np.broadcast_to(database.valid[:, None, None], weights.query[..., 1:].shape)
+        ]
+        == 0
+    )

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from ames_jax import runtime
 from ames_jax.data import landmarks, transfer
-from ames_jax.data.evaluation_set import EvaluationSet, Limits
+from ames_jax.data.evaluation_set import EvaluationSet
 from ames_jax.descriptors import DescriptorSet, stack
 from ames_jax.errors import UserError, run_main
 from ames_jax.extraction.backbones import STATISTICS_FILE, Backbone, open_backbone
@@ -44,9 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     distractors = sorted((arguments.distractors or landmarks.build() / "images" / "test_gallery").glob("*"))
     scenes = read_scenes(arguments.photos)
     photos = photo_set(scenes, distractors, backbone)
-    shortlist = min(arguments.shortlist, photos.ranks.shape[1])
-    validation = EvaluationSet.load(root, "validation", Limits(arguments.validation_queries, shortlist))
-    shortlist = min(shortlist, validation.ranks.shape[1])
+    # Extracted anew, as the photos are: the data set's own global descriptors may be of fewer descriptors.
+    validation = photo_set(rendered_scenes(root / "images"), [], backbone, arguments.validation_queries)
+    shortlist = min(arguments.shortlist, photos.ranks.shape[1], validation.ranks.shape[1])
     settings = ConfigDict({"query_descriptors": (100,), "database_descriptors": (50, 64)})
     chosen = contestants(root, teacher, student)
     measured = [measure(contestant, settings, validation, photos, shortlist) for contestant in chosen]
@@ -73,8 +73,23 @@ def read_scenes(folder: Path) -> dict[str, list[Path]]:
     return scenes
 
 
-def photo_set(scenes: dict[str, list[Path]], distractors: Sequence[Path], backbone: Backbone) -> EvaluationSet:
-    """Photos and distractors described and searched: lists of all other images for each photo that has a partner."""
+def rendered_scenes(folder: Path) -> dict[str, list[Path]]:
+    """The validation pictures of a rendered set by what they show; raises UserError where it holds none."""
+    scenes: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob("validation_*/*.jpg")):
+        scenes.setdefault(path.stem.partition("_")[0], []).append(path)
+    if not scenes:
+        raise UserError(f"{folder}: no pictures of the validation split; give the folder of a rendered data set")
+    return scenes
+
+
+def photo_set(
+    scenes: dict[str, list[Path]], distractors: Sequence[Path], backbone: Backbone, queries: int | None = None
+) -> EvaluationSet:
+    """Photos and distractors described and searched: lists of all other images for each photo that has a partner.
+
+    queries: so many of the photos, spread over the scenes, ask; None: all.
+    """
     photos = [(path, scene) for scene, found in scenes.items() for path in found]
     labels = np.array([scene for _, scene in photos] + [""] * len(distractors))
     paths = [path for path, _ in photos] + list(distractors)
@@ -85,7 +100,8 @@ def photo_set(scenes: dict[str, list[Path]], distractors: Sequence[Path], backbo
     ]
     images = stack([DescriptorSet(one.local.features.astype(np.float16)) for one in found], backbone.descriptors)
     vectors = np.stack([one.global_descriptor for one in found])
-    asking = [i for i in range(len(photos)) if (labels == labels[i]).sum() > 1]
+    asking = np.array([i for i in range(len(photos)) if (labels == labels[i]).sum() > 1])
+    asking = asking[np.unique(np.linspace(0, len(asking) - 1, queries or len(asking)).round().astype(int))]
     similarities = vectors[asking] @ vectors.T
     similarities[np.arange(len(asking)), asking] = -np.inf
     ranks = np.argsort(-similarities, axis=1, kind="stable")[:, :-1]  # the photo itself comes last
@@ -93,7 +109,7 @@ def photo_set(scenes: dict[str, list[Path]], distractors: Sequence[Path], backbo
     names = [f"{path.parent.name}/{path.stem}" for path in paths]
     return EvaluationSet(
         f"{len(photos)} photographs of {len(scenes)} scenes, {len(distractors)} rendered distractors",
-        backbone.global_name, paths[0].parents[1], images[np.array(asking)], images,
+        backbone.global_name, paths[0].parents[1], images[asking], images,
         np.arange(len(paths)), [names[i] for i in asking], names, ranks,
         np.take_along_axis(similarities, ranks, axis=1), truth,
     )  # fmt: skip

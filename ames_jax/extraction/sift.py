@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,12 @@ class SiftStatistics:
         sample = _root(histogram[np.sort(rng.permutation(len(histogram))[:SAMPLE])])
         mean = sample.mean(0, dtype=np.float64).astype(np.float32)
         return cls(mean, learn_centres(normalised(sample - mean), centres, seed), spread)
+
+    def fingerprint(self) -> str:
+        """What tells whether descriptors and a model were made with the same statistics (32 hexadecimal digits)."""
+        values = (np.asarray(getattr(self, field.name), np.float32) for field in fields(self))
+        content = b"".join(np.ascontiguousarray(value).tobytes() for value in values)
+        return hashlib.sha256(content).hexdigest()[:32]
 
     def save(self, path: Path) -> None:
         np.savez(path, mean=self.mean, centres=self.centres, spread=self.spread)
