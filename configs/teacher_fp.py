@@ -31,6 +31,8 @@ def get_config(variant: str = "landmarks") -> ConfigDict:
     model.pre_norm = False  # LayerNorm before each block instead of after; release: False
     model.binarizer = "straight_through"  # "straight_through" or "erf" (binary models); release: "erf"
     model.sigma = 1e-6  # variance of the erf surrogate; release: 1e-6
+    model.match_weight = 0.0  # of the count of matching bits in the logit (binary models; ours); release: 0
+    model.match_threshold = 0.0  # cosine from which bits match
     model.dtype = "float32"  # compute type, "float32" or "bfloat16"; release: "float32"
 
     config.data = data = ConfigDict()
