@@ -1,9 +1,11 @@
-"""The shipped `sift` model: teacher and binary student on rendered scenes whose SIFT is like that of real photographs.
+"""The shipped `sift` model, on rendered scenes whose SIFT is like that of real photographs (built on first use).
 
-    python -m ames_jax.train --config=configs/sift.py --workdir=runs/sift
+    python -m ames_jax.train --config=configs/sift.py:teacher --workdir=runs/sift_teacher
+    python -m ames_jax.train --config=configs/sift.py:longer --workdir=runs/sift_longer
+    python -m ames_jax.train --config=configs/sift.py:student --workdir=runs/sift
+    python -m ames_jax.calibrate --run=runs/sift --out=ames_jax/models/sift
 
-No data needed: the scenes are rendered on first use. Then copy `runs/sift/student/best/model.safetensors` and the
-data set's `sift_statistics.npz` to a folder, and that folder is a model of `python -m ames_jax.search`.
+Each step starts from the one before in `runs/`. The README beside the model says how long they took and what came out.
 """
 
 from pathlib import Path
@@ -12,20 +14,32 @@ from ml_collections import ConfigDict
 
 from ames_jax.command_line import load_config, refuse_variant
 
-VARIANTS = ("transfer",)
+VARIANTS = ("student", "teacher", "longer")
 
 
-def get_config(variant: str = "transfer") -> ConfigDict:
-    """One variant, "transfer": the scenes of `ames_jax.data.transfer`."""
+def get_config(variant: str = "student") -> ConfigDict:
+    """Variants: "teacher", "longer" (the teacher trained on, with augmentation) and "student" (binary)."""
     if variant not in VARIANTS:
         raise refuse_variant(variant, VARIANTS)
-    config = load_config(Path(__file__).with_name("student_bin.py"), "landmarks")
-    config.dataset = config.train_teacher.dataset = variant
-    for role in (config, config.train_teacher):
-        role.data.update(descriptors=64, lengths=(24, 65), buckets=(64,), batch=12)
-        role.data.update(top=200, power=2.0)  # harder positives than the nearest: photos of a place differ more
-        role.validation.update(query_descriptors=64, database_descriptors=64)
-    config.train_teacher.optimizer.update(steps=500, learning_rate=1e-3)
-    config.train_teacher.validation.every = 250
+    base = "student_bin.py" if variant == "student" else "teacher_fp.py"
+    config = load_config(Path(__file__).with_name(base), "landmarks")
+    config.dataset = "transfer"
+    config.data.update(descriptors=64, lengths=(24, 65), buckets=(64,), batch=12)
+    config.validation.update(query_descriptors=64, database_descriptors=64)
+    if variant == "teacher":
+        config.data.update(top=200, power=2.0)
+        config.optimizer.update(steps=500, learning_rate=1e-3)
+        config.validation.every = 250
+        return config
+    config.data.update(drop=0.2, noise=0.2)
+    if variant == "longer":
+        config.start = "runs/sift_teacher"
+        config.optimizer.update(steps=700, learning_rate=7e-4)
+        config.validation.every = 175
+        return config
+    config.teacher = "runs/sift_longer"
+    config.model.update(match_weight=2.0, match_threshold=0.3)
+    config.optimizer.update(steps=300, learning_rate=1e-3)
+    config.validation.every = 100
     config.report.update(query_descriptors=(100,), database_descriptors=(16, 50, 64))
     return config

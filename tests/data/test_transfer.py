@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ames_jax import AMES, AMESConfig
+from ames_jax import AMES, AMESConfig, calibrate
 from ames_jax.benchmarks import photos
-from ames_jax.checkpoints import save_model
+from ames_jax.checkpoints import facts_of, save_model
 from ames_jax.data.landmarks.rendering import Task, run_task
 from ames_jax.data.shards import open_split
 from ames_jax.data.transfer import NAME, TransferSettings, build
@@ -71,7 +71,7 @@ def test_noise_has_the_power_law_it_is_asked_for(rng: np.random.Generator) -> No
     assert dead_leaves(rng, 60, 80).shape == draw_texture(rng, 60, 80).shape == (60, 80, 3)
 
 
-def test_photos_are_searched_among_distractors(
+def test_a_calibrated_model_searches_photos_among_distractors(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Rendered pictures stand for photographs: the test splits as scenes."""
@@ -80,7 +80,10 @@ def test_photos_are_searched_among_distractors(
         scene.mkdir(parents=True, exist_ok=True)
         (scene / path.name).write_bytes(path.read_bytes())
     config = AMESConfig(descriptor_width=128, model_width=32, heads=2, layers=2, feed_forward=32, bits=64)
-    model = save_model(AMES(config, nnx.Rngs(0)), tmp_path / "model")
+    save_model(AMES(config, nnx.Rngs(0)), tmp_path / "student")
+    model = tmp_path / "calibrated"
+    assert calibrate.main([f"--run={tmp_path / 'student'}", f"--out={model}", f"--data={folder}", "--shortlist=3"]) == 0
+    assert facts_of(model)["statistics"] == SiftStatistics.load(model / "sift_statistics.npz").fingerprint()
     command = [
         f"--photos={tmp_path / 'scenes'}", f"--model={model}", f"--validation={folder}", "--shortlist=3",
         f"--distractors={folder / 'images' / 'validation_gallery'}", f"--json={tmp_path / 'table.json'}",
