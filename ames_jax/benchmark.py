@@ -1,4 +1,4 @@
-"""Speed, measured here: `python -m ames_jax.benchmark data | score | train | evaluate`; `--help` after each says more.
+"""Speed, measured here: `python -m ames_jax.benchmark data|score|train|extract|evaluate`; `--help` after each says more.
 
 Each stands beside a plain PyTorch implementation that works as the release does, where a Python with torch is at hand.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ames_jax import runtime
-from ames_jax.benchmarks import data, score, train, whole_job
+from ames_jax.benchmarks import data, extract, score, train, whole_job
 from ames_jax.benchmarks.tables import write_json
 from ames_jax.command_line import Parser
 from ames_jax.errors import run_main
@@ -17,6 +17,7 @@ COMMANDS = {
     "data": (data, "Images a second from disk to the training step, from each storage."),
     "score": (score, "Pairs a second of queries against their shortlists."),
     "train": (train, "Triplets a second of training steps, with and without a teacher."),
+    "extract": (extract, "Images a second of SIFT and of DINOv2's ViT."),
     "evaluate": (whole_job, "A whole evaluation of an ROxford-sized random set, from HDF5 files to mAP."),
 }
 

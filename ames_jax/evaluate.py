@@ -6,6 +6,7 @@ pickles as safe files) and, with sweep_memory, tradeoff-*.png and memory.md.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from ames_jax import runtime
+from ames_jax import distributed, runtime
 from ames_jax.command_line import flatten, parse
 from ames_jax.data import landmarks
 from ames_jax.errors import UserError, run_main
@@ -34,11 +35,16 @@ def main() -> None:
     """The entry point: parses the command line and evaluates."""
     command = parse(__doc__, "configs/evaluate.py")
     runtime.start()
+    distributed.start(command.config)
     evaluate(command.config, command.workdir)
+    distributed.wait_for_all("end")
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Runs an evaluation and returns what it wrote to `results.json`."""
+    """Runs an evaluation and returns what it wrote to `results.json`.
+
+    Of many processes, each scores its share of the queries; all get the result, and the lead one writes it.
+    """
     grid = grid_of(config)
     method = None if config.logits else _method(config)
     task = _open(config, config.dataset, method, workdir)
@@ -51,7 +57,11 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     results |= {"model": pairs.model, "rows": result_rows(rows, pairs), "config": flatten(config)}
     if config.sweep_memory:
         methods = _methods_to_compare(config, method, keeper, rows)
-        results["memory"] = memory_sweep(task, keeper, methods, config.query_descriptors, workdir)
+        with tempfile.TemporaryDirectory() as scratch:
+            pictures = workdir if distributed.is_lead() else Path(scratch)
+            results["memory"] = memory_sweep(task, keeper, methods, config.query_descriptors, pictures)
+    if not distributed.is_lead():
+        return results
     pairs.save(workdir / "logits.npz", task)
     write_results(workdir / "results.json", results)
     table = results_table(results)

@@ -10,6 +10,7 @@ from pathlib import Path
 from ames_jax.checkpoints import MODEL_FILE, find_model, read_model, save_model
 from ames_jax.downloads import ADDRESSES, fetch_file, pin_of
 from ames_jax.errors import UserError
+from ames_jax.paths import path_of
 from ames_jax.runtime import home
 from ames_jax.similarity import AMES, NAMED, AMESConfig
 from ames_jax.torch_files import read_checkpoint, read_config
@@ -26,12 +27,24 @@ def load_model(path_or_name: str | Path) -> AMES:
     Raises:
       UserError: nothing there, or not a model.
     """
-    path = Path(path_or_name)
+    path = path_of(path_or_name)
     if path.is_dir():
         return read_model(find_model(path))
     if path.is_file():
-        return from_torch(read_checkpoint(path), config_beside(path))
+        return _read_torch(path)
+    if path.suffix == ".pt" or len(path.parts) > 1:
+        raise UserError(
+            f"{path}: no such file or directory; a model is a run or model directory, a .pt file or a released name"
+        )
     return load_released(str(path_or_name))
+
+
+def _read_torch(path: Path, config: AMESConfig | None = None) -> AMES:
+    weights, beside = read_checkpoint(path), config_beside(path)
+    try:
+        return from_torch(weights, config or beside)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def config_beside(path: Path) -> AMESConfig | None:
@@ -50,7 +63,7 @@ def load_released(name: str) -> AMES:
     if (converted / MODEL_FILE).is_file():
         return read_model(converted)
     path = fetch(name)
-    model = from_torch(read_checkpoint(path), config)
+    model = _read_torch(path, config)
     save_model(model, converted, {"released": name, **json.loads(pin_of(path).read_text())})
     return model
 

@@ -46,6 +46,7 @@ def get_config(variant: str = "landmarks") -> ConfigDict:
     data.top = 100  # global neighbours that partners are drawn from; release: 300
     data.minimum = 1  # images of its own and of other labels among them that make an anchor valid; release: 5
     data.power = 3.0  # partners are drawn with probability ∝ similarity^power; release: 3
+    data.accumulate = 1  # parts in which a device takes its share of a batch, where memory is short
     data.workers = 0  # reading processes; 0 = threads, best on few cores
 
     config.optimizer = optimizer = ConfigDict()
@@ -66,9 +67,16 @@ def get_config(variant: str = "landmarks") -> ConfigDict:
 
     config.checkpoint = checkpoint = ConfigDict()
     checkpoint.every = 100  # steps between checkpoints
+    checkpoint.minutes = 10.0  # and minutes between them, looked at when a line is logged
     checkpoint.keep = 2  # newest checkpoints that stay
 
     config.log_every = 10  # steps between lines of metrics.jsonl and TensorBoard
+    config.profile = ""  # START:STOP records these steps with JAX's profiler, e.g. "20:30"
+
+    config.distributed = "auto"  # "auto" (Cloud TPU, GKE, SLURM, MPI; else one process), "off", HOST:PORT of process 0
+    config.process = config_dict.placeholder(int)  # with HOST:PORT: which process this is, 0 … processes − 1
+    config.processes = config_dict.placeholder(int)  # with HOST:PORT: how many there are
+    config.start_timeout = 300.0  # seconds to wait for the other processes
 
     if variant == "gldv2":
         config.init, config.size, config.model.binarizer = "matching", "released", "straight_through"

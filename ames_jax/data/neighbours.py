@@ -123,7 +123,7 @@ class BlockSearch:
         """Queries on the devices, and their number with the padding that gives every device as many."""
         count = -(-len(rows) // self._mesh.size) * self._mesh.size
         split = NamedSharding(self._mesh, PartitionSpec("data"))
-        return count, jax.device_put(_padded(rows, count, f"queries from {start}"), split)
+        return count, jax.device_put(_padded(rows, count, f"query rows from {start}"), split)
 
     def _rank(self, rows: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:
         """The head of whole rankings, for a k that is too long to be merged block by block."""

@@ -43,6 +43,7 @@ class TripletBatch:
       query_length, database_length: descriptors that the query and the database images are cut to in this step.
       ids: int64 [B, 3], rows of the images.
       step: the step this batch belongs to.
+      real: bool [B], False for the triplets that only fill the batch up.
     """
 
     anchor: DescriptorSet
@@ -52,6 +53,7 @@ class TripletBatch:
     database_length: int
     ids: np.ndarray
     step: int
+    real: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +79,8 @@ class TripletPipeline:
       workers: processes that read and decode; 0 reads in threads, which is faster on few cores and for small sets.
       threads: batches that are read at the same time, in this process or in each worker.
       prefetch: batches held ready or being read, in this process or in each worker.
+      multiple: a batch is filled up to a multiple of this (all devices must get the same number of triplets) with copies
+        of its last triplet, which do not count: `TripletBatch.real`.
     """
 
     source: Source
@@ -93,10 +97,11 @@ class TripletPipeline:
     workers: int = 0
     threads: int = 2
     prefetch: int = 2
+    multiple: int = 1
 
     def __post_init__(self) -> None:
-        if self.batch % self.processes:
-            raise UserError(f"a batch of {self.batch} triplets cannot be shared evenly by {self.processes} processes")
+        if self.filled % self.processes:
+            raise UserError(f"a batch of {self.filled} triplets cannot be shared evenly by {self.processes} processes")
         if not 0 < self.batch <= len(self.triplets):
             raise UserError(
                 f"a batch of {self.batch} triplets, but an epoch has {len(self.triplets)}: take a smaller one"
@@ -110,12 +115,20 @@ class TripletPipeline:
         """Whole batches in an epoch."""
         return len(self.triplets) // self.batch
 
+    @property
+    def filled(self) -> int:
+        """Triplets of a step over all processes with those that fill it up."""
+        return -(-self.batch // self.multiple) * self.multiple
+
+    def _positions(self) -> np.ndarray:
+        """int [B], the places of this process's triplets in the filled batch."""
+        share = self.filled // self.processes
+        return np.arange(self.process * share, (self.process + 1) * share)
+
     def rows(self, step: int) -> np.ndarray:
         """int64 [B, 3], the rows of this process's triplets at a step."""
         epoch, index = divmod(step, self.steps_per_epoch)
-        share = self.batch // self.processes
-        first = index * self.batch + self.process * share
-        return self.triplets.rows(epoch, np.arange(first, first + share))
+        return self.triplets.rows(epoch, index * self.batch + np.minimum(self._positions(), self.batch - 1))
 
     def drawn_lengths(self, step: int) -> tuple[int, int]:
         """Query and database length of a step, the same on every process."""
@@ -144,7 +157,7 @@ class TripletPipeline:
 
     def _batch(self, step: int, features: np.ndarray, valid: np.ndarray) -> TripletBatch:
         sets = (DescriptorSet(features[role], valid[role]) for role in range(ROLES))
-        return TripletBatch(*sets, *self.drawn_lengths(step), self.rows(step), step)
+        return TripletBatch(*sets, *self.drawn_lengths(step), self.rows(step), step, self._positions() < self.batch)
 
 
 class _Steps:
@@ -223,7 +236,7 @@ def place_on(sharding: jax.sharding.Sharding) -> Callable[[TripletBatch], Triple
         def put(field: np.ndarray) -> jax.Array:
             return jax.make_array_from_process_local_data(sharding, field)
 
-        names = ("anchor", "positive", "negative")
+        names = ("anchor", "positive", "negative", "real")
         return dataclasses.replace(batch, **{name: jax.tree.map(put, getattr(batch, name)) for name in names})
 
     return place

@@ -18,9 +18,9 @@ from ames_jax.errors import UserError
 from ames_jax.extraction.backbones import Extracted
 from ames_jax.extraction.batches import Batches, Item
 from ames_jax.extraction.detector import Detector, strongest, unit_length
-from ames_jax.extraction.dinov2 import DEVIATION, MEAN
 from ames_jax.extraction.images import resize, shrink
 from ames_jax.extraction.network_weights import detector_of, read_weights, resnet_of
+from ames_jax.extraction.pixels import standardised
 from ames_jax.extraction.resnet import STRIDE, ResNet
 from ames_jax.extraction.vlad import normalised
 
@@ -40,19 +40,25 @@ def open_cvnet(
     batch: int | None = None,
 ) -> CvnetBackbone:
     """Reads both networks; raises UserError where one cannot be had or does not fit."""
-    if weights is None:
-        raise UserError(
-            "--backbone=cvnet needs --weights=CVNet_R101.pyth, which its authors publish at "
-            "https://github.com/sungonce/CVNet"
-        )
+    path = weights_file(weights)
     detector_path = detector or fetch_file("cvnet_detector.pt", ADDRESSES)
     backbone = CvnetBackbone(
-        resnet_of(read_weights(weights), dtype, str(weights)),
+        resnet_of(read_weights(path), dtype, str(path)),
         detector_of(read_weights(detector_path), source=str(detector_path)),
         descriptors=descriptors, max_side=max_side, batch=batch,
     )  # fmt: skip
-    backbone.settings |= {"weights": str(weights), "detector": detector and str(detector), "dtype": dtype}
+    backbone.settings |= {"weights": str(path), "detector": detector and str(detector), "dtype": dtype}
     return backbone
+
+
+def weights_file(given: Path | None) -> Path:
+    """The file of the network, which cannot be downloaded here; raises UserError where none is given."""
+    if given is None:
+        raise UserError(
+            "the backbone cvnet needs --weights=CVNet_R101.pyth (training: --config.weights), which its authors publish "
+            "at https://github.com/sungonce/CVNet"
+        )
+    return given
 
 
 class CvnetBackbone:
@@ -110,9 +116,7 @@ def _forward(
 ) -> dict[str, jax.Array]:
     network, detector = nnx.merge(graph, parameters)
     sizes = batch["size"]
-    bgr = batch["pixels"][..., ::-1].astype(jnp.float32) / 255
-    mean, deviation = (jnp.array(values[::-1])[None, None, None] for values in (MEAN, DEVIATION))
-    found = network((bgr - mean) / deviation, sizes)
+    found = network(standardised(batch["pixels"], bgr=True), sizes)
     rows, columns = found.local.shape[1:3]
     place = jnp.arange(rows * columns)
     centres = jnp.stack([place % columns, place // columns], 1) * STRIDE + 0.5  # of pixels, [P, 2]

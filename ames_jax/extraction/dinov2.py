@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -19,13 +18,12 @@ from ames_jax.extraction.batches import Batches, Item
 from ames_jax.extraction.detector import Detector, strongest, unit_length
 from ames_jax.extraction.images import resize
 from ames_jax.extraction.network_weights import detector_of, read_weights, vit_of
+from ames_jax.extraction.pixels import standardised
 from ames_jax.extraction.vit import ViT, patches_of, positions_of
 
 DESCRIPTORS, MAX_SIDE = 700, 770
 # Images are padded to a multiple of so many patches, and all of one multiple share a compiled program.
 BUCKET = 128
-# ImageNet's, RGB.
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Of the authors of DINOv2, who publish no checksum.
 WEIGHTS = "dinov2_vitb14_reg4_pretrain.pth"
 WEIGHTS_ADDRESS = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitb14"
@@ -41,7 +39,7 @@ def open_dinov2(
     batch: int | None = None,
 ) -> Dinov2Backbone:
     """Reads both networks, downloaded where no path is given; raises UserError where one cannot be had or does not fit."""
-    path = weights or fetch_file(WEIGHTS, (WEIGHTS_ADDRESS,))
+    path = weights_file(weights)
     detector_path = detector or fetch_file("dinov2_detector.pt", ADDRESSES)
     backbone = Dinov2Backbone(
         vit_of(read_weights(path), dtype=dtype, source=str(path)),
@@ -50,6 +48,11 @@ def open_dinov2(
     )  # fmt: skip
     backbone.settings |= {"weights": weights and str(weights), "detector": detector and str(detector), "dtype": dtype}
     return backbone
+
+
+def weights_file(given: Path | None) -> Path:
+    """The file of the network: the given one, or the authors', downloaded once."""
+    return given or fetch_file(WEIGHTS, (WEIGHTS_ADDRESS,))
 
 
 class Dinov2Backbone:
@@ -117,8 +120,8 @@ def _forward(
     graph: nnx.GraphDef, descriptors: int, parameters: Any, batch: dict[str, jax.Array]
 ) -> dict[str, jax.Array]:
     network, detector = nnx.merge(graph, parameters)
-    mean, deviation = (jnp.tile(jnp.array(values), batch["patches"].shape[-1] // 3) for values in (MEAN, DEVIATION))
-    pixels = (batch["patches"].astype(jnp.float32) / 255 - mean[None, None]) / deviation[None, None]
+    patches = batch["patches"]
+    pixels = standardised(patches.reshape(*patches.shape[:2], -1, 3)).reshape(patches.shape)
     tokens = network(pixels, batch["positions"], batch["valid"])
     features, weights = detector(tokens.patches)
     features, weights, rows = strongest(features, weights, batch["valid"], descriptors)

@@ -68,6 +68,6 @@ def _lines(left: Axes, right: Axes, start: np.ndarray, end: np.ndarray, strength
     for i in np.argsort(relative, kind="stable"):
         line = ConnectionPatch(
             start[i], end[i], left.transData, right.transData,
-            color=colormaps[LINES](relative[i]), linewidth=0.8 + 1.2 * relative[i], alpha=0.35 + 0.6 * relative[i],
+            color=colormaps[LINES](relative[i]), linewidth=0.8 + 1.2 * relative[i], alpha=0.2 + 0.75 * relative[i],
         )  # fmt: skip
         left.figure.add_artist(line)

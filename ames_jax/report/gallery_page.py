@@ -27,7 +27,7 @@ section {{ display: grid; grid-template-columns: 15rem minmax(0, 1fr); gap: 1rem
 h2 {{ font-size: .85rem; font-weight: 600; margin: 0 0 .3rem; color: #666; }}
 .ranking {{ display: flex; flex-wrap: wrap; gap: .6rem; margin-bottom: 1rem; }}
 figure {{ margin: 0; }}
-.ranking img {{ height: 7.5rem; max-width: 100%; box-sizing: border-box; display: block;
+.ranking img {{ height: 6.5rem; max-width: 100%; box-sizing: border-box; display: block;
   border: 4px solid {NEUTRAL}; border-radius: 4px; }}
 .ranking .right img {{ border-color: {RIGHT}; }}
 .ranking .wrong img {{ border-color: {WRONG}; border-style: dashed; }}
