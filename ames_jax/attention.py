@@ -50,11 +50,13 @@ class SharedQuery(NamedTuple):
       tokens: [Q, d], as they enter the first layer.
       attended: [Q, d], after the first layer's self block, which reads the query and the matching token alone.
       valid: bool [Q] or None.
+      signs: ±1 [Q, bits] for a model that counts matches of bits as well, else None.
     """
 
     tokens: jax.Array
     attended: jax.Array
     valid: jax.Array | None
+    signs: jax.Array | None = None
 
 
 class CrossWeights(NamedTuple):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from ames_jax.extraction.sift import SiftStatistics
 from ames_jax.fitting import FitSettings, finished, fit
 from ames_jax.initialisation import initialise
 from ames_jax.meter import trace_steps
+from ames_jax.model_files import load_model
 from ames_jax.paths import write_whole
 from ames_jax.ranking import tune
 from ames_jax.scoring import Scorer
@@ -67,8 +67,11 @@ def train_role(config: ConfigDict, root: Path, directory: Path, label: str, teac
     model = AMES(model_config(config, width), nnx.Rngs(config.seed))
     if teacher is not None:
         _refuse_teacher(teacher, model, about["name"])
-    sample = sample_descriptors(source, SAMPLE, SAMPLE_PER_IMAGE, config.seed)
-    initialise(model, config.init, sample, teacher, config.seed)
+    if config.start:
+        model = _started(config.start, model)
+    else:
+        sample = sample_descriptors(source, SAMPLE, SAMPLE_PER_IMAGE, config.seed)
+        initialise(model, config.init, sample, teacher, config.seed)
     size = sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
     fill = pipeline.filled - pipeline.batch
     say(
@@ -88,10 +91,18 @@ def train_role(config: ConfigDict, root: Path, directory: Path, label: str, teac
     return fit(model, recipe, pipeline, settings, make_validation(config, root), teacher)
 
 
+def _started(path: str, fresh: AMES) -> AMES:
+    """The model to go on from; raises UserError where it is not of the shape that the configuration asks for."""
+    found = load_model(path)
+    if found.config != fresh.config:
+        raise UserError(f"--config.start={path}: expected a model of {fresh.config}, found one of {found.config}")
+    return found
+
+
 def keep_statistics(root: Path, directory: Path) -> None:
     """Copies a SIFT data set's statistics into a run's directory: what its model is to read is extracted with them."""
     if (root / STATISTICS_FILE).is_file():
-        shutil.copyfile(root / STATISTICS_FILE, directory / STATISTICS_FILE)
+        write_whole(directory / STATISTICS_FILE, (root / STATISTICS_FILE).read_bytes())
 
 
 def _statistics_fact(root: Path) -> dict[str, str]:
@@ -123,7 +134,7 @@ def triplet_pipeline(config: ConfigDict, source: DescriptorSource, root: Path) -
         )
     return TripletPipeline(
         source, triplets, batch=data.batch, lengths=tuple(data.lengths), seed=config.seed, descriptors=data.descriptors,
-        process=jax.process_index(), processes=jax.process_count(), workers=data.workers,
+        process=jax.process_index(), processes=jax.process_count(), drop=data.drop, noise=data.noise, workers=data.workers,
         multiple=jax.device_count() * data.accumulate,
     )  # fmt: skip
 

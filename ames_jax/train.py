@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from ames_jax import distributed, runtime
 from ames_jax.command_line import parse
-from ames_jax.data import landmarks
+from ames_jax.data import landmarks, transfer
 from ames_jax.data.evaluation_set import EvaluationSet, Limits
 from ames_jax.errors import UserError, run_main
 from ames_jax.model_files import load_model
@@ -44,6 +44,7 @@ def main() -> int:
         keep_config(config, workdir)
     with distributed.lead_first():
         root = data_root(config)
+    if distributed.is_lead():
         keep_statistics(root, workdir)
     try:
         if "train_teacher" not in config:
@@ -65,11 +66,12 @@ def main() -> int:
 
 
 def data_root(config: ConfigDict) -> Path:
-    """The folder of the data set: built on first use for the embedded landmarks, else `data_dir`."""
+    """The folder of the data set: built on first use where it is rendered, else `data_dir`."""
     if config.data_dir:
         return path_of(config.data_dir)
-    if config.dataset == "landmarks":
-        return landmarks.build(rebuild=config.data.rebuild)
+    rendered = {"landmarks": landmarks.build, "transfer": transfer.build}
+    if config.dataset in rendered:
+        return rendered[config.dataset](rebuild=config.data.rebuild)
     raise UserError(
         f"dataset {config.dataset!r} needs --config.data_dir=DIR, a folder prepared from its descriptors: "
         "python -m ames_jax.prepare shards (README, section GLDv2, says where to get them)"

@@ -20,6 +20,7 @@ def get_config(variant: str = "landmarks") -> ConfigDict:
     config.data_dir = ""  # folder of a prepared data set (python -m ames_jax.prepare shards); "" for the built-in one
     config.seed = 0  # of initial values, triplets and lengths
     config.init = "matching"  # "matching" (ours, see README) or "release"; release value: "release"
+    config.start = ""  # model to go on from instead (run directory, model directory or .pt), of the same shape
     config.size = "mini"  # "mini" (2 layers, feed-forward 256) or "released" (5 layers, feed-forward 1024)
 
     config.model = model = ConfigDict()
@@ -30,6 +31,8 @@ def get_config(variant: str = "landmarks") -> ConfigDict:
     model.pre_norm = False  # LayerNorm before each block instead of after; release: False
     model.binarizer = "straight_through"  # "straight_through" or "erf" (binary models); release: "erf"
     model.sigma = 1e-6  # variance of the erf surrogate; release: 1e-6
+    model.match_weight = 0.0  # of the count of matching bits in the logit (binary models; ours); release: 0
+    model.match_threshold = 0.0  # cosine from which bits match
     model.dtype = "float32"  # compute type, "float32" or "bfloat16"; release: "float32"
 
     config.data = data = ConfigDict()
@@ -37,6 +40,8 @@ def get_config(variant: str = "landmarks") -> ConfigDict:
     data.descriptors = 48  # K, descriptors an image, strongest first; release: 400
     data.lengths = (10, 49)  # both sides' lengths of a step are drawn uniformly from [low, high); release: (10, 400)
     data.buckets = (48,)  # padded lengths, rising; each pair of them is one compiled program
+    data.drop = 0.0  # share of descriptors left out at random, augmentation; release: 0
+    data.noise = 0.0  # random vector added to a descriptor, in shares of its length, augmentation; release: 0
     data.batch = 16  # triplets a step (2 pairs each); release: 100
     data.top = 100  # global neighbours that partners are drawn from; release: 300
     data.minimum = 1  # images of its own and of other labels among them that make an anchor valid; release: 5

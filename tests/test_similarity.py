@@ -12,6 +12,7 @@ from flax import nnx
 
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.errors import UserError
+from ames_jax.match_kernel import kernel_scores
 from ames_jax.similarity import AMES, NAMED, AMESConfig
 from ames_jax.torch_weights import from_torch, infer_config
 
@@ -216,3 +217,21 @@ def test_cross_weights_are_those_of_the_forward_pass(golden_settings):
         ]
         == 0
     )
+
+
+def test_matches_of_bits_join_the_logit_as_the_kernel_counts_them(rng):
+    config = AMESConfig(descriptor_width=16, bits=32, model_width=16, heads=2, layers=2, feed_forward=16)
+    plain = AMES(config, nnx.Rngs(0))
+    graph = nnx.graphdef(AMES(dataclasses.replace(config, match_weight=0.5, match_threshold=0.2), nnx.Rngs(1)))
+    counting = nnx.merge(graph, nnx.split(plain)[1])
+    query, database = (
+        plain.tokenizer.binarize(DescriptorSet(rng.standard_normal((3, n, 16), np.float32), rng.random((3, n)) < 0.8))
+        for n in (5, 7)
+    )
+    kernel = [kernel_scores(query[[i]], database[[i]], np.zeros((1, 1), int), (0.2,))[0.2][0, 0] for i in range(3)]
+    expected = plain.pair_logits(query, database) + 0.5 * np.stack(kernel)
+    np.testing.assert_allclose(counting.pair_logits(query, database), expected, atol=1e-5)
+    np.testing.assert_allclose(counting(query, database).logit, expected, atol=1e-5)
+    np.testing.assert_allclose(short_way(counting, query[0], database)[0], expected[0], atol=1e-5)
+    with pytest.raises(UserError, match="match_weight"):
+        dataclasses.replace(config, bits=None, match_weight=1.0)

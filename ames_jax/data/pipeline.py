@@ -22,8 +22,8 @@ T = TypeVar("T")
 ROLES = 3
 # Far more steps than any run takes: Grain wants a length.
 STEPS = 2**40
-# Keeps the stream of the lengths apart from the triplets' where the seeds are equal.
-LENGTHS = 1
+# Keep the streams of the lengths and the augmentation apart from the triplets' where the seeds are equal.
+LENGTHS, AUGMENTATION = 1, 2
 
 
 class Source(Protocol):
@@ -74,6 +74,8 @@ class TripletPipeline:
       dtype: float16 or float32; None for what the source gives: float16 from float16 storage, float32 from int8, which
         is fastest. Packed bits stay uint8.
       process, processes: which part of a batch, of how many.
+      drop: share of an image's descriptors that are left out at random, as another detector would not have found them.
+      noise: length of the random vector that is added to a descriptor, in shares of the descriptor's own length.
       workers: processes that read and decode; 0 reads in threads, which is faster on few cores and for small sets.
       threads: batches that are read at the same time, in this process or in each worker.
       prefetch: batches held ready or being read, in this process or in each worker.
@@ -90,6 +92,8 @@ class TripletPipeline:
     dtype: Any = None
     process: int = 0
     processes: int = 1
+    drop: float = 0.0
+    noise: float = 0.0
     workers: int = 0
     threads: int = 2
     prefetch: int = 2
@@ -179,10 +183,33 @@ class _Steps:
         features = np.zeros((*rows.shape, count, first.features.shape[-1]), dtype)
         valid = np.zeros((*rows.shape, count), bool)
         for place, row in np.ndenumerate(rows):
-            image = pipeline.source[int(row)].descriptors.truncate(count)
+            image = pipeline.source[int(row)].descriptors
+            if pipeline.drop or pipeline.noise:
+                role, position = place[0], pipeline.process * rows.shape[1] + place[1]
+                stream = np.random.SeedSequence([pipeline.seed, int(step), AUGMENTATION, role, position])
+                image = augment(image, np.random.Generator(np.random.Philox(stream)), pipeline.drop, pipeline.noise)
+            image = image.truncate(count)
             features[place][: image.count] = image.features
             valid[place][: image.count] = True if image.valid is None else image.valid
         return features, valid
+
+
+def augment(descriptors: DescriptorSet, random: np.random.Generator, drop: float, noise: float) -> DescriptorSet:
+    """The features of one image, float [N, D], with some rows left out (never all) and noise on the others.
+
+    Raises UserError for packed bits, which cannot take noise.
+    """
+    if descriptors.is_packed:
+        raise UserError(
+            "data.drop and data.noise augment float descriptors, this data set holds packed bits; set both to 0"
+        )
+    kept = random.random(descriptors.count) >= drop
+    kept[int(random.integers(len(kept)))] |= not kept.any()
+    features = np.asarray(descriptors.features, np.float32)[kept]
+    length = np.linalg.norm(features, axis=-1, keepdims=True) / np.sqrt(features.shape[-1])
+    features += noise * length * random.standard_normal(features.shape, np.float32)
+    valid = None if descriptors.valid is None else descriptors.valid[kept]
+    return DescriptorSet(features.astype(descriptors.features.dtype), valid)
 
 
 def prefetch_to_device(batches: Iterable[T], place: Callable[[T], T], size: int = 2) -> Iterator[T]:
