@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -13,6 +14,8 @@ SIFT_WIDTH = 128
 CONTRAST_THRESHOLD = 0.02
 # Keypoints looked at for each one asked for, where they are to lie apart.
 CANDIDATES = 4
+# From so many on, building OpenCV's image pyramid a second time costs less than the histograms of all candidates.
+MANY = 300
 
 
 @dataclass(frozen=True)
@@ -48,32 +51,52 @@ def detect(image: np.ndarray, count: int, spread: float = 0.0) -> Keypoints:
         raise ValueError(f"expected a grey image, uint8 [H, W]; found {image.dtype} {list(image.shape)}")
     if min(image.shape) < 2:
         return _empty()
-    points, histogram = _detector(count * CANDIDATES if spread else count).detectAndCompute(image, None)
+    points, histogram = (
+        _detect_apart(image, count, spread) if spread else _detector(count).detectAndCompute(image, None)
+    )
     if not points:
         return _empty()
-    xy = np.array([point.pt for point in points], np.float32)
+    xy, order = _places(points)
     scale = np.array([point.size for point in points], np.float32)
-    angle = np.array([point.angle for point in points], np.float32)
     weight = np.array([point.response for point in points], np.float32)
-    # Equal responses are common (one spot, two orientations): the full order keeps the result independent of OpenCV's.
-    order = np.lexsort((angle, scale, xy[:, 0], xy[:, 1], -weight))
+    order = order[:count]
     height, width = image.shape
-    order = (_apart(xy, order, count, spread * max(height, width)) if spread else order)[:count]
     xy = (xy + 0.5) / np.float32([width, height])
     return Keypoints(histogram[order].astype(np.uint8), np.clip(xy, 0, 1)[order], scale[order], weight[order])
 
 
-def _apart(xy: np.ndarray, order: np.ndarray, count: int, distance: float) -> np.ndarray:
-    """The first `count` of `order` that lie `distance` pixels from those before them; fewer where there are no more."""
-    kept: list[int] = []
-    places = np.full((count, 2), np.inf, np.float32)
-    for row in order:
-        if (np.square(places[: len(kept)] - xy[row]).sum(1) >= distance**2).all():
-            places[len(kept)] = xy[row]
+def _places(points: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """float32 [N, 2] pixels, and int [N], the strongest first."""
+    fields = [(*point.pt, point.size, point.angle, point.response) for point in points]
+    x, y, scale, angle, weight = np.array(fields, np.float32).T
+    # Equal responses are common (one spot, two orientations): the full order keeps the result independent of OpenCV's.
+    return np.stack([x, y], 1), np.lexsort((angle, scale, x, y, -weight))
+
+
+def _detect_apart(image: np.ndarray, count: int, spread: float) -> tuple[Sequence[Any], np.ndarray]:
+    """Keypoints that lie apart, and their histograms."""
+    detector, many = _detector(count * CANDIDATES), count > MANY
+    points, histogram = (detector.detect(image, None), None) if many else detector.detectAndCompute(image, None)
+    if not points:
+        return (), np.zeros((0, SIFT_WIDTH), np.float32)
+    xy, order = _places(points)
+    rows = order[_apart(xy[order], count, spread * max(image.shape))]
+    kept = [points[row] for row in rows]
+    return detector.compute(image, kept) if many else (kept, histogram[rows])
+
+
+def _apart(xy: np.ndarray, count: int, distance: float) -> list[int]:
+    """The first `count` rows of float32 [N, 2] that lie `distance` from those kept before; fewer where there are no more."""
+    x, y = xy.T
+    free, kept = np.ones(len(xy), bool), []
+    for row in range(len(xy)):
+        if free[row]:
             kept.append(row)
             if len(kept) == count:
                 break
-    return np.array(kept)
+            rest = slice(row + 1, None)
+            free[rest] &= np.square(x[rest] - x[row]) + np.square(y[rest] - y[row]) >= distance**2
+    return kept
 
 
 @lru_cache(maxsize=4)
