@@ -26,7 +26,7 @@ from ames_jax.command_line import flatten
 from ames_jax.errors import UserError
 
 # Settings in which processes may differ.
-OWN = ("process", "distributed", "data.workers")
+OWN = ("process", "distributed", "data_dir", "data.workers")
 # A process that ends by an error lets the others go after this many seconds.
 SHUTDOWN_SECONDS = 30
 
@@ -57,7 +57,7 @@ def _connect(config: ConfigDict) -> None:
     by_hand = where not in ("auto", "off")
     if where == "off":
         return
-    if by_hand and (":" not in where or index is None or count is None or not 0 <= index < count):
+    if by_hand and (":" not in where or not 0 <= index < count):
         raise UserError(
             f"--config.distributed={where}: expected auto, off, or HOST:PORT of process 0 together with "
             f"--config.processes=N and --config.process=0 … N-1 (found processes {count}, process {index})"

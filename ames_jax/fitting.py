@@ -142,7 +142,7 @@ class _Run:
 
     def _train(self, history: History | NoHistory, trace: Trace) -> None:
         last: tuple[TripletBatch, dict[str, jax.Array]] | None = None
-        meter, settings, steps = Meter(self.pipeline.batch), self.settings, self.recipe.steps
+        meter, settings, steps = Meter(self.pipeline.batch, self.first), self.settings, self.recipe.steps
         with Progress(settings.label, self.first, steps) as progress:
             for batch in meter.waiting(self._batches()):
                 trace.before_step(batch.step, self.state)
@@ -172,8 +172,7 @@ class _Run:
 
     def _checkpoint_due(self, done: int, logged: bool) -> bool:
         """Every so many steps or minutes; the lead process's clock counts, since all must save together."""
-        minutes = self.settings.checkpoint_minutes
-        late = False
+        minutes, late = self.settings.checkpoint_minutes, False
         if minutes is not None and logged:
             late = bool(as_lead(np.int32(time.monotonic() - self._saved_at > 60 * minutes)))
         return late or done % self.settings.checkpoint_every == 0
@@ -201,11 +200,10 @@ class _Run:
         loss = float(jax.device_get(metrics["loss"]))
         if np.isfinite(loss):
             return
-        kept = self.checkpoints.latest()
         raise UserError(
             f"{self.settings.label}: the loss of step {batch.step} is {loss} (query length {batch.query_length}, "
             f"database length {batch.database_length}, images {batch.ids.ravel().tolist()}); "
-            f"the last good checkpoint is of step {kept}. Lower the learning rate or set optimizer.clip"
+            f"the last good checkpoint is of step {self.checkpoints.latest()}. Lower the learning rate or set optimizer.clip"
         )
 
     def _logged(self, batch: TripletBatch, metrics: dict[str, jax.Array], meter: Meter) -> dict[str, float]:

@@ -20,11 +20,12 @@ class Meter:
 
     Args:
       triplets: of a step, over all processes.
+      first: the step that comes first.
     """
 
-    def __init__(self, triplets: int):
+    def __init__(self, triplets: int, first: int):
         self._triplets = triplets
-        self._since, self._step, self._waited = time.perf_counter(), None, 0.0
+        self._since, self._step, self._waited = time.perf_counter(), first - 1, 0.0
 
     def waiting(self, batches: Iterable[T]) -> Iterator[T]:
         """The same batches; the time that each takes to come is counted as waiting for data."""
@@ -38,12 +39,11 @@ class Meter:
             yield batch
 
     def read(self, step: int) -> dict[str, float]:
-        """Figures since the last reading, at `step`: steps, pairs and images a second over all processes, the share of time
+        """Figures since the last reading, after `step`: steps, pairs and images a second over all processes, the share of time
         spent waiting for data, and the most memory used on a device so far (bytes; where the device tells)."""
         now = time.perf_counter()
-        steps = step - self._step if self._step is not None else 0
         seconds = now - self._since
-        rate, waited = steps / seconds, self._waited / seconds
+        rate, waited = (step - self._step) / seconds, self._waited / seconds
         self._since, self._step, self._waited = now, step, 0.0
         figures = {
             "steps_per_second": rate, "pairs_per_second": 2 * self._triplets * rate,

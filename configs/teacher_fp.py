@@ -74,8 +74,8 @@ def get_config(variant: str = "landmarks") -> ConfigDict:
     config.profile = ""  # START:STOP records these steps with JAX's profiler, e.g. "20:30"
 
     config.distributed = "auto"  # "auto" (Cloud TPU, GKE, SLURM, MPI; else one process), "off", HOST:PORT of process 0
-    config.process = config_dict.placeholder(int)  # with HOST:PORT: which process this is, 0 … processes − 1
-    config.processes = config_dict.placeholder(int)  # with HOST:PORT: how many there are
+    config.process = -1  # with HOST:PORT: which process this is, 0 … processes − 1
+    config.processes = 0  # with HOST:PORT: how many there are
     config.start_timeout = 300.0  # seconds to wait for the other processes
 
     if variant == "gldv2":

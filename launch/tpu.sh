@@ -67,10 +67,12 @@ gcsfuse --implicit-dirs -o ro --only-dir $(in_bucket "$DATA") $(bucket_of "$DATA
 bucket_of() { local path="${1#gs://}"; echo "${path%%/*}"; }
 in_bucket() { local path="${1#gs://}"; echo "${path#*/}"; }
 
-# The exit code lands in a file, so that a broken SSH connection ends nothing.
+# What is left of a run before is ended first: it would hold the chips. The exit code lands in a file, so that a broken SSH
+# connection ends nothing.
 run_training() {
-  on_all "cd ~/ames_jax; rm -f ~/ames.code; setsid nohup bash -c '~/venv/bin/python -m ames_jax.train $TRAIN \
---workdir=$WORKDIR; echo \$? > ~/ames.code' > ~/ames.log 2>&1 < /dev/null &"
+  on_all "cd ~/ames_jax; test -f ~/ames.pid && kill -9 -- -\$(cat ~/ames.pid) 2> /dev/null; rm -f ~/ames.code; \
+setsid nohup bash -c '~/venv/bin/python -m ames_jax.train $TRAIN --workdir=$WORKDIR; echo \$? > ~/ames.code' \
+> ~/ames.log 2>&1 < /dev/null & echo \$! > ~/ames.pid"
 }
 
 smoke() {

@@ -1,12 +1,10 @@
-"""Many processes: two that are one program over loopback, lives cut short, and hosts that are missing."""
+"""Many processes: two that are one program over loopback, and hosts that are missing."""
 
 import json
-import os
 import re
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,6 +12,7 @@ import pytest
 import small_run
 import synthetic
 from distributed_job import STEPS
+from processes import TESTS, begin, environment
 
 from ames_jax import fitting
 from ames_jax.checkpoints import RunCheckpoints, read_model, weights_of
@@ -21,27 +20,7 @@ from ames_jax.command_line import load_config
 from ames_jax.distributed import start
 from ames_jax.errors import UserError
 from ames_jax.evaluate import evaluate
-from ames_jax.history import read_history
 from ames_jax.sharding import data_mesh
-
-TESTS = Path(__file__).parent
-KILLS, KILLED_STEPS = 20, 130
-
-
-def environment(devices):
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    return {
-        **os.environ, "XLA_FLAGS": flags, "PYTHONPATH": f"{TESTS.parent}:{TESTS}", "PYTHONWARNINGS": "default",
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }  # fmt: skip
-
-
-def begin(script, *arguments, devices=1):
-    command = [sys.executable, str(TESTS / script), *map(str, arguments)]
-    return subprocess.Popen(
-        command, env=environment(devices), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
 
 
 def free_port():
@@ -131,29 +110,6 @@ def test_two_processes_evaluate_as_one(together, data, tmp_path):
 def test_processes_that_differ_are_named(together):
     for text in together[1]:
         assert re.search(r"--config.data.batch is 9 in process 1 \(.*\), 8 in process 0", text)
-
-
-def test_killed_twenty_times_it_ends_the_same(data, tmp_path):
-    job = begin("kill_job.py", data, tmp_path, KILLED_STEPS, KILLS)
-    printed, _ = job.communicate(timeout=900)
-    assert job.returncode == 0, printed
-    one, other = (weights_of(read_model(tmp_path / name / "last")) for name in ("killed", "unbroken"))
-    jax.tree.map(np.testing.assert_array_equal, one, other)
-    # As often as it was killed, it went on from a checkpoint: the log has every step once.
-    steps = [line["step"] for line in read_history(tmp_path / "killed") if "loss" in line]
-    assert steps == list(range(1, KILLED_STEPS + 1))
-
-
-def test_a_run_lives_in_a_bucket(data):
-    """Checkpoints, logs and models in a fake object store; stopped, resumed and loaded from there."""
-    for package in ("gcsfs", "gcp_storage_emulator"):
-        pytest.importorskip(package, reason=f"{package} is not installed", exc_type=ImportError)
-    job = begin("bucket_job.py", data)
-    printed, _ = job.communicate(timeout=300)
-    assert job.returncode == 0, printed
-    assert "teacher saved at step 3" in printed
-    assert "checkpoints ['2', '3']" in printed
-    assert "all there" in printed
 
 
 MISSING = """

@@ -112,7 +112,7 @@ def kill_at(arguments, home, checkpoints, number):
     while not list(checkpoints.glob("[1-9]*")) and process.poll() is None and time.monotonic() < limit:
         time.sleep(0.01)
     process.send_signal(number)
-    process.communicate()
+    process.communicate(timeout=25)  # what a machine that is taken away leaves between SIGTERM and the end
     return process.returncode
 
 
