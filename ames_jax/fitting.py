@@ -242,11 +242,9 @@ class _Run:
 
     def _save(self, done: int, wait: bool = False) -> None:
         position = {
-            "step": done,
-            "best": float(self.best),
-            "validated": self._validated_step,
-            "seed": self.pipeline.seed,
-        }
+            "step": done, "best": float(self.best), "validated": self._validated_step, "seed": self.pipeline.seed,
+            "model": dataclasses.asdict(self._config),
+        }  # fmt: skip
         self.checkpoints.save(done, self.state, position, wait)
         self._saved_at = time.monotonic()
 

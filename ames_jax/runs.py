@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,7 +102,7 @@ def _started(path: str, fresh: AMES) -> AMES:
 def keep_statistics(root: Path, directory: Path) -> None:
     """Copies a SIFT data set's statistics into a run's directory: what its model is to read is extracted with them."""
     if (root / STATISTICS_FILE).is_file():
-        shutil.copyfile(root / STATISTICS_FILE, directory / STATISTICS_FILE)
+        write_whole(directory / STATISTICS_FILE, (root / STATISTICS_FILE).read_bytes())
 
 
 def _statistics_fact(root: Path) -> dict[str, str]:

@@ -44,6 +44,7 @@ def main() -> int:
         keep_config(config, workdir)
     with distributed.lead_first():
         root = data_root(config)
+    if distributed.is_lead():
         keep_statistics(root, workdir)
     try:
         if "train_teacher" not in config:

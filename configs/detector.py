@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     config.optimizer = optimizer = ConfigDict()
     optimizer.epochs = 10.0  # length of training
     optimizer.learning_rate = 1e-3  # peak of AdamW; cosine to 0
-    optimizer.weight_decay = 1e-4
+    optimizer.weight_decay = 1e-4  # on every parameter
 
     config.validate_every = 500  # steps between validations
     config.log_every = 20  # steps between lines of metrics.jsonl and TensorBoard

@@ -1,5 +1,6 @@
 """Trains with a work folder in a bucket of a local fake object store: bucket_job.py DATA"""
 
+import http.server
 import os
 import signal
 import socket
@@ -13,8 +14,10 @@ with socket.socket() as probe:
 ADDRESS = f"http://127.0.0.1:{PORT}"
 # gcsfs and TensorBoard's writer take the first, tensorstore the second; nobody shall look for a real account.
 os.environ.update(
-    STORAGE_EMULATOR_HOST=ADDRESS, TENSORSTORE_GCS_HTTP_URL=ADDRESS, GCE_METADATA_ROOT="127.0.0.1:1",
-    GCE_METADATA_IP="127.0.0.1:1", NO_GCE_CHECK="true", GOOGLE_CLOUD_PROJECT="none",
+    STORAGE_EMULATOR_HOST=ADDRESS, TENSORSTORE_GCS_HTTP_URL=ADDRESS, FSSPEC_GS_TOKEN="anon", FSSPEC_GCS_TOKEN="anon",
+    GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT="false",
+    GCE_METADATA_ROOT="127.0.0.1:1", GCE_METADATA_IP="127.0.0.1:1", GCE_METADATA_TIMEOUT="1", NO_GCE_CHECK="true",
+    GOOGLE_CLOUD_PROJECT="none",
 )  # fmt: skip
 warnings.simplefilter("ignore")
 
@@ -41,6 +44,8 @@ def download(request, response, storage, *arguments, plain=objects.download, **o
 
 def main():
     objects.download = download
+    # One connection at a time is too few: each client keeps its own open.
+    http.server.HTTPServer = http.server.ThreadingHTTPServer
     server = create_server("127.0.0.1", PORT, in_memory=True, default_bucket="bucket")
     server.start()
     data, directory = Path(sys.argv[1]), path_of("gs://bucket/run")
@@ -62,8 +67,8 @@ def main():
     assert facts_of(directory / "last")["finished"]
     assert load_model("gs://bucket/run").config == small_run.CONFIG
     assert list((directory / "tensorboard").iterdir())
-    print("all there")
-    server.stop()
+    print("all there", flush=True)
+    os._exit(0)  # clients with open connections would hold the server up
 
 
 if __name__ == "__main__":

@@ -150,3 +150,9 @@ def test_no_server_is_one_clear_line(server, tmp_path):
 def test_an_unknown_name_is_refused():
     with pytest.raises(UserError, match="did you mean dinov2_ames"):
         fetch("dinov2_ames_")
+
+
+def test_a_model_that_the_release_cannot_run_is_refused(tmp_path):
+    save_model(small_model(bits=16, match_weight=1.0), tmp_path / "start")
+    with pytest.raises(UserError, match="counts matching bits"):
+        main([f"--from={tmp_path / 'start'}", f"--to={tmp_path / 'model.pt'}"])

@@ -124,6 +124,7 @@ def test_sigterm_saves_and_the_rest_ends_the_same(pipeline, settings, tmp_path):
         fit(model(), RECIPE, pipeline, settings, interrupting, None)
     assert signal.getsignal(signal.SIGTERM) is before
     assert not finished(settings.directory)
+    assert RunCheckpoints(settings.directory / "checkpoints", writes=False).model()[1] == 4
     fit(model(), RECIPE, pipeline, settings, improving, None)
     same_parameters(read_model(settings.directory / "last"), read_model(unbroken.directory / "last"))
     lines = read_history(settings.directory)

@@ -33,7 +33,12 @@ def few_steps(folder: Path) -> list[str]:
     """Flags of a training of one step from a given teacher."""
     config = AMESConfig(descriptor_width=128, model_width=16, layers=2, feed_forward=256)
     teacher = save_model(AMES(config, nnx.Rngs(0)), folder / "teacher")
-    ends = ["--config.optimizer.steps=1", "--config.validation.every=1", "--config.checkpoint.every=1"]
+    ends = [
+        "--config.optimizer.steps=1",
+        "--config.validation.every=1",
+        "--config.checkpoint.every=1",
+        "--config.distributed=off",
+    ]
     return [*SMALL, *ends, f"--config.teacher={teacher}", "--config.report.enabled=false"]
 
 

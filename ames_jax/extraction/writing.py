@@ -146,14 +146,14 @@ def write_hdf5(job: ExtractionJob, chunks: ChunkFolder, records: ChunkRecords) -
     row_shape = backbone.descriptors, METADATA + backbone.width
     with _whole_file(job.root / f"{prefix}_local.hdf5") as path, h5py.File(path, "w") as file:
         features = file.create_dataset("features", (len(records), *row_shape), np.float16, chunks=(1, *row_shape))
-        lines = []
+        lines, labelled = [], all(file.label >= 0 for file in job.images.files)
         for i in range(len(records)):
             record = records[i]
             local, row = record.descriptors, np.zeros(row_shape, np.float16)
             row[:, [X, Y]], row[:, SCALE], row[:, WEIGHT] = local.xy, local.scale, local.weight
             row[:, MASK], row[:, METADATA:] = ~local.valid, local.features
             features[i] = row
-            label = [str(record.label)] if record.label >= 0 else []
+            label = [str(record.label)] if labelled else []
             lines.append(",".join([record.id, *label, *map(str, sizes[i])]))
     with _whole_file(job.root / f"{prefix}_global.hdf5") as path, h5py.File(path, "w") as file:
         file.create_dataset("features", data=values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -16,7 +17,7 @@ from ames_jax.extraction.cvnet import CvnetBackbone
 from ames_jax.extraction.detector import Detector, strongest
 from ames_jax.extraction.dinov2 import Dinov2Backbone
 from ames_jax.extraction.network_weights import detector_of, detector_weights, read_weights, resnet_of, vit_of
-from ames_jax.extraction.vit import patches_of, positions_of, resizing_matrix
+from ames_jax.extraction.vit import ViTOutput, patches_of, positions_of, resizing_matrix
 from ames_jax.torch_files import write_checkpoint
 
 TOLERANCE = 1e-4
@@ -37,20 +38,31 @@ def vit(reference: Path) -> tuple[nnx.Module, dict[str, np.ndarray]]:
 
 
 @pytest.fixture(scope="module")
+def forward(vit: tuple) -> Callable[[np.ndarray], ViTOutput]:
+    """Tokens of one normalised image [H, W, 3], padded to 256 patches."""
+    network = vit[0]
+    compiled = jax.jit(lambda *inputs: network(*inputs))
+
+    def run(image: np.ndarray) -> ViTOutput:
+        patches = patches_of(image.astype(np.float32), 14)
+        positions = positions_of(np.asarray(network.positions[...]), image.shape[0] // 14, image.shape[1] // 14)
+        count, padding = len(patches), ((0, 256 - len(patches)), (0, 0))
+        pixels = np.pad(patches, padding, constant_values=7)
+        return compiled(pixels[None], np.pad(positions, padding)[None], (np.arange(256) < count)[None])
+
+    return run
+
+
+@pytest.fixture(scope="module")
 def resnet() -> tuple[nnx.Module, dict[str, np.ndarray]]:
     weights, cases = golden(GOLDEN / "resnet_tiny.npz")
     return resnet_of(weights), cases
 
 
-def test_vit_matches_with_resized_positions_and_padding(vit: tuple) -> None:
-    network, cases = vit
-    for case in ("case1", "case2"):
-        image = cases[f"{case}/image"][0].transpose(1, 2, 0)
-        patches = patches_of(image, 14)
-        positions = positions_of(np.asarray(network.positions[...]), image.shape[0] // 14, image.shape[1] // 14)
-        count, padding = len(patches), ((0, 256 - len(patches)), (0, 0))
-        pixels = np.pad(patches, padding, constant_values=7)
-        found = network(pixels[None], np.pad(positions, padding)[None], (np.arange(256) < count)[None])
+def test_vit_matches_with_resized_positions_and_padding(vit: tuple, forward: Callable) -> None:
+    cases = vit[1]
+    for case, count in (("case1", 35), ("case2", 234)):
+        found = forward(cases[f"{case}/image"][0].transpose(1, 2, 0))
         np.testing.assert_allclose(found.class_token, cases[f"{case}/cls"], atol=TOLERANCE, rtol=0)
         np.testing.assert_allclose(found.registers, cases[f"{case}/registers"], atol=TOLERANCE, rtol=0)
         np.testing.assert_allclose(found.patches[:, :count], cases[f"{case}/patches"], atol=TOLERANCE, rtol=0)
@@ -101,7 +113,7 @@ def pictures() -> list[np.ndarray]:
     return [rng.integers(0, 255, shape).astype(np.uint8) for shape in PICTURES]
 
 
-def test_dinov2_of_many_shapes_at_once(vit: tuple, pictures: list[np.ndarray]) -> None:
+def test_dinov2_of_many_shapes_at_once(vit: tuple, forward: Callable, pictures: list[np.ndarray]) -> None:
     detector = Detector(48, nnx.Rngs(0))
     backbone = Dinov2Backbone(vit[0], detector, descriptors=40, max_side=140)
     found = backbone.extract(pictures)
@@ -112,21 +124,18 @@ def test_dinov2_of_many_shapes_at_once(vit: tuple, pictures: list[np.ndarray]) -
         assert (np.diff(item.local.weight) <= 0).all()
         np.testing.assert_allclose(np.linalg.norm(item.local.features, axis=1), 1, atol=1e-5)
         np.testing.assert_allclose(np.linalg.norm(item.global_descriptor), 1, atol=1e-5)
-    # The strongest patch of the first picture by hand: 7 × 10 patches, no padding.
-    assert backbone.fit(pictures[0]).shape == (98, 140, 3)
     fitted = backbone.fit(pictures[0])
+    assert fitted.shape == (98, 140, 3)
     assert backbone.fit(fitted) is fitted
-    pixels = patches_of(fitted, 14) / 255
-    pixels = (pixels - np.tile([0.485, 0.456, 0.406], 196)) / np.tile([0.229, 0.224, 0.225], 196)
-    tokens = vit[0](
-        pixels[None].astype(np.float32),
-        positions_of(np.asarray(vit[0].positions[...]), 7, 10)[None],
-        np.ones((1, 70), bool),
-    )
-    features, weights = detector(tokens.patches[0])
+    # The strongest patch by hand.
+    tokens = forward((fitted / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225])
+    features, weights = detector(tokens.patches[0, :70])
     best = int(np.argmax(weights))
     np.testing.assert_allclose(found[0].local.features[0], features[best], atol=1e-4)
     np.testing.assert_allclose(found[0].local.xy[0], [(best % 10 + 0.5) / 10, (best // 10 + 0.5) / 7], atol=1e-6)
+    np.testing.assert_allclose(
+        found[0].global_descriptor, tokens.class_token[0] / np.linalg.norm(tokens.class_token), atol=1e-4
+    )
 
 
 def test_cvnet_joins_three_scales(resnet: tuple, pictures: list[np.ndarray]) -> None:

@@ -88,3 +88,19 @@ def test_reranking_for_another_first_stage(made, searcher):
     other = photo_folder.write_model(made / "other", made / "statistics.npz", seed=1)
     with pytest.raises(UserError, match="made by another model"):
         rerank(ChosenModel.load(other, "sift").model, query, index, ["a"], [1], lam=0.6, gamma=0.3)
+
+
+def test_an_approximate_first_stage_may_list_fewer(made, searcher, monkeypatch):
+    exact = searcher.index.global_index.search
+
+    def fewer(queries, k):
+        similarities, rows = exact(queries, k)
+        similarities[0, 5:], rows[0, 5:] = -np.inf, -1
+        return similarities, rows
+
+    whole = searcher.search(made / "asked" / "scene1" / "5.jpg", k=12)
+    monkeypatch.setattr(searcher.index.global_index, "search", fewer)
+    result = searcher.search(made / "asked" / "scene1" / "5.jpg", k=12)
+    assert [hit.id for hit in result.first_stage] == [hit.id for hit in whole.first_stage[:5]]
+    kept = {hit.id: hit.score for hit in whole.hits if hit.old_place <= 5}
+    assert {hit.id: hit.score for hit in result.hits} == pytest.approx(kept)
