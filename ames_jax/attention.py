@@ -58,13 +58,13 @@ class SharedQuery(NamedTuple):
 
 
 def attend(query: jax.Array, key: jax.Array, value: jax.Array, valid: jax.Array | None, precision: object) -> jax.Array:
-    """Softmax attention of rows [B, R, H, h] over keys and values [B, C, H, h]; padding keys (valid False) get no weight.
+    """Softmax attention of rows [B, H, R, h] over keys and values [B, H, C, h]; padding keys (valid False) get no weight.
 
-    The softmax is in float32 whatever the compute type. Returns [B, R, H, h].
+    The softmax is in float32 whatever the compute type. Returns [B, H, R, h].
     """
-    scores = jnp.einsum("brhc,bkhc->bhrk", query * query.shape[-1] ** -0.5, key, precision=precision)
+    scores = jnp.einsum("bhrc,bhkc->bhrk", query * query.shape[-1] ** -0.5, key, precision=precision)
     weights = _masked_softmax(scores, valid)
-    return jnp.einsum("bhrk,bkhc->brhc", weights.astype(value.dtype), value, precision=precision)
+    return jnp.einsum("bhrk,bhkc->bhrc", weights.astype(value.dtype), value, precision=precision)
 
 
 def _masked_softmax(scores: jax.Array, valid: jax.Array | None) -> jax.Array:
@@ -88,13 +88,18 @@ class Attention(nnx.Module):
         self.out = nnx.Linear(width, width, kernel_init=truncated_normal, **options)
 
     def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Query, key and value projections [B, N, H, h] of tokens [B, N, d]."""
-        parts = jnp.split(self.qkv(x), 3, axis=-1)
-        return tuple(part.reshape(*part.shape[:-1], self.heads, -1) for part in parts)
+        """Query, key and value projections [B, H, N, h] of tokens [B, N, d].
+
+        Heads come before tokens, so that the products of `attend` find each head's matrix in one piece.
+        """
+        parts = self.qkv(x).reshape(*x.shape[:-1], 3, self.heads, -1)
+        query, key, value = parts.transpose(2, 0, 3, 1, 4)
+        return query, key, value
 
     def merge(self, x: jax.Array) -> jax.Array:
-        """Joins heads [..., H, h] and applies the output projection, giving [..., d]."""
-        return self.out(x.reshape(*x.shape[:-2], -1))
+        """Joins heads [B, H, N, h] and applies the output projection, giving [B, N, d]."""
+        batch, heads, count, width = x.shape
+        return self.out(x.transpose(0, 2, 1, 3).reshape(batch, count, heads * width))
 
     def over(self, sequence: Sequence, x: jax.Array, cross: bool) -> jax.Array:
         """Every row of `x` [B, Q + 1 + T, d] over the keys that it sees, in a self or a cross block."""
@@ -103,7 +108,7 @@ class Attention(nnx.Module):
 
         def rows(which: slice, keys: slice) -> jax.Array:
             valid = None if sequence.valid is None else sequence.valid[:, keys]
-            return attend(query[:, which], key[:, keys], value[:, keys], valid, self.precision)
+            return attend(query[:, :, which], key[:, :, keys], value[:, :, keys], valid, self.precision)
 
         with_query, with_database = slice(0, split + 1), slice(split, None)
         own, other = (with_database, with_query) if cross else (with_query, with_database)
@@ -112,7 +117,7 @@ class Attention(nnx.Module):
             rows(slice(split, split + 1), slice(None)),
             rows(slice(split + 1, None), other),
         ]
-        return self.merge(jnp.concatenate(groups, axis=1))
+        return self.merge(jnp.concatenate(groups, axis=2))
 
     def pool(self, row: jax.Array, parts: list[tuple[jax.Array, jax.Array | None]]) -> jax.Array:
         """One row [B, 1, d] over several parts of keys; the projections of the keys are folded into the row.
@@ -146,7 +151,7 @@ class Attention(nnx.Module):
             start += count
         values = jnp.einsum("bhd,dhc->bhc", mixed, by_head[:, 2], precision=self.precision)
         values = values + bias[2 * width :].reshape(1, self.heads, -1)
-        return self.merge(values[:, None])
+        return self.merge(values[:, :, None])
 
     def _part_scores(self, folded: jax.Array, tokens: jax.Array, valid: jax.Array | None) -> jax.Array:
         """float32 scores [B, H, N] of the folded row [B, H, d] against one part of the keys."""
@@ -220,7 +225,7 @@ class Layer(nnx.Module):
 
         def branch(y: jax.Array) -> jax.Array:
             rows, key, value = self.self_attention.project(y)
-            attended = attend(rows[:, :count], key, value, keys_valid, self.self_attention.precision)
+            attended = attend(rows[:, :, :count], key, value, keys_valid, self.self_attention.precision)
             return jnp.pad(self.self_attention.merge(attended), ((0, 0), (0, 1), (0, 0)))
 
         attended = self._residual(together, self.norm_self, branch)[0, :count]
@@ -239,7 +244,7 @@ class Layer(nnx.Module):
 
         def branch(y: jax.Array) -> jax.Array:
             rows, key, value = self.self_attention.project(y)
-            attended = attend(rows[:, 1:], key, value, keys_valid, self.self_attention.precision)
+            attended = attend(rows[:, :, 1:], key, value, keys_valid, self.self_attention.precision)
             query_side = self.norm_self(shared.tokens) if self.pre_norm else shared.tokens
             token = self.self_attention.pool(y[:, :1], [(query_side, shared.valid), (y, keys_valid)])
             return jnp.concatenate([token, self.self_attention.merge(attended)], axis=1)
