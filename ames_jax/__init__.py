@@ -7,15 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ames_jax.descriptors import DescriptorSet
+    from ames_jax.index.reranking import rerank
+    from ames_jax.index.searcher import Searcher
     from ames_jax.model_files import load_model
     from ames_jax.scoring import Scorer, score_pairs, score_shortlist
     from ames_jax.similarity import AMES, AMESConfig
 
-__all__ = ["AMES", "AMESConfig", "DescriptorSet", "Scorer", "load_model", "score_pairs", "score_shortlist"]
+__all__ = [
+    "AMES", "AMESConfig", "DescriptorSet", "Scorer", "Searcher", "load_model", "rerank", "score_pairs", "score_shortlist",
+]  # fmt: skip
 
 _HOME = {
     "AMES": "similarity", "AMESConfig": "similarity", "DescriptorSet": "descriptors", "Scorer": "scoring",
-    "load_model": "model_files", "score_pairs": "scoring", "score_shortlist": "scoring",
+    "Searcher": "index.searcher", "load_model": "model_files", "rerank": "index.reranking", "score_pairs": "scoring",
+    "score_shortlist": "scoring",
 }  # fmt: skip
 
 

@@ -50,11 +50,27 @@ class SharedQuery(NamedTuple):
       tokens: [Q, d], as they enter the first layer.
       attended: [Q, d], after the first layer's self block, which reads the query and the matching token alone.
       valid: bool [Q] or None.
+      signs: ±1 [Q, bits] for a model that counts matches of bits as well, else None.
     """
 
     tokens: jax.Array
     attended: jax.Array
     valid: jax.Array | None
+    signs: jax.Array | None = None
+
+
+class CrossWeights(NamedTuple):
+    """What a cross block attends to, for B pairs: softmax weights, float32, summing to 1 over the last axis.
+
+    Attributes:
+      query: [B, H, Q, 1 + T], of each query token over the matching token and the database tokens.
+      matching: [B, H, Q + 1 + T], of the matching token over all.
+      database: [B, H, T, Q + 1], of each database token over the query tokens and the matching token.
+    """
+
+    query: jax.Array
+    matching: jax.Array
+    database: jax.Array
 
 
 def attend(query: jax.Array, key: jax.Array, value: jax.Array, valid: jax.Array | None, precision: object) -> jax.Array:
@@ -62,9 +78,14 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, valid: jax.Array 
 
     The softmax is in float32 whatever the compute type. Returns [B, H, R, h].
     """
-    scores = jnp.einsum("bhrc,bhkc->bhrk", query * query.shape[-1] ** -0.5, key, precision=precision)
-    weights = _masked_softmax(scores, valid)
+    weights = attention_weights(query, key, valid, precision)
     return jnp.einsum("bhrk,bhkc->bhrc", weights.astype(value.dtype), value, precision=precision)
+
+
+def attention_weights(query: jax.Array, key: jax.Array, valid: jax.Array | None, precision: object) -> jax.Array:
+    """The float32 softmax weights [B, H, R, C] of rows [B, H, R, h] over keys [B, H, C, h]; none for padding."""
+    scores = jnp.einsum("bhrc,bhkc->bhrk", query * query.shape[-1] ** -0.5, key, precision=precision)
+    return _masked_softmax(scores, valid)
 
 
 def _masked_softmax(scores: jax.Array, valid: jax.Array | None) -> jax.Array:
@@ -118,6 +139,19 @@ class Attention(nnx.Module):
             rows(slice(split + 1, None), other),
         ]
         return self.merge(jnp.concatenate(groups, axis=2))
+
+    def cross_weights(self, sequence: Sequence, x: jax.Array) -> CrossWeights:
+        """The weights by which `over(sequence, x, cross=True)` mixes values."""
+        split = sequence.queries
+        query, key, _ = self.project(x)
+
+        def rows(which: slice, keys: slice) -> jax.Array:
+            valid = None if sequence.valid is None else sequence.valid[:, keys]
+            return attention_weights(query[:, :, which], key[:, :, keys], valid, self.precision)
+
+        matching = rows(slice(split, split + 1), slice(None))[:, :, 0]
+        with_query, with_database = slice(0, split + 1), slice(split, None)
+        return CrossWeights(rows(slice(0, split), with_database), matching, rows(slice(split + 1, None), with_query))
 
     def pool(self, row: jax.Array, parts: list[tuple[jax.Array, jax.Array | None]]) -> jax.Array:
         """One row [B, 1, d] over several parts of keys; the projections of the keys are folded into the row.
@@ -197,6 +231,12 @@ class Layer(nnx.Module):
     def _cross_block(self, sequence: Sequence) -> Sequence:
         branch = partial(self.cross_attention.over, sequence, cross=True)
         return sequence._replace(tokens=self._residual(sequence.tokens, self.norm_cross, branch))
+
+    def cross_weights(self, sequence: Sequence) -> CrossWeights:
+        """What this layer's cross block attends to, for a sequence as it enters the layer."""
+        sequence = self._self_block(sequence)
+        normed = self.norm_cross(sequence.tokens) if self.pre_norm else sequence.tokens
+        return self.cross_attention.cross_weights(sequence, normed)
 
     def __call__(self, sequence: Sequence) -> Sequence:
         """One whole layer: every token of every group."""

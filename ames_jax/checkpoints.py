@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from flax import nnx
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from ames_jax.errors import UserError
+from ames_jax.paths import is_remote, path_of, write_whole
 from ames_jax.similarity import AMES, AMESConfig
 from ames_jax.training import TrainState
 
@@ -23,14 +27,18 @@ class RunCheckpoints:
     """The last checkpoints of a training run: parameters, optimizer, step, data position and RNG.
 
     Saving runs in the background and a checkpoint appears whole or not at all, so a killed process leaves the one before.
+
+    Args:
+      keep: newest checkpoints that stay.
+      writes: False for reading while another process may be writing.
     """
 
-    def __init__(self, directory: Path, keep: int = 2):
+    def __init__(self, directory: Path, keep: int = 2, writes: bool = True):
         import orbax.checkpoint as ocp
 
         self._ocp = ocp
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self.directory = directory.resolve()
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=writes, cleanup_tmp_directories=writes)
+        self.directory = directory if is_remote(directory) else epath.Path(directory).resolve()
         try:
             self._manager = ocp.CheckpointManager(self.directory, options=options)
         except OSError as error:
@@ -72,9 +80,7 @@ class RunCheckpoints:
 
     def _refuse_another_model(self, step: int, wanted: dict[str, jax.ShapeDtypeStruct]) -> None:
         # Orbax would find out as well, but after it has started to read, and in words of its own.
-        handlers = {"state": self._ocp.StandardCheckpointHandler(), "position": self._ocp.JsonCheckpointHandler()}
-        with self._ocp.CheckpointManager(self.directory, item_handlers=handlers) as manager:
-            stored = {key: tuple(value.shape) for key, value in manager.item_metadata(step)["state"].items()}
+        stored = {key: tuple(value.shape) for key, value in self._stored(step).items()}
         differs = [
             f"{stored.get(key)} instead of {tuple(array.shape)}"
             for key, array in wanted.items()
@@ -86,6 +92,34 @@ class RunCheckpoints:
                 f"{len(wanted)}; {len(differs)} of another shape, e.g. {differs[0] if differs else '-'}); "
                 "use another --workdir, or delete the checkpoint to start again"
             )
+
+    def _stored(self, step: int) -> dict[str, Any]:
+        """Shapes and dtypes of the arrays of a checkpoint."""
+        handlers = {"state": self._ocp.StandardCheckpointHandler(), "position": self._ocp.JsonCheckpointHandler()}
+        with self._ocp.CheckpointManager(self.directory, item_handlers=handlers) as manager:
+            return manager.item_metadata(step)["state"]
+
+    def model(self, step: int | None = None) -> tuple[AMES, int]:
+        """The parameters alone of a checkpoint (default: the newest), on one device whatever it was saved on; its step.
+
+        Raises:
+          UserError: there is no such checkpoint.
+        """
+        steps = self._manager.all_steps()
+        if not steps or step not in (None, *steps):
+            raise UserError(f"{self.directory}: no checkpoint{'' if step is None else f' of step {step}'}; has {steps}")
+        step = max(steps) if step is None else step
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        like = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=device) for k, v in self._stored(step).items()}
+        args = self._ocp.args.Composite(
+            state=self._ocp.args.StandardRestore(like), position=self._ocp.args.JsonRestore()
+        )
+        found = self._manager.restore(step, args=args)
+        config = AMESConfig.from_dict(found["position"]["model"])
+        graph, params = nnx.split(nnx.eval_shape(lambda: AMES(config, nnx.Rngs(0))))
+        # Parameters are the first field of a training state, so its first arrays.
+        leaves = [found["state"][key] for key in sorted(found["state"])][: len(jax.tree.leaves(params))]
+        return nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(params), leaves)), step
 
     def close(self) -> None:
         """Waits for a save in progress; raises as `save` does."""
@@ -129,17 +163,12 @@ def save_model(model: AMES, directory: Path, facts: dict[str, Any] | None = None
     Raises:
       UserError: it cannot be written.
     """
-    from safetensors.numpy import save_file
-
-    directory = Path(directory)
-    partial = directory / f"{MODEL_FILE}.partial"
+    directory = path_of(directory)
     metadata = {"config": json.dumps(dataclasses.asdict(model.config)), "facts": json.dumps(facts or {})}
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        save_file(weights_of(model), partial, metadata)
-        partial.replace(directory / MODEL_FILE)
+        write_whole(directory / MODEL_FILE, save(weights_of(model), metadata))
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
         raise UserError(f"{directory}: cannot write the model: {error}") from error
     return directory
 
@@ -150,25 +179,34 @@ def weights_of(model: AMES) -> dict[str, np.ndarray]:
     return {"/".join(map(str, path)): np.asarray(variable[...]) for path, variable in flat}
 
 
+def model_fingerprint(model: AMES) -> str:
+    """A hash of the model's shape and weights (32 hexadecimal digits)."""
+    digest = hashlib.sha256(repr(model.config).encode())
+    for name, weight in sorted(weights_of(model).items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(weight).tobytes())
+    return digest.hexdigest()[:32]
+
+
 def facts_of(directory: Path) -> dict[str, Any]:
     """The facts that were saved with a model; raises UserError where there is none."""
-    return json.loads(_metadata(Path(directory) / MODEL_FILE)["facts"])
+    return json.loads(_metadata(path_of(directory) / MODEL_FILE)["facts"])
 
 
 def read_model(directory: Path) -> AMES:
     """The model in a model directory; raises UserError naming the file and every weight that is missing or does not fit."""
-    from safetensors.numpy import load_file
-
-    path = Path(directory) / MODEL_FILE
+    path = path_of(directory) / MODEL_FILE
     config = AMESConfig.from_dict(json.loads(_metadata(path)["config"]))
-    return model_of(config, load_file(path), str(path))
+    return model_of(config, load(path.read_bytes()), str(path))
 
 
 def _metadata(path: Path) -> dict[str, str]:
+    """What stands in the header of a safetensors file: its length in 8 bytes, then JSON."""
     try:
-        with safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        metadata = header.get("__metadata__", {})
+    except (OSError, ValueError, OverflowError, MemoryError) as error:
         raise UserError(f"{path}: cannot be read as a model: {error}") from error
     if "config" not in metadata:
         raise UserError(f"{path}: holds weights without a configuration; it was not written by ames_jax")

@@ -1,7 +1,8 @@
-"""Command lines of the entry points: `--config=FILE.py[:variant] --config.key=value --workdir=DIR`."""
+"""Command lines of the entry points: `--config=FILE.py[:variant] --config.key=value --workdir=DIR`, or plain flags."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import importlib.util
@@ -15,6 +16,18 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from ames_jax.errors import UserError
+from ames_jax.paths import path_of
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of plain flags whose errors are the user's, one line as all others are; flags are not abbreviated."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter, **options})
+
+    def error(self, message: str) -> None:
+        """Raises UserError."""
+        raise UserError(f"{message}; see {self.prog} --help")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +36,7 @@ class Command:
 
     Attributes:
       config: the locked configuration, overrides applied.
-      workdir: where results go; `runs/<config file>-<variant>` unless given.
+      workdir: where results go, on disk or gs://…; `runs/<config file>-<variant>` unless given.
     """
 
     config: ConfigDict
@@ -66,7 +79,7 @@ def parse(description: str, default_config: str, argv: Sequence[str] | None = No
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}: flags look like --config.key=value")
     name = f"{Path(path).stem}-{variant}" if variant else Path(path).stem
-    return Command(values.config, Path(values.workdir or Path("runs") / name))
+    return Command(values.config, path_of(values.workdir or Path("runs") / name))
 
 
 def load_config(path: Path, variant: str | None = None) -> ConfigDict:

@@ -1,39 +1,35 @@
 """Converts models: python -m ames_jax.convert --from=dinov2_ames.pt --to=DIR
 
---from  a release .pt file, a released name, a .safetensors file, or a model or run directory
---to    a directory (this project's model), FILE.pt (for the PyTorch release), or FILE.safetensors (the release's names,
-        for anything else)
---heads, --activation  of a .pt or .safetensors file whose model has other than heads of 64 or relu: neither leaves a
-        trace in the weights
+--from  a release .pt file, a released name, a .safetensors file, a model or run directory, or the parameters of a
+        training checkpoint: RUN/checkpoints (the newest) or RUN/checkpoints/STEP
+--to    a directory (this project's model), FILE.pt (for the PyTorch release), FILE.safetensors (the release's names, for
+        anything else), or FILE.stablehlo (a scorer with the weights inside, for CPU, GPU and TPU, which needs JAX alone)
+--heads, --activation  of a .pt or .safetensors file of others whose model has other than heads of 64 or relu: neither
+        leaves a trace in the weights
 
-Every way and back gives the same weights, bit for bit.
+Every way and back gives the same weights, bit for bit (from .stablehlo there is no way back).
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 from pathlib import Path
 
-from ames_jax.checkpoints import save_model
+from ames_jax.checkpoints import RunCheckpoints, save_model
+from ames_jax.command_line import Parser
 from ames_jax.errors import UserError, run_main
-from ames_jax.model_files import load_model
+from ames_jax.exporting import write_scorer
+from ames_jax.model_files import config_beside, load_model
+from ames_jax.paths import path_of
 from ames_jax.similarity import AMES, AMESConfig
 from ames_jax.torch_files import read_checkpoint, write_checkpoint
 from ames_jax.torch_weights import from_torch, infer_config, to_torch
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are the user's, reported as all others are."""
-
-    def error(self, message: str) -> None:
-        raise UserError(f"{message}; see --help")
-
-
 def main(arguments: list[str] | None = None) -> None:
     """The entry point."""
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(prog="python -m ames_jax.convert", description=__doc__)
     parser.add_argument("--from", dest="source", required=True)
     parser.add_argument("--to", dest="target", required=True, type=Path)
     parser.add_argument("--heads", type=int)
@@ -46,28 +42,49 @@ def main(arguments: list[str] | None = None) -> None:
 
 def read(source: str, heads: int | None = None, activation: str | None = None) -> AMES:
     """The model in any of the forms above; raises UserError where there is none, or its weights do not fit."""
-    path = Path(source)
+    path = path_of(source)
     if path.suffix == ".safetensors" and path.is_file():
         weights, config = _read_safetensors(path)
     elif path.suffix == ".pt" and path.is_file():
-        weights, config = read_checkpoint(path), None
+        weights, config = read_checkpoint(path), config_beside(path)
     elif path.suffix in (".pt", ".safetensors"):
         raise UserError(f"--from={source}: no such file")
     elif heads or activation:
         raise UserError("--heads and --activation are for .pt and .safetensors files; other models know theirs")
+    elif path.name == "checkpoints" or path.parent.name == "checkpoints":
+        return _read_training(path)
     else:
         return load_model(source)
-    if config is None or heads or activation:
+    if config is None:
         config = infer_config(weights, heads, activation or "relu")
+    else:
+        config = dataclasses.replace(config, heads=heads or config.heads, activation=activation or config.activation)
     return from_torch(weights, config)
+
+
+def _read_training(path: Path) -> AMES:
+    step = None if path.name == "checkpoints" else path.name
+    if step is not None and not step.isdigit():
+        raise UserError(f"--from={path}: expected the step of a checkpoint, found {step!r}")
+    folder = path if step is None else path.parent
+    if not folder.is_dir():
+        raise UserError(f"--from={path}: no such folder")
+    return RunCheckpoints(folder, writes=False).model(None if step is None else int(step))[0]
 
 
 def write(model: AMES, target: Path, source: str) -> None:
     """Writes the model in the form that the name of `target` asks for; raises UserError where it cannot."""
     if target.suffix == ".pt":
-        write_checkpoint(target, to_torch(model))
+        if model.config.match_weight:
+            raise UserError(
+                f"--to={target}: the model counts matching bits (match_weight {model.config.match_weight:g}), which the "
+                "PyTorch release does not, so its scores would differ; convert a model that was trained without"
+            )
+        write_checkpoint(target, to_torch(model), dataclasses.asdict(model.config))
     elif target.suffix == ".safetensors":
         _write_safetensors(model, target)
+    elif target.suffix == ".stablehlo":
+        write_scorer(model, target)
     else:
         save_model(model, target, {"converted_from": source})
 

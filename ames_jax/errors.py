@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
+
+# Of the system's errors, those that the user can mend wherever they arise.
+SYSTEM = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)
 
 
 class UserError(Exception):
@@ -11,10 +15,18 @@ class UserError(Exception):
 
 
 def run_main(main: Callable[[], int | None]) -> None:
-    """Runs an entry point and exits with its code: 0 done, 2 user error (one line on stderr), 1 bug (traceback)."""
+    """Runs an entry point and exits with its code: 0 done, 2 user error (one line on stderr), 1 bug (traceback).
+
+    A full disk and a path that may not be written count as the user's.
+    """
     try:
         code = main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except OSError as error:
+        if error.errno not in SYSTEM:
+            raise
+        print(f"error: {error.filename or 'the disk'}: {error.strerror}", file=sys.stderr)
         code = 2
     sys.exit(code or 0)

@@ -1,11 +1,12 @@
 """Evaluates a model on a retrieval benchmark: every pair is scored once, then λ, γ and k are swept from the scores.
 
-Writes into the workdir: results.json, results.md, logits.npz, scores/ (what a killed run resumes from) and, with
-sweep_memory, tradeoff-*.png and memory.md.
+Writes into the workdir: results.json, results.md, logits.npz, scores/ (what a killed run resumes from), lists/ (neighbour
+pickles as safe files) and, with sweep_memory, tradeoff-*.png and memory.md.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from ames_jax import runtime
+from ames_jax import distributed, runtime
 from ames_jax.command_line import flatten, parse
 from ames_jax.data import landmarks
 from ames_jax.errors import UserError, run_main
@@ -25,6 +26,7 @@ from ames_jax.evaluation.results import PairLogits, first_stage_facts, result_ro
 from ames_jax.evaluation.scoring_run import Method, ScoreKeeper
 from ames_jax.evaluation.sweeps import Grid, best_setting, sweep_task
 from ames_jax.evaluation.task import RetrievalTask
+from ames_jax.index.store import PackedStore
 from ames_jax.model_files import load_model
 from ames_jax.ranking import SweepRow
 
@@ -33,14 +35,19 @@ def main() -> None:
     """The entry point: parses the command line and evaluates."""
     command = parse(__doc__, "configs/evaluate.py")
     runtime.start()
+    distributed.start(command.config)
     evaluate(command.config, command.workdir)
+    distributed.wait_for_all("end")
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Runs an evaluation and returns what it wrote to `results.json`."""
+    """Runs an evaluation and returns what it wrote to `results.json`.
+
+    Of many processes, each scores its share of the queries; all get the result, and the lead one writes it.
+    """
     grid = grid_of(config)
     method = None if config.logits else _method(config)
-    task = _open(config, config.dataset, method)
+    task = _open(config, config.dataset, method, workdir)
     keeper = ScoreKeeper(_made(workdir) / "scores", int(config.memory_gb * 2**30))
     results: dict[str, Any] = {"dataset": task.name, "first_stage": first_stage_facts(task)}
     if config.tune_on:
@@ -50,7 +57,11 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     results |= {"model": pairs.model, "rows": result_rows(rows, pairs), "config": flatten(config)}
     if config.sweep_memory:
         methods = _methods_to_compare(config, method, keeper, rows)
-        results["memory"] = memory_sweep(task, keeper, methods, config.query_descriptors, workdir)
+        with tempfile.TemporaryDirectory() as scratch:
+            pictures = workdir if distributed.is_lead() else Path(scratch)
+            results["memory"] = memory_sweep(task, keeper, methods, config.query_descriptors, pictures)
+    if not distributed.is_lead():
+        return results
     pairs.save(workdir / "logits.npz", task)
     write_results(workdir / "results.json", results)
     table = results_table(results)
@@ -59,7 +70,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     return results
 
 
-def _open(config: ConfigDict, dataset: str, method: Method | None) -> RetrievalTask:
+def _open(config: ConfigDict, dataset: str, method: Method | None, workdir: Path) -> RetrievalTask:
     """The data set `dataset`; the store of the configuration, if any, belongs to `config.dataset` alone."""
     if not config.data_dir:
         raise UserError("--config.data_dir is empty: name the release's data folder, a prepared data set or a manifest")
@@ -67,8 +78,10 @@ def _open(config: ConfigDict, dataset: str, method: Method | None) -> RetrievalT
     store = config.store if dataset == config.dataset else ""
     if store and method is not None and method.packer is None:
         raise UserError(f"--config.store={store} holds bits, which a full-precision model cannot read; leave it out")
-    binarizer = method.packer.fingerprint if store and method is not None else None
-    return open_task(root, dataset, config.backbone, config.first_stage, store, binarizer)
+    task = open_task(root, dataset, config.backbone, config.first_stage, _made(workdir) / "lists", store)
+    if isinstance(task.database, PackedStore) and method is not None:
+        task.database.check_model(method.packer.fingerprint if method.packer else None)
+    return task
 
 
 def _method(config: ConfigDict) -> Method:
@@ -98,7 +111,7 @@ def _tune(config: ConfigDict, method: Method | None, keeper: ScoreKeeper, grid: 
     """Chooses one λ and γ for each k on `config.tune_on`; what that gave, and the grid that is left."""
     if method is None:
         raise UserError("--config.tune_on needs a model, since it scores that data set too; leave --config.logits out")
-    task = _open(config, config.tune_on, method)
+    task = _open(config, config.tune_on, method, keeper.folder.parent)
     pairs = _score(config, task, method, keeper, grid)
     rows = sweep_task(task, pairs.logits, grid)
     chosen = best_setting(rows)
@@ -122,7 +135,7 @@ def _methods_to_compare(
     largest = max(rows, key=lambda row: row.setting.k).setting
     methods = [Tuned(method, largest)]
     if config.match_kernel and config.tune_on:
-        task = _open(config, config.tune_on, method)
+        task = _open(config, config.tune_on, method, keeper.folder.parent)
         asked = (config.query_descriptors, config.database_descriptors)
         methods.append(tune_kernel(task, keeper, method, largest.k, *asked))
     elif config.match_kernel:

@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
-from tqdm import tqdm
 
-from ames_jax.checkpoints import RunCheckpoints, facts_of, read_model, save_model
+from ames_jax.checkpoints import RunCheckpoints, facts_of, model_fingerprint, read_model, save_model
 from ames_jax.data.pipeline import TripletBatch, TripletPipeline, place_on, prefetch_to_device
+from ames_jax.distributed import as_lead, check_equal, is_lead, wait_for_all
 from ames_jax.errors import UserError
-from ames_jax.history import History
-from ames_jax.sharding import data_mesh
+from ames_jax.history import History, NoHistory
+from ames_jax.meter import Meter, Trace
+from ames_jax.preemption import Interrupted, StoppedEarly, StopRequests
+from ames_jax.progress import Progress
+from ames_jax.sharding import data_mesh, local_copy, on_all, split_over
 from ames_jax.similarity import AMES
 from ames_jax.training import Recipe, TrainState, TripletArrays, make_step, make_teacher
 
-STOPPED_EARLY = 75  # exit code: saved after SIGTERM, run the same command again to go on
-
 Validate = Callable[[AMES], dict[str, float]]
-
-
-class StoppedEarly(Exception):
-    """SIGTERM arrived and the state was saved; the same command goes on from there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +33,14 @@ class FitSettings:
     """Where a run writes and how often.
 
     Attributes:
-      directory: of checkpoints, logs, and the models `best` and `last`.
+      directory: of checkpoints, logs, and the models `best` and `last`; all processes must see the same one.
       label: shown in the progress bar ("teacher", "student").
       log_every: steps between lines of the log.
       validate_every: steps between validations.
       checkpoint_every: steps between checkpoints.
+      checkpoint_minutes: and minutes between them, looked at every `log_every` steps; None: steps alone.
       keep: last checkpoints that stay.
+      profile: (first, last): steps whose trace is recorded.
       facts: plain JSON that is saved with every model (data set, …).
     """
 
@@ -53,7 +49,9 @@ class FitSettings:
     log_every: int = 10
     validate_every: int = 100
     checkpoint_every: int = 100
+    checkpoint_minutes: float | None = None
     keep: int = 2
+    profile: tuple[int, int] | None = None
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -74,14 +72,15 @@ def fit(
 
     Args:
       model: initial parameters; replaced by those of the newest checkpoint where there is one.
-      validate: model → figures, among them "map".
+      validate: model → figures, among them "map"; equal in all processes.
       teacher: frozen teacher of a student, else None.
 
     Raises:
       StoppedEarly: after SIGTERM, state saved.
       UserError: a loss that is not finite (with step, lengths and ids of the batch); a disk that is full.
     """
-    return _Run(model, recipe, pipeline, settings, validate, teacher).to_the_end()
+    with StopRequests() as stop:
+        return _Run(model, recipe, pipeline, settings, validate, teacher, stop).to_the_end()
 
 
 class _Run:
@@ -89,86 +88,95 @@ class _Run:
 
     def __init__(
         self, model: AMES, recipe: Recipe, pipeline: TripletPipeline, settings: FitSettings, validate: Validate,
-        teacher: AMES | None,
+        teacher: AMES | None, stop: StopRequests,
     ):  # fmt: skip
         self.recipe, self.pipeline, self.settings, self.validate = recipe, pipeline, settings, validate
         mesh = data_mesh()
-        if pipeline.batch % mesh.size:
-            raise UserError(f"batch {pipeline.batch} is not divisible by the {mesh.size} devices; change data.batch")
-        self._split = NamedSharding(mesh, PartitionSpec("data"))
-        self._replicated = NamedSharding(mesh, PartitionSpec())
+        if pipeline.filled % (mesh.size * recipe.accumulate):
+            raise UserError(
+                f"a batch of {pipeline.filled} triplets is not divisible by {mesh.size} devices × {recipe.accumulate} "
+                "parts (data.accumulate); change data.batch"
+            )
+        self._split, self._everywhere, self._stop = split_over(mesh), on_all(mesh), stop
+        self._config = model.config
         self.graph, params = nnx.split(model)
         # A copy: steps reuse the memory of the state, and the caller's model (or a teacher that lent it arrays) lives on.
-        params = jax.tree.map(jnp.copy, params)
-        self.state = jax.device_put(TrainState.create(params, recipe), self._replicated)
-        self._step = make_step(self.graph, recipe)
-        self._teach = make_teacher(teacher) if teacher is not None else None
+        params = as_lead(jax.tree.map(jnp.copy, params))
+        self.state = jax.device_put(TrainState.create(params, recipe), self._everywhere)
+        self._step = make_step(self.graph, recipe, mesh)
+        self._teach = None
+        if teacher is not None:
+            graph, frozen = nnx.split(teacher)
+            teacher = nnx.merge(graph, jax.device_put(as_lead(frozen), self._everywhere))
+            self._teach = make_teacher(teacher, recipe.accumulate, mesh)
         self.checkpoints = RunCheckpoints(settings.directory / "checkpoints", settings.keep)
-        self.best = -np.inf
-        self.first = 0
+        self.best, self.first, self._validated_step = -np.inf, 0, -1
         if self.checkpoints.latest() is not None:
             self.state, position = self.checkpoints.restore(self.state)
             self.first, self.best = position["step"], position["best"]
-        self._stop = False
+            self._validated_step = position["validated"]
+        self._saved_at = time.monotonic()
 
     def to_the_end(self) -> AMES:
         """All steps that are left, then the final models."""
-        handler = signal.signal(signal.SIGTERM, self._on_sigterm)
-        history = History(self.settings.directory, self.first)
+        directory, steps = self.settings.directory, self.recipe.steps
+        history = History(directory, self.first) if is_lead() else NoHistory()
+        trace = Trace(directory / "profile", self.settings.profile if is_lead() else None)
         try:
-            if self.first == 0:
-                self._validated(0, history)
-            self._train(history)
+            if self.first % self.settings.validate_every == 0 or self.first == steps:
+                self._validated(self.first, history)
+            self._train(history, trace)
+            self._save(steps, wait=True)
+        except Interrupted as interrupted:
+            done = int(jax.device_get(self.state.step))
+            raise self._stopped(done) from interrupted
         finally:
-            signal.signal(signal.SIGTERM, handler)
+            trace.close(self.state)
             history.close()
-        self._save(self.recipe.steps, wait=True)
-        self.checkpoints.close()
-        facts = {**self.settings.facts, "step": self.recipe.steps, "finished": True}
-        save_model(self._model(), self.settings.directory / "last", facts)
-        return read_model(self.settings.directory / "best")
+            self.checkpoints.close()
+        model = self._model()
+        check_equal(model_fingerprint(model), f"the {self.settings.label}'s parameters")
+        facts = {**self.settings.facts, "step": steps, "finished": True}
+        self._keep_model("last", model, facts)
+        return read_model(directory / "best")
 
-    def _train(self, history: History) -> None:
+    def _train(self, history: History | NoHistory, trace: Trace) -> None:
         last: tuple[TripletBatch, dict[str, jax.Array]] | None = None
-        clock = _Clock(2 * self.pipeline.batch)
-        bar = tqdm(
-            total=self.recipe.steps,
-            initial=self.first,
-            desc=self.settings.label,
-            unit="step",
-            disable=None,
-            smoothing=0.05,
-        )
-        for batch in self._batches():
-            metrics = self._one(batch)
-            # The figures of the step before are read while this one runs, so that the device never waits for Python.
-            if last is not None:
-                self._check(*last)
-            last, done = (batch, metrics), batch.step + 1
-            bar.update()
-            if done % self.settings.log_every == 0 or done == self.recipe.steps:
-                values = self._logged(batch, metrics, clock)
-                history.write(done, values)
-                bar.set_postfix(
-                    loss=f"{values['loss']:.3f}",
-                    acc=f"{values['accuracy']:.2f}",
-                    pairs_s=f"{values['pairs_per_second']:.0f}",
-                )
-            if done % self.settings.validate_every == 0 or done == self.recipe.steps:
-                with clock.paused():
+        meter, settings, steps = Meter(self.pipeline.batch), self.settings, self.recipe.steps
+        with Progress(settings.label, self.first, steps) as progress:
+            for batch in meter.waiting(self._batches()):
+                trace.before_step(batch.step, self.state)
+                metrics = self._one(batch)
+                # The figures of the step before are read while this one runs, so that the device never waits for Python.
+                if last is not None:
                     self._check(*last)
-                    figures = self._validated(done, history)
-                    bar.write(_period_line(self.settings.label, done, self.recipe.steps, values, figures))
-            if self._stop:
-                self._check(*last)
-                self._save(done, wait=True)
-                bar.close()
-                self.checkpoints.close()
-                raise StoppedEarly(f"{self.settings.label} saved at step {done}; run the same command again to go on")
-            if done % self.settings.checkpoint_every == 0 and done < self.recipe.steps:
-                self._check(*last)
-                self._save(done)
-        bar.close()
+                last, done = (batch, metrics), batch.step + 1
+                progress.step()
+                validated = done % settings.validate_every == 0 or done == steps
+                logged = validated or done % settings.log_every == 0
+                if logged:
+                    values = self._logged(batch, metrics, meter)
+                    history.write(done, values)
+                    progress.show(values)
+                    progress.line(done, values)
+                if validated:
+                    with meter.paused():
+                        self._check(*last)
+                        progress.line(done, values, self._validated(done, history))
+                if self._stop.after_step():
+                    self._check(*last)
+                    raise self._stopped(done)
+                if done < steps and self._checkpoint_due(done, logged):
+                    self._check(*last)
+                    self._save(done)
+
+    def _checkpoint_due(self, done: int, logged: bool) -> bool:
+        """Every so many steps or minutes; the lead process's clock counts, since all must save together."""
+        minutes = self.settings.checkpoint_minutes
+        late = False
+        if minutes is not None and logged:
+            late = bool(as_lead(np.int32(time.monotonic() - self._saved_at > 60 * minutes)))
+        return late or done % self.settings.checkpoint_every == 0
 
     def _batches(self) -> Iterator[TripletBatch]:
         batches = prefetch_to_device(self.pipeline.batches(self.first), place_on(self._split))
@@ -180,81 +188,65 @@ class _Run:
 
     def _one(self, batch: TripletBatch) -> dict[str, jax.Array]:
         lengths = np.array([batch.query_length, batch.database_length], np.int32)
-        arrays = TripletArrays(batch.anchor, batch.positive, batch.negative, jax.device_put(lengths, self._replicated))
-        teacher = self._teach(arrays) if self._teach is not None else None
         rows = tuple(min(self.recipe.bucket(int(n)), batch.anchor.count) for n in lengths)
-        self.state, metrics = self._step(self.state, arrays, teacher, rows)
+        # Nothing moves between host and devices in a step but what is moved on purpose.
+        with jax.transfer_guard("disallow"):
+            lengths = jax.device_put(lengths, self._everywhere)
+            arrays = TripletArrays(batch.anchor, batch.positive, batch.negative, lengths, batch.real)
+            teacher = self._teach(arrays) if self._teach is not None else None
+            self.state, metrics = self._step(self.state, arrays, teacher, rows)
         return metrics
 
     def _check(self, batch: TripletBatch, metrics: dict[str, jax.Array]) -> None:
-        if np.isfinite(float(metrics["loss"])):
+        loss = float(jax.device_get(metrics["loss"]))
+        if np.isfinite(loss):
             return
         kept = self.checkpoints.latest()
         raise UserError(
-            f"{self.settings.label}: the loss of step {batch.step} is {float(metrics['loss'])} (query length "
-            f"{batch.query_length}, database length {batch.database_length}, images {batch.ids.ravel().tolist()}); "
+            f"{self.settings.label}: the loss of step {batch.step} is {loss} (query length {batch.query_length}, "
+            f"database length {batch.database_length}, images {batch.ids.ravel().tolist()}); "
             f"the last good checkpoint is of step {kept}. Lower the learning rate or set optimizer.clip"
         )
 
-    def _logged(self, batch: TripletBatch, metrics: dict[str, jax.Array], clock: _Clock) -> dict[str, float]:
-        values = {name: float(value) for name, value in metrics.items()}
-        return {
-            **values, "query_length": batch.query_length, "database_length": batch.database_length,
-            "pairs_per_second": clock.rate(batch.step),
-        }  # fmt: skip
+    def _logged(self, batch: TripletBatch, metrics: dict[str, jax.Array], meter: Meter) -> dict[str, float]:
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        lengths = {"query_length": batch.query_length, "database_length": batch.database_length}
+        return {**values, **lengths, **meter.read(batch.step)}
 
-    def _validated(self, done: int, history: History) -> dict[str, float]:
+    def _validated(self, done: int, history: History | NoHistory) -> dict[str, float]:
+        """Validates after `done` steps and keeps the best model; nothing where a run was saved after this validation."""
+        if self._validated_step >= done:
+            return {}
         model = self._model()
-        figures = self.validate(model)
+        with self._stop.leaving_at_once():
+            figures = self.validate(model)
         history.write(done, {f"validation_{name}": value for name, value in figures.items()})
         if figures["map"] > self.best:
             self.best = figures["map"]
-            facts = {**self.settings.facts, "step": done, "validation_map": self.best}
-            save_model(model, self.settings.directory / "best", facts)
+            # λ and γ at which that was measured: what a search with this model uses.
+            chosen = {name: figures[name] for name in ("lam", "gamma") if name in figures}
+            facts = {**self.settings.facts, "step": done, "validation_map": self.best, **chosen}
+            self._keep_model("best", model, facts)
+        self._validated_step = done
         return figures
 
+    def _keep_model(self, name: str, model: AMES, facts: dict[str, Any]) -> None:
+        if is_lead():
+            save_model(model, self.settings.directory / name, facts)
+        wait_for_all(f"{self.settings.label} {name} {facts['step']}")
+
+    def _stopped(self, done: int) -> StoppedEarly:
+        if done:
+            self._save(done, wait=True)
+        return StoppedEarly(f"{self.settings.label} saved at step {done}; run the same command again to go on")
+
     def _save(self, done: int, wait: bool = False) -> None:
-        position = {"step": done, "best": float(self.best), "seed": self.pipeline.seed}
+        position = {
+            "step": done, "best": float(self.best), "validated": self._validated_step, "seed": self.pipeline.seed,
+            "model": dataclasses.asdict(self._config),
+        }  # fmt: skip
         self.checkpoints.save(done, self.state, position, wait)
+        self._saved_at = time.monotonic()
 
     def _model(self) -> AMES:
-        return nnx.merge(self.graph, jax.tree.map(jnp.copy, self.state.params))
-
-    def _on_sigterm(self, signum: int, frame: FrameType | None) -> None:
-        self._stop = True
-
-
-class _Clock:
-    """Pairs per second since the last reading, validation and checkpoints left out."""
-
-    def __init__(self, pairs: int):
-        self._pairs, self._since, self._step = pairs, time.perf_counter(), None
-
-    def rate(self, step: int) -> float:
-        now = time.perf_counter()
-        steps = step - self._step if self._step is not None else 0
-        rate = steps * self._pairs / (now - self._since)
-        self._since, self._step = now, step
-        return rate
-
-    def paused(self) -> _Paused:
-        return _Paused(self)
-
-
-class _Paused:
-    def __init__(self, clock: _Clock):
-        self._clock = clock
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *exception: object) -> None:
-        self._clock._since += time.perf_counter() - self._start
-
-
-def _period_line(label: str, done: int, steps: int, values: dict[str, float], figures: dict[str, float]) -> str:
-    shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
-    return (
-        f"{label} step {done}/{steps}: loss {values['loss']:.3f}, accuracy {values['accuracy']:.3f}, "
-        f"{values['pairs_per_second']:.0f} pairs/s; validation {shown}"
-    )
+        return nnx.merge(self.graph, local_copy(self.state.params))

@@ -54,7 +54,10 @@ REVISITED = (
 )
 
 
-def gldv2_protocols(private: int = 750) -> tuple[Protocol, ...]:
+GLDV2_PRIVATE = 750  # queries at the end of GLDv2's test set; the others are public
+
+
+def gldv2_protocols(private: int = GLDV2_PRIVATE) -> tuple[Protocol, ...]:
     """mAP@100 of GLDv2: the last `private` queries, those before them, and all."""
     parts = {"public": (None, -private), "private": (-private, None), "combined": (None, None)}
     return tuple(Protocol(name, depth=100, part=part) for name, part in parts.items())
@@ -112,7 +115,7 @@ def revisited_map(ranks: np.ndarray, ground_truth: GroundTruth) -> dict[str, flo
     return {protocol.name: protocol_score(judged, protocol) for protocol in REVISITED}
 
 
-def gldv2_map(ranks: np.ndarray, ground_truth: GroundTruth, private: int = 750) -> dict[str, float]:
+def gldv2_map(ranks: np.ndarray, ground_truth: GroundTruth, private: int = GLDV2_PRIVATE) -> dict[str, float]:
     """mAP@100 in percent of GLDv2: `{"public", "private", "combined"}`; the last `private` queries are private.
 
     ranks int [Nq, R >= 100]; ground_truth: `ok` for each query (it may be empty).

@@ -1,34 +1,22 @@
-"""The released weights: fetched once, checked ever after, converted and kept.
-
-    HOME/weights/NAME.pt      the released file; put there by hand, it is used without a download
-    HOME/weights/NAME.json    its size and checksum when it was first used
-    HOME/models/NAME/         the converted model
-
-HOME is AMES_JAX_HOME, else the platform's cache directory.
-"""
+"""The released weights: fetched (`downloads`), converted and kept in HOME/models/NAME/."""
 
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from ames_jax.checkpoints import MODEL_FILE, find_model, read_model, save_model
+from ames_jax.downloads import ADDRESSES, fetch_file, pin_of
 from ames_jax.errors import UserError
+from ames_jax.paths import path_of
 from ames_jax.runtime import home
 from ames_jax.similarity import AMES, NAMED, AMESConfig
-from ames_jax.torch_files import read_checkpoint
+from ames_jax.torch_files import read_checkpoint, read_config
 from ames_jax.torch_weights import from_torch
 
 DETECTORS = ("dinov2_detector", "cvnet_detector")
-# The authors' server. They publish no checksums, so a file is pinned by what it was on first use.
-ADDRESSES = (
-    "https://ptak.felk.cvut.cz/personal/sumapave/public/ames/networks",
-    "http://ptak.felk.cvut.cz/personal/sumapave/public/ames/networks",
-)
-TIMEOUT_SECONDS = 30
 
 
 def load_model(path_or_name: str | Path) -> AMES:
@@ -39,12 +27,30 @@ def load_model(path_or_name: str | Path) -> AMES:
     Raises:
       UserError: nothing there, or not a model.
     """
-    path = Path(path_or_name)
+    path = path_of(path_or_name)
     if path.is_dir():
         return read_model(find_model(path))
     if path.is_file():
-        return from_torch(read_checkpoint(path))
+        return _read_torch(path)
+    if path.suffix == ".pt" or len(path.parts) > 1:
+        raise UserError(
+            f"{path}: no such file or directory; a model is a run or model directory, a .pt file or a released name"
+        )
     return load_released(str(path_or_name))
+
+
+def _read_torch(path: Path, config: AMESConfig | None = None) -> AMES:
+    weights, beside = read_checkpoint(path), config_beside(path)
+    try:
+        return from_torch(weights, config or beside)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def config_beside(path: Path) -> AMESConfig | None:
+    """The configuration in a `.pt` file of ours; None in one of the release, where the shapes must tell."""
+    config = read_config(path)
+    return None if config is None else AMESConfig.from_dict(config)
 
 
 def load_released(name: str) -> AMES:
@@ -57,8 +63,8 @@ def load_released(name: str) -> AMES:
     if (converted / MODEL_FILE).is_file():
         return read_model(converted)
     path = fetch(name)
-    model = from_torch(read_checkpoint(path), config)
-    save_model(model, converted, {"released": name, **json.loads(_pin_of(path).read_text())})
+    model = _read_torch(path, config)
+    save_model(model, converted, {"released": name, **json.loads(pin_of(path).read_text())})
     return model
 
 
@@ -73,46 +79,4 @@ def fetch(name: str, addresses: Sequence[str] | None = None) -> Path:
         close = difflib.get_close_matches(name, known, 1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise UserError(f"no released file {name!r}: expected one of {', '.join(known)}{hint}")
-    path = home() / "weights" / f"{name}.pt"
-    if not path.is_file():
-        _download(path, addresses or ADDRESSES)
-    _check(path)
-    return path
-
-
-def _download(path: Path, addresses: Sequence[str]) -> None:
-    import pooch
-
-    pooch.get_logger().setLevel("WARNING")
-    failures = []
-    for address in addresses:
-        downloader = pooch.HTTPDownloader(progressbar=True, timeout=TIMEOUT_SECONDS)
-        try:
-            pooch.retrieve(f"{address}/{path.name}", None, path.name, path.parent, downloader=downloader)
-            return
-        except (OSError, ValueError) as error:  # requests' errors are OSErrors
-            failures.append(f"{address.partition('://')[0]}: {' '.join(str(error).split())[:160]}")
-    raise UserError(
-        f"{path.name} could not be downloaded ({'; '.join(failures)}); get it elsewhere and put it at {path}"
-    )
-
-
-def _check(path: Path) -> None:
-    """Pins a file on its first use; afterwards raises UserError where it is another."""
-    content = path.read_bytes()
-    found = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    pin = _pin_of(path)
-    if not pin.is_file():
-        pin.write_text(json.dumps(found), encoding="utf-8")
-        return
-    expected = json.loads(pin.read_text(encoding="utf-8"))
-    if found != expected:
-        raise UserError(
-            f"{path} has changed since its first use ({found['bytes']} bytes, was {expected['bytes']}; sha256 "
-            f"{found['sha256'][:12]}…, was {expected['sha256'][:12]}…): delete it to download it again, "
-            f"or delete {pin} to accept it"
-        )
-
-
-def _pin_of(path: Path) -> Path:
-    return path.with_suffix(".json")
+    return fetch_file(f"{name}.pt", addresses or ADDRESSES)

@@ -1,21 +1,24 @@
-"""Prepares data sets: `python -m ames_jax.prepare validate | import | neighbours | shards`; `--help` after each says more."""
+"""Prepares data sets: `python -m ames_jax.prepare validate | import | neighbours | shards | store`.
+
+`--help` after each says more.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
+from tqdm import tqdm
 
+from ames_jax.data.arguments import make_parser
 from ames_jax.errors import UserError, run_main
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand; 0 done, 2 problems found (validate)."""
-    arguments = _parser().parse_args(argv)
+    arguments = make_parser(RUNS, __doc__).parse_args(argv)
     return arguments.run(arguments)
 
 
@@ -42,26 +45,34 @@ def _import(arguments: argparse.Namespace) -> int:
     if arguments.ground_truth:
         name = arguments.name or arguments.ground_truth.stem.removeprefix("gnd_")
         path = arguments.root / "ground_truth" / f"{name}.json"
-        count = import_ground_truth(arguments.ground_truth, path, query=query, database=database)
-        print(f"{path}: {count} queries")
+        count = import_ground_truth(
+            arguments.ground_truth, path, query=query, database=database, public=arguments.public
+        )
+        print(f"{path}: {count} queries" + (", of which the public ones count" if arguments.public else ""))
     return 0
 
 
 def _neighbours(arguments: argparse.Namespace) -> int:
+    from ames_jax.data.global_descriptors import GlobalDescriptors
     from ames_jax.data.neighbour_jobs import race_faiss, search_to_folder
-    from ames_jax.data.release_hdf5 import open_global
 
-    queries = open_global(arguments.queries)
-    database = queries if arguments.database is None else open_global(arguments.database)
+    queries = GlobalDescriptors(arguments.queries)
+    database = queries if arguments.database is None else GlobalDescriptors(arguments.database)
     if arguments.compare_faiss:
         print(race_faiss(queries, database, arguments.k, block=arguments.block))
         return 0
-    complete = search_to_folder(
-        arguments.out, queries, database, arguments.k, exclude_self=arguments.database is None, block=arguments.block,
-        process=arguments.process, processes=arguments.processes,
-        progress=lambda done, total: print(f"\r{done} of {total} blocks", end="", file=sys.stderr, flush=True),
-    )  # fmt: skip
-    print(file=sys.stderr)
+    if arguments.out is None:
+        raise UserError("--out is missing: name the folder of the lists, e.g. ROOT/neighbours/train.train")
+    with tqdm(unit="block", desc=f"{len(queries)} × {len(database)}") as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total, bar.n = total, done
+            bar.refresh()
+
+        complete = search_to_folder(
+            arguments.out, queries, database, arguments.k, exclude_self=arguments.database is None,
+            block=arguments.block, process=arguments.process, processes=arguments.processes, progress=show,
+        )  # fmt: skip
     print(f"{arguments.out}: " + ("complete" if complete else "this host's part is done, others are still at work"))
     return 0
 
@@ -106,80 +117,42 @@ def _keep_facts(arguments: argparse.Namespace, width: int) -> None:
     if arguments.backbone:
         facts["backbone"] = arguments.backbone
     if arguments.global_descriptors:
-        facts["global"] = arguments.global_name or arguments.global_descriptors.stem
+        facts["global"] = arguments.global_name or arguments.global_descriptors[0].stem
     write_text(arguments.root / "about.json", json.dumps({**read_about(arguments.root), **facts}, indent=1))
 
 
 def _keep_global(arguments: argparse.Namespace, count: int) -> None:
-    from ames_jax.data.release_hdf5 import open_global
+    from ames_jax.data.global_descriptors import GlobalDescriptors
 
-    values = open_global(arguments.global_descriptors)
+    values = GlobalDescriptors(arguments.global_descriptors)
     if len(values) != count:
         raise UserError(
-            f"{arguments.global_descriptors}: {len(values)} images, but split {arguments.split} has {count}"
+            f"{arguments.global_descriptors[0]}: {len(values)} images, but split {arguments.split} has {count}"
         )
     folder = arguments.root / "global"
     folder.mkdir(exist_ok=True)
-    np.save(folder / f"{arguments.split}.npy", np.asarray(values, np.float32))
+    values.save(folder / f"{arguments.split}.npy")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m ames_jax.prepare", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="validate | import | neighbours | shards")
+def _store(arguments: argparse.Namespace) -> int:
+    from ames_jax import runtime
+    from ames_jax.index.galleries import open_gallery
+    from ames_jax.index.packing import BitPacker
+    from ames_jax.index.store import build_store
+    from ames_jax.model_files import load_model
 
-    def command(name: str, run: object, text: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text)
-        added.set_defaults(run=run)
-        return added
+    runtime.start()
+    reader, ids = open_gallery(arguments.features, arguments.split, arguments.list)
+    store = build_store(
+        arguments.out, reader, ids, BitPacker(load_model(arguments.model)), arguments.descriptors,
+        model=Path(arguments.model).name, source=str(arguments.features[0]), show_progress=True,
+    )  # fmt: skip
+    size = store.header["descriptors"] * store.header["bits"] // 8
+    print(f"{arguments.out}: {len(store)} images, {size} B of descriptors each")
+    return 0
 
-    add = command("validate", _validate, "Checks release files, or data sets of ours, alone and together.").add_argument
-    add(
-        "files", nargs="+", type=Path, help=".hdf5, .pkl and .txt files of one data set, or folders of `prepare shards`"
-    )
-    add("--full", action="store_true", help="read all values; without it large files are sampled")
 
-    add = command("import", _import, "Turns neighbour and ground-truth pickles into safe files of ours.").add_argument
-    add("--root", type=Path, required=True, help="folder of the data set")
-    add("--query", required=True, help="split of the queries, e.g. test_query; train for training lists")
-    add("--database", help="split that is searched, e.g. test_gallery; by default the queries' own")
-    add("--neighbours", type=Path, help="nn_*.pkl")
-    add("--columns", type=int, help="only the first so many neighbours (training uses 300)")
-    add("--dtype", choices=("float32", "float16"), default="float32", help="of the similarities")
-    add("--ground-truth", type=Path, help="gnd_*.pkl")
-    add("--name", help="of the ground truth; by default that of the file")
-
-    text = "Exact nearest neighbours in global descriptors; continued where a killed run was."
-    add = command("neighbours", _neighbours, text).add_argument
-    add("--queries", type=Path, required=True, help="global descriptors, .hdf5 or .npy")
-    add("--database", type=Path, help="global descriptors to search; by default the queries themselves, self excluded")
-    add("--k", type=int, default=300, help="neighbours an image (default: 300)")
-    add("--out", type=Path, required=True, help="folder of the lists, e.g. ROOT/neighbours/train.train")
-    add("--block", type=int, default=8192, help="rows that meet at once: memory is block² · 4 bytes (default: 8192)")
-    add("--process", type=int, default=0, help="number of this host, where hosts share the work")
-    add("--processes", type=int, default=1, help="number of hosts")
-    add("--compare-faiss", action="store_true", help="only race faiss.IndexFlatIP on one block and print the ratio")
-
-    text = "Writes descriptors as a TFDS data set of ArrayRecord shards; continued where a killed run was."
-    add = command("shards", _shards, text).add_argument
-    add("--root", type=Path, required=True, help="folder of the data set")
-    add("--name", required=True, help="name of the data set, e.g. gldv2")
-    add("--split", required=True, help="e.g. train, test_query, test_gallery")
-    add("--features", type=Path, required=True, help="release HDF5 of local descriptors, or the folder of a data set")
-    add("--list", type=Path, help="the text list that belongs to the HDF5 file")
-    add("--global-descriptors", type=Path, help="global descriptors of the split, kept as ROOT/global/SPLIT.npy")
-    add("--global-name", help="how results name the first stage")
-    add("--backbone", help="dinov2, cvnet, …")
-    add("--descriptors", type=int, help="the strongest kept of each image; by default all")
-    add(
-        "--dtype",
-        choices=("float16", "int8", "bits"),
-        help="storage; by default float16, or bits where they are packed",
-    )
-    add("--shards", type=int, help="files; by default one for every 512 MiB")
-    add("--processes", type=int, help="writing processes; by default one a core")
-    add("--beam", metavar="OPTIONS", help="write with Apache Beam, e.g. --beam='--runner=DirectRunner'")
-    add("--in-place", action="store_true", help="copy nothing: read the HDF5 file itself in training")
-    return parser
+RUNS = {"validate": _validate, "import": _import, "neighbours": _neighbours, "shards": _shards, "store": _store}
 
 
 if __name__ == "__main__":

@@ -19,9 +19,15 @@ from ames_jax.data.neighbours import open_neighbours
 from ames_jax.data.pipeline import TripletPipeline
 from ames_jax.data.shards import DescriptorSource, open_split, read_about
 from ames_jax.data.triplets import Triplets
+from ames_jax.distributed import is_lead, join_shares, lead_first, own_share, say
 from ames_jax.errors import UserError
+from ames_jax.extraction.backbones import STATISTICS_FILE
+from ames_jax.extraction.sift import SiftStatistics
 from ames_jax.fitting import FitSettings, finished, fit
 from ames_jax.initialisation import initialise
+from ames_jax.meter import trace_steps
+from ames_jax.model_files import load_model
+from ames_jax.paths import write_whole
 from ames_jax.ranking import tune
 from ames_jax.scoring import Scorer
 from ames_jax.similarity import AMES, AMESConfig
@@ -33,7 +39,10 @@ LAMBDAS = tuple(np.round(np.arange(0, 1.01, 0.1), 2).tolist())
 GAMMAS = (0.1, 0.2, 0.4, 0.8, 1.6)
 SAMPLE, SAMPLE_PER_IMAGE = 30_000, 48  # descriptors that whitening and ITQ are learned from
 # What may change between a run and its resumption: it does not touch the parameters.
-FREE = ("data.rebuild", "data.workers", "checkpoint.", "log_every", "report.", "train_teacher.", "teacher", "data_dir")
+FREE = (
+    "data.rebuild", "data.workers", "data.accumulate", "checkpoint.", "log_every", "report.", "train_teacher.", "teacher",
+    "data_dir", "distributed", "process", "start_timeout", "profile",
+)  # fmt: skip
 
 
 def model_config(config: ConfigDict, descriptor_width: int) -> AMESConfig:
@@ -45,9 +54,10 @@ def model_config(config: ConfigDict, descriptor_width: int) -> AMESConfig:
 
 def train_role(config: ConfigDict, root: Path, directory: Path, label: str, teacher: AMES | None) -> AMES:
     """Trains a teacher (`teacher` None) or a student in `directory`, or takes the finished run there; gives the best model."""
-    keep_config(config, directory)
+    with lead_first():
+        keep_config(config, directory)
     if finished(directory):
-        print(f"{label}: finished before, taken from {directory}")
+        say(f"{label}: finished before, taken from {directory}")
         return read_model(directory / "best")
     source = open_split(root, "train")
     about = read_about(root)
@@ -57,18 +67,48 @@ def train_role(config: ConfigDict, root: Path, directory: Path, label: str, teac
     model = AMES(model_config(config, width), nnx.Rngs(config.seed))
     if teacher is not None:
         _refuse_teacher(teacher, model, about["name"])
-    sample = sample_descriptors(source, SAMPLE, SAMPLE_PER_IMAGE, config.seed)
-    initialise(model, config.init, sample, teacher, config.seed)
+    if config.start:
+        model = _started(config.start, model)
+    else:
+        sample = sample_descriptors(source, SAMPLE, SAMPLE_PER_IMAGE, config.seed)
+        initialise(model, config.init, sample, teacher, config.seed)
     size = sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
-    print(
+    fill = pipeline.filled - pipeline.batch
+    say(
         f"{label}: {size:,} parameters, {recipe.steps} steps of {pipeline.batch} triplets "
         f"({len(pipeline.triplets):,} anchors an epoch) on {about['name']}"
+        + (
+            f"; {fill} more fill a step up to {jax.device_count()} devices' equal shares and do not count"
+            if fill
+            else ""
+        )
     )
     settings = FitSettings(
-        directory, label, config.log_every, config.validation.every, config.checkpoint.every, config.checkpoint.keep,
-        {"data_set": about["name"], "backbone": about.get("backbone"), "role": label},
+        directory, label, config.log_every, config.validation.every, config.checkpoint.every, config.checkpoint.minutes,
+        config.checkpoint.keep, trace_steps(config.profile),
+        {"data_set": about["name"], "backbone": about.get("backbone"), "role": label, **_statistics_fact(root)},
     )  # fmt: skip
     return fit(model, recipe, pipeline, settings, make_validation(config, root), teacher)
+
+
+def _started(path: str, fresh: AMES) -> AMES:
+    """The model to go on from; raises UserError where it is not of the shape that the configuration asks for."""
+    found = load_model(path)
+    if found.config != fresh.config:
+        raise UserError(f"--config.start={path}: expected a model of {fresh.config}, found one of {found.config}")
+    return found
+
+
+def keep_statistics(root: Path, directory: Path) -> None:
+    """Copies a SIFT data set's statistics into a run's directory: what its model is to read is extracted with them."""
+    if (root / STATISTICS_FILE).is_file():
+        write_whole(directory / STATISTICS_FILE, (root / STATISTICS_FILE).read_bytes())
+
+
+def _statistics_fact(root: Path) -> dict[str, str]:
+    """The fingerprint of a SIFT data set's statistics: only descriptors made with them mean something to the model."""
+    file = root / STATISTICS_FILE
+    return {"statistics": SiftStatistics.load(file).fingerprint()} if file.is_file() else {}
 
 
 def _refuse_teacher(teacher: AMES, student: AMES, data_set: str) -> None:
@@ -94,7 +134,8 @@ def triplet_pipeline(config: ConfigDict, source: DescriptorSource, root: Path) -
         )
     return TripletPipeline(
         source, triplets, batch=data.batch, lengths=tuple(data.lengths), seed=config.seed, descriptors=data.descriptors,
-        process=jax.process_index(), processes=jax.process_count(), workers=data.workers,
+        process=jax.process_index(), processes=jax.process_count(), drop=data.drop, noise=data.noise, workers=data.workers,
+        multiple=jax.device_count() * data.accumulate,
     )  # fmt: skip
 
 
@@ -107,12 +148,13 @@ def make_recipe(config: ConfigDict, pipeline: TripletPipeline) -> Recipe:
     student = {name: config[name] for name in ("distillation", "distil_padding") if name in config}
     return Recipe(
         steps=steps, learning_rate=optimizer.learning_rate, weight_decay=optimizer.weight_decay, beta2=optimizer.beta2,
-        warmup=optimizer.warmup, clip=optimizer.clip, buckets=tuple(sorted(config.data.buckets)), **student,
+        warmup=optimizer.warmup, clip=optimizer.clip, buckets=tuple(sorted(config.data.buckets)),
+        accumulate=config.data.accumulate, **student,
     )  # fmt: skip
 
 
 def make_validation(config: ConfigDict, root: Path) -> Callable[[AMES], dict[str, float]]:
-    """model → validation mAP (percent) of the re-ranked lists at the best λ and γ, and balanced accuracy of the logits."""
+    """model → validation mAP (percent) of the re-ranked lists at the best λ and γ, these, and the logits' balanced accuracy."""
     settings = config.validation
     limits = Limits(settings.queries, settings.shortlist, settings.query_descriptors, settings.database_descriptors)
     subset = EvaluationSet.load(root, "validation", limits)
@@ -123,11 +165,16 @@ def make_validation(config: ConfigDict, root: Path) -> Callable[[AMES], dict[str
 
     def validate(model: AMES) -> dict[str, float]:
         scorer = Scorer(model)
-        logits = scorer.shortlists(subset.queries, subset.database, subset.shortlists(shortlist), progress="validation")
+        # Every process scores its share of the queries.
+        own = own_share(len(subset.ranks))
+        queries, lists = subset.queries[own], subset.shortlists(shortlist)[own]
+        logits = join_shares(
+            scorer.shortlists(queries, subset.database, lists, progress="validation"), len(subset.ranks)
+        )
         setting, rows = tune(subset.similarities, logits, measure, k=[shortlist], lam=LAMBDAS, gamma=GAMMAS)
         best = next(row.scores["map"] for row in rows if row.setting == setting)
         accuracy = 0.5 * ((logits > 0)[labels].mean() + (logits <= 0)[~labels].mean())
-        return {"map": best, "accuracy": float(accuracy)}
+        return {"map": best, "accuracy": float(accuracy), "lam": setting.lam, "gamma": setting.gamma}
 
     return validate
 
@@ -152,11 +199,16 @@ def keep_config(config: ConfigDict, directory: Path) -> None:
                 f"{directory} holds a run with another configuration: {'; '.join(differs)}. "
                 "Use another --workdir, or delete this one"
             )
+    if not is_lead():
+        if not path.exists():
+            raise UserError(
+                f"workdir {directory}: process {jax.process_index()} does not see what process 0 has written there; all "
+                "hosts need the same folder: gs://BUCKET/…, or a mount of one"
+            )
+        return
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(wanted, indent=1))
-        partial.replace(path)
+        write_whole(path, json.dumps(wanted, indent=1).encode())
     except OSError as error:
         raise UserError(f"workdir {directory} cannot be written: {error.strerror or error}") from error
 

@@ -1,23 +1,159 @@
-"""Search in large collections: `python -m ames_jax.search plan --images=1e8 --budget=1KB` says what fits and what it costs."""
+"""Search in collections of pictures: index what was extracted, query it, see why an image was found, plan a large one."""
 
 from __future__ import annotations
 
 import argparse
-import re
+import dataclasses
+import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ames_jax import runtime
-from ames_jax.errors import run_main
+from ames_jax.errors import UserError, run_main
+from ames_jax.index.arguments import make_parser
 
-UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+if TYPE_CHECKING:
+    from ames_jax.index.searcher import Searcher
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand."""
-    arguments = _parser().parse_args(argv)
+    runs = {
+        "index": _index, "query": _query, "explain": _explain, "quality": _quality, "speed": _speed, "plan": _plan,
+    }  # fmt: skip
+    arguments = make_parser(__doc__, runs).parse_args(argv)
     runtime.start()
     return arguments.run(arguments)
+
+
+def _index(arguments: argparse.Namespace) -> int:
+    from ames_jax.index.building import Descriptors, add_images, build_index
+    from ames_jax.index.collection import SearchIndex
+    from ames_jax.index.model_choice import ChosenModel
+    from ames_jax.report.search_text import index_text
+
+    descriptors = Descriptors.open(arguments.descriptors, arguments.split)
+    if arguments.add:
+        if arguments.model:
+            raise UserError("--add uses the model of the index: leave --model out")
+        added = add_images(arguments.out, descriptors, show_progress=True)
+        index = SearchIndex.open(arguments.out)
+    else:
+        backbone = descriptors.about.get("backbone", "")
+        chosen = ChosenModel.load(arguments.model, backbone, arguments.lam, arguments.gamma)
+        index = build_index(
+            arguments.out, descriptors, chosen,
+            budget=arguments.budget, global_index=arguments.global_index, show_progress=True,
+        )  # fmt: skip
+        added = len(index)
+    print(index_text(index, added))
+    return 0
+
+
+def _query(arguments: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from ames_jax.benchmarks.tables import write_json
+    from ames_jax.index.labels import Labels
+    from ames_jax.report.search_gallery import check_suffix, write_gallery
+    from ames_jax.report.search_text import result_facts, result_text, timing_text
+
+    queries = _queries(arguments)
+    for path in arguments.gallery:
+        check_suffix(path)
+    labels = Labels.read(arguments.labels) if arguments.labels else None
+    start = time.perf_counter()
+    searcher = _searcher(arguments)
+    searcher.warm_up()
+    start = time.perf_counter() - start
+    with tqdm(total=len(queries), unit="query", disable=None if len(queries) > 1 else True, leave=False) as bar:
+        results = searcher.search_many(queries, max(arguments.top, arguments.columns), bar.update)
+    for path in arguments.gallery:
+        write_gallery(
+            path, searcher.index, queries, results,
+            shortlist=searcher.shortlist, columns=arguments.columns, labels=labels, pictures=arguments.pictures,
+        )  # fmt: skip
+    results = [dataclasses.replace(result, hits=result.hits[: arguments.top]) for result in results]
+    facts = {"queries": [result_facts(query, result, searcher.index) for query, result in zip(queries, results)]}
+    if arguments.json == "-":
+        print(json.dumps(facts, indent=1))
+        return 0
+    write_json(arguments.json and Path(arguments.json), facts)
+    print("\n\n".join(result_text(query, result) for query, result in zip(queries, results)))
+    if arguments.timing:
+        print(timing_text(results, start))
+    for path in arguments.gallery:
+        print(path)
+    return 0
+
+
+def _queries(arguments: argparse.Namespace) -> list[Path]:
+    queries = list(arguments.image)
+    if arguments.images:
+        from ames_jax.extraction.listing import list_images
+
+        queries += [file.path for file in list_images(arguments.images).files]
+    if not queries:
+        raise UserError("nothing to search for: give --image=FILE, or --images=DIR or a list of files")
+    return queries
+
+
+def _searcher(arguments: argparse.Namespace) -> Searcher:
+    """The searcher that the flags ask for."""
+    from ames_jax.index.collection import SearchIndex
+    from ames_jax.index.searcher import Searcher
+
+    return Searcher(
+        SearchIndex.open(arguments.index, arguments.faiss), shortlist=arguments.shortlist,
+        query_descriptors=arguments.query_descriptors, lam=arguments.lam, gamma=arguments.gamma,
+    )  # fmt: skip
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    from ames_jax.index.explaining import explain
+    from ames_jax.report.explanation import draw_explanation
+
+    searcher = _searcher(arguments)
+    found = explain(searcher, arguments.image, arguments.id, arguments.pictures)
+    draw_explanation(
+        found, searcher.lam, searcher.gamma, (arguments.image.name, arguments.id), arguments.out, arguments.lines
+    )
+    print(f"score {found.hit.score:.4f}: {len(found.pairs)} correspondences, drawn in {arguments.out}")
+    return 0
+
+
+def _quality(arguments: argparse.Namespace) -> int:
+    from ames_jax.benchmarks.tables import write_json
+    from ames_jax.data import landmarks
+    from ames_jax.index.model_choice import ChosenModel
+    from ames_jax.index.quality import Asked, measure_quality
+    from ames_jax.report.search_text import quality_text
+
+    root = landmarks.build()
+    chosen = ChosenModel.load(arguments.model, "sift")
+    asked = Asked(tuple(arguments.counts), arguments.query_descriptors, arguments.shortlist)
+    rows = measure_quality(chosen, root, asked)
+    print(quality_text(rows, asked.shortlist, asked.query_descriptors, landmarks.NAME))
+    write_json(arguments.json, {"model": chosen.name, **dataclasses.asdict(asked), "rows": rows})
+    return 0
+
+
+def _speed(arguments: argparse.Namespace) -> int:
+    from ames_jax.benchmarks.tables import write_json
+    from ames_jax.index.model_choice import ChosenModel
+    from ames_jax.index.speed import Load, measure_speed
+    from ames_jax.report.search_text import speed_text
+
+    chosen = ChosenModel.load(arguments.model, "sift")
+    load = Load(
+        arguments.count, arguments.budget, arguments.global_index, arguments.shortlist, arguments.query_descriptors
+    )
+    facts = measure_speed(chosen, load, arguments.image, arguments.statistics)
+    print(speed_text(facts))
+    write_json(arguments.json, facts)
+    return 0
 
 
 def _plan(arguments: argparse.Namespace) -> int:
@@ -31,49 +167,6 @@ def _plan(arguments: argparse.Namespace) -> int:
     print(plan.table())
     write_json(arguments.json, plan.facts())
     return 0
-
-
-def size_in_bytes(text: str) -> int:
-    """ "1KB" → 1024, "800" → 800, "1.5 MB" → 1572864 (1 KB = 1024 B, as in our tables)."""
-    match = re.fullmatch(r"\s*(\d+\.?\d*(?:e\d+)?)\s*([KMGT]?)i?B?\s*", text, re.IGNORECASE)
-    if not match or float(match[1]) <= 0:
-        raise argparse.ArgumentTypeError(f"expected a size such as 800B, 1KB or 2MB, found {text!r}")
-    return round(float(match[1]) * UNITS[match[2].upper()])
-
-
-def count(text: str) -> int:
-    """ "1e8" → 100000000."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0
-    if not 1 <= value < float("inf") or value != int(value):
-        raise argparse.ArgumentTypeError(f"expected a whole number above 0, e.g. 1000000 or 1e8, found {text!r}")
-    return int(value)
-
-
-def _parser() -> argparse.ArgumentParser:
-    from ames_jax.similarity import NAMED
-
-    parser = argparse.ArgumentParser(prog="python -m ames_jax.search", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="plan")
-    text = "How many descriptors fit a budget, and what a query then costs on this machine."
-    command = commands.add_parser("plan", help=text, description=text)
-    command.set_defaults(run=_plan)
-    add = command.add_argument
-    add("--images", type=count, required=True, help="images of the collection, e.g. 1e8")
-    add("--budget", type=size_in_bytes, required=True, help="for local descriptors, bytes an image, e.g. 1KB (1024 B)")
-    add("--shortlist", type=count, default=100, help="images re-ranked a query (default: 100)")
-    add(
-        "--query-descriptors",
-        type=count,
-        default=600,
-        help="descriptors of a query, which is not stored (default: 600)",
-    )
-    add("--model", choices=sorted(NAMED), default="dinov2_ames_dist", help="shape of the model (default: %(default)s)")
-    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="compute type (default: float32)")
-    add("--json", type=Path, metavar="FILE", help="write the figures there too")
-    return parser
 
 
 if __name__ == "__main__":

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ames_jax.attention import ACTIVATIONS, Layer, Sequence, SharedQuery, join_valid
+from ames_jax.attention import ACTIVATIONS, CrossWeights, Layer, Sequence, SharedQuery, join_valid
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.errors import UserError
+from ames_jax.match_branch import matched
 from ames_jax.tokens import Tokenizer, layer_norm
 
 
@@ -33,6 +34,8 @@ class AMESConfig:
       sigma: the erf surrogate's variance; 1e-6 in the release.
       round_stored: full precision rounds database tokens through float16 at test time, as they are stored (release: True).
       dtype: compute type, "float32" or "bfloat16"; parameters, bits, softmax and scores stay float32.
+      match_weight: of the count of matching bits (`match_branch.matched` above match_threshold) that is added to the
+        logit; ours, 0 in the release. Binary models only.
     """
 
     descriptor_width: int = 768
@@ -47,12 +50,16 @@ class AMESConfig:
     sigma: float = 1e-6
     round_stored: bool = True
     dtype: str = "float32"
+    match_weight: float = 0.0
+    match_threshold: float = 0.0
 
     def __post_init__(self) -> None:
         if self.model_width % self.heads:
             raise UserError(f"model_width {self.model_width} is not divisible by heads {self.heads}")
         if self.bits is not None and self.bits % 8:
             raise UserError(f"bits {self.bits} is not a whole number of bytes")
+        if self.match_weight and self.bits is None:
+            raise UserError("match_weight counts matches of bits, and a full-precision model has none; set it to 0")
         if self.layers < 1:
             raise UserError(f"layers must be at least 1, found {self.layers}")
         choices = {
@@ -145,19 +152,15 @@ class AMES(nnx.Module):
         Either side may hold floats or, for a binary model, packed bits. `train=True` switches the erf surrogate on and the
         rounding of full-precision database tokens through float16 (as they are stored) off.
         """
-        query_tokens = self.tokenizer(query, train)
-        database_tokens = self.database_tokens(database, train)
-        batch, queries, _ = query_tokens.shape
-        matching = jnp.broadcast_to(self._matching(query_tokens.dtype), (batch, 1, self.config.model_width))
-        valid = join_valid(query.valid, database.valid, batch, queries, database_tokens.shape[1])
-        sequence = Sequence(jnp.concatenate([query_tokens, matching, database_tokens], axis=1), valid, queries)
+        sequence = self._sequence(query, database, train)
+        queries = sequence.queries
         for layer in self.layers:
             sequence = layer(sequence)
         tokens = sequence.tokens if self.final_norm is None else self.final_norm(sequence.tokens)
         ordered = jnp.concatenate(
             [tokens[:, queries : queries + 1], tokens[:, :queries], tokens[:, queries + 1 :]], axis=1
         )
-        return Pair(self._classify(ordered[:, 0]), ordered)
+        return Pair(self._with_matches(self._classify(ordered[:, 0]), query, database, train), ordered)
 
     def database_tokens(self, database: DescriptorSet, train: bool = False) -> jax.Array:
         """Tokens [..., T, d] of the database side; at test time in the precision in which they are stored."""
@@ -169,10 +172,19 @@ class AMES(nnx.Module):
     def share_query(self, query: DescriptorSet) -> SharedQuery:
         """The work on one query [Q, ·] that its whole shortlist shares."""
         tokens = self.tokenizer(query)
-        return self.layers[0].share_query(tokens, query.valid, self._matching(tokens.dtype))
+        shared = self.layers[0].share_query(tokens, query.valid, self._matching(tokens.dtype))
+        return shared._replace(signs=self.tokenizer.signs(query)) if self.config.match_weight else shared
 
     def logits(self, shared: SharedQuery, database: DescriptorSet) -> jax.Array:
         """float32 logits [B] of one shared query against database images [B, T, ·]."""
+        logits = self._attended_logits(shared, database)
+        if shared.signs is None:
+            return logits
+        signs = self.tokenizer.signs(database)
+        found = matched(shared.signs, signs, shared.valid, database.valid, self.config.match_threshold)
+        return logits + self.config.match_weight * found
+
+    def _attended_logits(self, shared: SharedQuery, database: DescriptorSet) -> jax.Array:
         tokens = self.database_tokens(database)
         sequence = self.layers[0].join_database(shared, self._matching(tokens.dtype), tokens, database.valid)
         if len(self.layers) == 1:
@@ -182,12 +194,31 @@ class AMES(nnx.Module):
 
     def pair_logits(self, query: DescriptorSet, database: DescriptorSet, train: bool = False) -> jax.Array:
         """float32 logits [B] of query [B, Q, ·] with database [B, T, ·], without the tokens that a score does not need."""
+        logits = self._last_layers(self._sequence(query, database, train), start=0)
+        return self._with_matches(logits, query, database, train)
+
+    def _with_matches(self, logits: jax.Array, query: DescriptorSet, database: DescriptorSet, train: bool) -> jax.Array:
+        if not self.config.match_weight:
+            return logits
+        sides = (self.tokenizer.signs(side, train) for side in (query, database))
+        found = matched(*sides, query.valid, database.valid, self.config.match_threshold)
+        return logits + self.config.match_weight * found
+
+    def cross_weights(self, query: DescriptorSet, database: DescriptorSet) -> list[CrossWeights]:
+        """What the cross block of each layer attends to, for query [B, Q, ·] with database [B, T, ·]: why a score came out."""
+        sequence, weights = self._sequence(query, database, train=False), []
+        for layer in self.layers:
+            weights.append(layer.cross_weights(sequence))
+            sequence = layer(sequence)
+        return weights
+
+    def _sequence(self, query: DescriptorSet, database: DescriptorSet, train: bool) -> Sequence:
+        """The tokens of B pairs as they enter the first layer."""
         query_tokens, database_tokens = self.tokenizer(query, train), self.database_tokens(database, train)
         batch, queries, width = query_tokens.shape
         matching = jnp.broadcast_to(self._matching(query_tokens.dtype), (batch, 1, width))
         valid = join_valid(query.valid, database.valid, batch, queries, database_tokens.shape[1])
-        tokens = jnp.concatenate([query_tokens, matching, database_tokens], axis=1)
-        return self._last_layers(Sequence(tokens, valid, queries), start=0)
+        return Sequence(jnp.concatenate([query_tokens, matching, database_tokens], axis=1), valid, queries)
 
     def _last_layers(self, sequence: Sequence, start: int) -> jax.Array:
         for layer in self.layers[start:-1]:

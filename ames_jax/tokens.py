@@ -69,15 +69,19 @@ class Tokenizer(nnx.Module):
 
     def __call__(self, descriptors: DescriptorSet, train: bool = False) -> jax.Array:
         """Tokens [..., N, d]; `train` matters to the erf binarizer alone."""
-        if descriptors.is_packed:
-            values = unpack_bits(descriptors.features)
-        elif self.bits is None:
+        if self.bits is None and not descriptors.is_packed:
             values = l2_normalise(descriptors.features.astype(jnp.float32))
         else:
-            values = self.projections(descriptors.features)
-            surrogate = train and self.binarizer == "erf"
-            values = erf_sign(values, self.sigma) if surrogate else straight_through_sign(values)
+            values = self.signs(descriptors, train)
         return self.norm(self.remap(values))
+
+    def signs(self, descriptors: DescriptorSet, train: bool = False) -> jax.Array:
+        """The bits as ±1, float32 [..., N, bits] (binary models only); in training perhaps the erf surrogate of them."""
+        if descriptors.is_packed:
+            return unpack_bits(descriptors.features)
+        values = self.projections(descriptors.features)
+        surrogate = train and self.binarizer == "erf"
+        return erf_sign(values, self.sigma) if surrogate else straight_through_sign(values)
 
     def binarize(self, descriptors: DescriptorSet) -> DescriptorSet:
         """The set with its features as stored bits, uint8 [..., N, bits / 8]; raises ValueError for a full-precision model."""

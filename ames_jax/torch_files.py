@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import io
+import json
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from ames_jax.data.safe_pickle import read_pickle
 from ames_jax.errors import UserError
 
 KEY = "state"  # where the release keeps the weights, beside `optim` and `epoch`
+CONFIG = "config"  # where we keep, as JSON, what weights do not show; the release does not look there
 
 
 def read_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
@@ -31,15 +33,28 @@ def read_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
     return {str(name): np.asarray(value) for name, value in state.items()}
 
 
-def write_checkpoint(path: str | Path, weights: Mapping[str, np.ndarray]) -> None:
-    """Writes float32 weights as the release does (`state`), for `torch.load`; raises UserError where it cannot."""
+def read_config(path: str | Path) -> dict[str, Any] | None:
+    """The configuration that `write_checkpoint` put beside the weights; None in a file of the release."""
+    content = read_pickle(path)
+    return json.loads(content[CONFIG]) if isinstance(content, Mapping) and CONFIG in content else None
+
+
+def write_checkpoint(
+    path: str | Path, weights: Mapping[str, np.ndarray], config: Mapping[str, Any] | None = None
+) -> None:
+    """Writes float32 weights as the release does (`state`), for `torch.load`; `config`: plain values, for `read_config`.
+
+    Raises UserError where the file cannot be written.
+    """
     arrays = [np.asarray(array, np.float32) for array in weights.values()]
     state = collections.OrderedDict(
         (name, _Tensor(_Storage(str(number), array.size), array.shape))
         for number, (name, array) in enumerate(zip(weights, arrays, strict=True))
     )
     pickled = io.BytesIO()
-    _Pickler(pickled, protocol=2).dump({KEY: state})
+    _Pickler(pickled, protocol=2).dump(
+        {KEY: state} if config is None else {KEY: state, CONFIG: json.dumps(dict(config))}
+    )
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
     try:

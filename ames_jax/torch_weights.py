@@ -60,7 +60,10 @@ def table(config: AMESConfig) -> list[Entry]:
 def infer_config(weights: Mapping[str, np.ndarray], heads: int | None = None, activation: str = "relu") -> AMESConfig:
     """The configuration that the shapes of a checkpoint imply.
 
-    The heads (default: as many of 64 as fit, the release's) and the activation leave no trace in the weights.
+    The heads (default: of width 64, the release's) and the activation leave no trace in the weights.
+
+    Raises:
+      UserError: not an AMES checkpoint, or a width that is no multiple of 64 where `heads` is not given.
     """
     binary = "remap_local.0.W" in weights
     needed = ["remap_local.0.W" if binary else "remap_local.0.weight", "decoder.layers.0.linear1.weight", "mtc_token"]
@@ -69,11 +72,16 @@ def infer_config(weights: Mapping[str, np.ndarray], heads: int | None = None, ac
         raise UserError(f"not an AMES checkpoint: expected {', '.join(missing)} among its {len(weights)} names")
     remap = np.shape(weights[needed[0]])
     width = int(np.shape(weights["mtc_token"])[-1])
+    if heads is None and width % HEAD_WIDTH:
+        raise UserError(
+            f"tokens of width {width} are no whole number of heads of {HEAD_WIDTH}, and the weights do not show the heads: "
+            "python -m ames_jax.convert --from=FILE --to=DIR --heads=NUMBER makes a model that knows them"
+        )
     prefix = "decoder.layers."
     layers = 1 + max(int(name[len(prefix) :].split(".")[0]) for name in weights if name.startswith(prefix))
     return AMESConfig(
         descriptor_width=int(remap[0] if binary else remap[1]), bits=int(remap[1]) if binary else None,
-        model_width=width, heads=heads or max(1, width // HEAD_WIDTH), layers=layers,
+        model_width=width, heads=heads or width // HEAD_WIDTH, layers=layers,
         feed_forward=int(np.shape(weights["decoder.layers.0.linear1.weight"])[0]), activation=activation,
         pre_norm="decoder.norm.weight" in weights,
     )  # fmt: skip

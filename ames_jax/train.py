@@ -1,7 +1,7 @@
 """Training: python -m ames_jax.train --config=configs/student_bin.py
 
 Data, teacher, student, table and pictures, in this order; what is there already is not done again. A killed run goes on
-where it was when the same command is given again.
+where it was when the same command is given again. `--config=configs/detector.py` trains the detector of an extractor.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from ames_jax import runtime
+from ames_jax import distributed, runtime
 from ames_jax.command_line import parse
-from ames_jax.data import landmarks
+from ames_jax.data import landmarks, transfer
 from ames_jax.data.evaluation_set import EvaluationSet, Limits
 from ames_jax.errors import UserError, run_main
-from ames_jax.fitting import STOPPED_EARLY, StoppedEarly
 from ames_jax.model_files import load_model
+from ames_jax.paths import is_remote, path_of
+from ames_jax.preemption import STOPPED_EARLY, StoppedEarly
 from ames_jax.report.run_report import draw_curves, write_report
-from ames_jax.runs import keep_config, train_role
+from ames_jax.runs import keep_config, keep_statistics, train_role
 from ames_jax.similarity import AMES
 
 
@@ -28,36 +29,61 @@ def main() -> int:
     command = parse(__doc__, "configs/student_bin.py")
     config, workdir = command.config, command.workdir
     runtime.start()
-    keep_config(config, workdir)
-    root = data_root(config)
+    if "backbone" in config:
+        from ames_jax.extraction.detector_training import train_detector
+
+        keep_config(config, workdir)
+        print(train_detector(config, workdir))
+        return 0
+    distributed.start(config)
+    if is_remote(workdir) and config.get("report", {}).get("enabled"):
+        raise UserError(
+            "--config.report.enabled draws pictures, which needs a --workdir on disk; switch it off for gs://"
+        )
+    with distributed.lead_first():
+        keep_config(config, workdir)
+    with distributed.lead_first():
+        root = data_root(config)
+    if distributed.is_lead():
+        keep_statistics(root, workdir)
     try:
         if "train_teacher" not in config:
             train_role(config, root, workdir / "teacher", "teacher", None)
-            shortlist = config.validation.shortlist
-            validation = EvaluationSet.load(root, "validation", Limits(config.validation.queries, shortlist, 1, 1))
-            draw_curves(workdir, validation, shortlist, ["teacher"])
-            print(workdir / "training.png")
+            if distributed.is_lead() and not is_remote(workdir):
+                draw_teacher_curves(config, root, workdir)
+            distributed.wait_for_all("end")
             return 0
         teacher = get_teacher(config, root, workdir)
         student = train_role(config, root, workdir / "student", "student", teacher)
     except StoppedEarly as stopped:
         print(stopped, file=sys.stderr)
         return STOPPED_EARLY
-    if config.report.enabled:
+    # The lead process alone: a report scores few queries, and draws.
+    if config.report.enabled and distributed.is_lead():
         write_report(config.report, root, workdir, teacher, student)
+    distributed.wait_for_all("end")
     return 0
 
 
 def data_root(config: ConfigDict) -> Path:
-    """The folder of the data set: built on first use for the embedded landmarks, else `data_dir`."""
+    """The folder of the data set: built on first use where it is rendered, else `data_dir`."""
     if config.data_dir:
-        return Path(config.data_dir)
-    if config.dataset == "landmarks":
-        return landmarks.build(rebuild=config.data.rebuild)
+        return path_of(config.data_dir)
+    rendered = {"landmarks": landmarks.build, "transfer": transfer.build}
+    if config.dataset in rendered:
+        return rendered[config.dataset](rebuild=config.data.rebuild)
     raise UserError(
         f"dataset {config.dataset!r} needs --config.data_dir=DIR, a folder prepared from its descriptors: "
         "python -m ames_jax.prepare shards (README, section GLDv2, says where to get them)"
     )
+
+
+def draw_teacher_curves(config: ConfigDict, root: Path, workdir: Path) -> None:
+    """training.png of a run that trains a teacher alone."""
+    shortlist = config.validation.shortlist
+    validation = EvaluationSet.load(root, "validation", Limits(config.validation.queries, shortlist, 1, 1))
+    draw_curves(workdir, validation, shortlist, ["teacher"])
+    print(workdir / "training.png")
 
 
 def get_teacher(config: ConfigDict, root: Path, workdir: Path) -> AMES:
@@ -65,9 +91,9 @@ def get_teacher(config: ConfigDict, root: Path, workdir: Path) -> AMES:
     if config.teacher:
         return load_model(config.teacher)
     settings = config.train_teacher
-    for key in ("dataset", "data_dir", "seed", "size"):
+    for key in ("dataset", "data_dir", "seed", "size", "profile"):
         settings[key] = config[key]
-    print(f"no teacher given (--config.teacher): training or reusing one in {workdir / 'teacher'}")
+    distributed.say(f"no teacher given (--config.teacher): training or reusing one in {workdir / 'teacher'}")
     return train_role(settings, root, workdir / "teacher", "teacher", None)
 
 

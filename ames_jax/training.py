@@ -10,12 +10,24 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
-from ames_jax.descriptors import DescriptorSet
 from ames_jax.losses import distillation_loss, matching_loss, pair_labels
+from ames_jax.sharding import BATCH_AXIS, EVERYWHERE, over_shares, summed
 from ames_jax.similarity import AMES
-
-Rows = tuple[int, int]  # padded numbers of query and database descriptors
+from ames_jax.triplet_batch import (
+    BATCH_AXES,
+    Rows,
+    TeacherTokens,
+    Totals,
+    TripletArrays,
+    count_totals,
+    kept_tokens,
+    pairs,
+    real_pairs,
+    shorten,
+    split_parts,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +44,8 @@ class Recipe:
       distillation: β, weight of the token loss of a student (release: 10); unused without a teacher.
       distil_padding: the release's mean over tokens counts padding rows below the drawn length; ours leaves them out.
       buckets: padded numbers of descriptors, rising; each (query, database) pair of them is one compiled program.
+      accumulate: parts in which a device takes its share of a batch, one after another, where memory is short; the
+        gradient is the same up to rounding.
     """
 
     steps: int
@@ -43,6 +57,7 @@ class Recipe:
     distillation: float = 10.0
     distil_padding: bool = False
     buckets: Sequence[int] = (100, 200, 300, 400)
+    accumulate: int = 1
 
     def schedule(self, step: jax.Array | int) -> jax.Array:
         """Learning rate at a step: linear warm-up, then half a cosine to 0 at `steps`."""
@@ -74,105 +89,110 @@ class TrainState:
         return cls(params, recipe.optimizer().init(params), jnp.zeros((), jnp.int32))
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TripletArrays:
-    """The arrays of one batch of B triplets, each DescriptorSet [B, K, ·]; `lengths` int32 [2]: query, database.
-
-    K is the full length, which the teacher sees; a step cuts the arrays to its bucket and masks the rest.
-    """
-
-    anchor: DescriptorSet
-    positive: DescriptorSet
-    negative: DescriptorSet
-    lengths: jax.Array
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TeacherTokens:
-    """The teacher's final-layer tokens of 2B pairs at full length: [2B, 1, d], [2B, K, d], [2B, K, d]."""
-
-    matching: jax.Array
-    query: jax.Array
-    database: jax.Array
-
-
-def pairs(batch: TripletArrays) -> tuple[DescriptorSet, DescriptorSet]:
-    """The 2B pairs of a batch, [2B, K, ·] a side: (a₀, p₀), (a₀, n₀), (a₁, p₁), …
-
-    Pairs of a triplet stay neighbours so that a batch split over devices needs no exchange.
-    """
-    query = jax.tree.map(lambda a: jnp.repeat(a, 2, axis=0), batch.anchor)
-    interleave = lambda p, n: jnp.stack([p, n], axis=1).reshape(-1, *p.shape[1:])  # noqa: E731
-    return query, jax.tree.map(interleave, batch.positive, batch.negative)
-
-
-def shorten(descriptors: DescriptorSet, length: jax.Array) -> DescriptorSet:
-    """Marks the rows at and past `length` (a scalar on the device) as padding."""
-    kept = jnp.arange(descriptors.features.shape[-2]) < length
-    kept = jnp.broadcast_to(kept, descriptors.features.shape[:-1])
-    valid = kept if descriptors.valid is None else kept & descriptors.valid
-    return DescriptorSet(descriptors.features, valid)
-
-
-def make_teacher(teacher: AMES) -> Callable[[TripletArrays], TeacherTokens]:
-    """A compiled function from a batch at full length to the frozen teacher's tokens."""
+def make_teacher(teacher: AMES, parts: int = 1, mesh: Mesh | None = None) -> Callable[[TripletArrays], TeacherTokens]:
+    """A compiled function from a batch at full length to the frozen teacher's tokens; `parts` and `mesh` as in a step."""
     graph, params = nnx.split(teacher)
 
-    @jax.jit
-    def forward(params: nnx.State, batch: TripletArrays) -> TeacherTokens:
+    def tokens_of(params: nnx.State, batch: TripletArrays) -> TeacherTokens:
         query, database = pairs(batch)
         tokens = nnx.merge(graph, params)(query, database).tokens
         queries = query.features.shape[1]
         return TeacherTokens(tokens[:, :1], tokens[:, 1 : 1 + queries], tokens[:, 1 + queries :])
 
-    return lambda batch: forward(params, batch)
+    def forward(params: nnx.State, batch: TripletArrays) -> TeacherTokens:
+        if parts == 1:
+            return tokens_of(params, batch)
+        tokens = jax.lax.map(
+            lambda sets: tokens_of(params, dataclasses.replace(batch, **sets)), split_parts(batch, parts)
+        )
+        return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), tokens)
+
+    compiled = jax.jit(over_shares(forward, mesh, (EVERYWHERE, BATCH_AXES), BATCH_AXIS))
+    return lambda batch: compiled(params, batch)
 
 
 def make_loss(graph: nnx.GraphDef, recipe: Recipe) -> Callable[..., tuple[jax.Array, dict[str, jax.Array]]]:
-    """`loss(params, batch, teacher tokens or None, rows) -> (loss, parts)`: BCE, plus β times the token loss of a student.
+    """`loss(params, batch, teacher tokens or None, rows, totals) -> (loss, parts)`: BCE, plus β times the token loss.
 
-    `rows` are the padded numbers of query and database descriptors to compute with, at least the drawn lengths.
+    `rows` are the padded numbers of query and database descriptors to compute with, at least the drawn lengths. `totals`
+    are those of the step where the batch is a share of it; None: of the batch.
     """
 
-    def loss(params: nnx.State, batch: TripletArrays, teacher: TeacherTokens | None, rows: Rows) -> tuple[Any, Any]:
+    def loss(
+        params: nnx.State, batch: TripletArrays, teacher: TeacherTokens | None, rows: Rows, totals: Totals | None = None
+    ) -> tuple[Any, Any]:
         query, database = (side.truncate(count) for side, count in zip(pairs(batch), rows))
         short_query, short_database = shorten(query, batch.lengths[0]), shorten(database, batch.lengths[1])
         model, labels = nnx.merge(graph, params), pair_labels(batch.anchor.features.shape[0])
+        totals = count_totals(batch, rows, recipe.distil_padding) if totals is None else totals
+        real = real_pairs(batch)
         if teacher is None:
             logits = model.pair_logits(short_query, short_database, train=True)
-            return (bce := matching_loss(logits, labels)), _parts(bce, logits, labels)
+            bce = matching_loss(logits, labels, real, totals.pairs)
+            return bce, _parts(bce, logits, labels, real, totals)
         out = model(short_query, short_database, train=True)
-        bce = matching_loss(out.logit, labels)
+        bce = matching_loss(out.logit, labels, real, totals.pairs)
         q, t = query.features.shape[1], database.features.shape[1]
         target = jnp.concatenate([teacher.matching, teacher.query[:, :q], teacher.database[:, :t]], axis=1)
-        if recipe.distil_padding:
-            bare = [DescriptorSet(side.features) for side in (query, database)]
-            short_query, short_database = (shorten(side, n) for side, n in zip(bare, batch.lengths))
-        first = jnp.ones((short_query.valid.shape[0], 1), bool)
-        kept = jnp.concatenate([first, short_query.valid, short_database.valid], axis=1)
-        distil = distillation_loss(out.tokens, jax.lax.stop_gradient(target), kept)
-        return bce + recipe.distillation * distil, {**_parts(bce, out.logit, labels), "distillation": distil}
+        kept = kept_tokens(batch, rows, recipe.distil_padding)
+        distil = distillation_loss(out.tokens, jax.lax.stop_gradient(target), kept, totals.tokens)
+        parts = {**_parts(bce, out.logit, labels, real, totals), "distillation": distil}
+        return bce + recipe.distillation * distil, parts
 
     return loss
 
 
-def _parts(bce: jax.Array, logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-    return {"bce": bce, "accuracy": jnp.mean((logits > 0) == (labels > 0.5))}
+def _parts(
+    bce: jax.Array, logits: jax.Array, labels: jax.Array, real: jax.Array, totals: Totals
+) -> dict[str, jax.Array]:
+    right = ((logits > 0) == (labels > 0.5)) & real
+    return {"bce": bce, "accuracy": jnp.sum(right, dtype=jnp.float32) / totals.pairs}
 
 
-def make_step(graph: nnx.GraphDef, recipe: Recipe) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+def make_gradient(graph: nnx.GraphDef, recipe: Recipe, mesh: Mesh | None) -> Callable[..., Any]:
+    """`gradient(params, batch, teacher, rows) -> ((loss, parts), gradient)` of a whole batch.
+
+    Every device takes its share in `recipe.accumulate` parts and adds their gradients up in float32; one all-reduce, in
+    float32 whatever the compute type, adds the shares.
+    """
+    differentiate = jax.value_and_grad(make_loss(graph, recipe), has_aux=True)
+
+    def gradient(params: nnx.State, batch: TripletArrays, teacher: TeacherTokens | None, rows: Rows) -> Any:
+        def share(params: nnx.State, batch: TripletArrays, teacher: TeacherTokens | None) -> Any:
+            totals = summed(count_totals(batch, rows, recipe.distil_padding), mesh)
+            if recipe.accumulate == 1:
+                return summed(differentiate(params, batch, teacher, rows, totals), mesh)
+
+            def one(part: tuple[dict[str, Any], TeacherTokens | None]) -> Any:
+                return differentiate(params, dataclasses.replace(batch, **part[0]), part[1], rows, totals)
+
+            parts = recipe.accumulate
+            split = split_parts(batch, parts), jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), teacher)
+            zeros = jax.tree.map(
+                lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(one, jax.tree.map(lambda a: a[0], split))
+            )
+            sums, _ = jax.lax.scan(lambda so_far, part: (jax.tree.map(jnp.add, so_far, one(part)), None), zeros, split)
+            return summed(sums, mesh)
+
+        return over_shares(share, mesh, (EVERYWHERE, BATCH_AXES, BATCH_AXIS), EVERYWHERE)(params, batch, teacher)
+
+    return gradient
+
+
+def make_step(
+    graph: nnx.GraphDef, recipe: Recipe, mesh: Mesh | None = None
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """`step(state, batch, teacher tokens or None, rows) -> (state, metrics)`: compiled per `rows`, reuses the old state.
 
+    On a `mesh` the batch is split over its devices and the state is on all of them; None: wherever the arrays are.
     Metrics (float32 scalars): loss, bce, accuracy, distillation (student), gradient_norm, learning_rate.
     """
-    loss, optimizer = make_loss(graph, recipe), recipe.optimizer()
+    gradient_of, optimizer = make_gradient(graph, recipe, mesh), recipe.optimizer()
 
     def step(
         state: TrainState, batch: TripletArrays, teacher: TeacherTokens | None, rows: Rows
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        (value, parts), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, batch, teacher, rows)
+        (value, parts), gradient = gradient_of(state.params, batch, teacher, rows)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
         metrics = {
             "loss": value, **parts, "gradient_norm": optax.tree.norm(gradient),

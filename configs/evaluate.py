@@ -13,7 +13,7 @@ The embedded landmarks, no data needed, with the student of `python -m ames_jax.
 Fields that take several values take them with commas: every combination is measured, from one set of scores.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from ames_jax.command_line import refuse_variant
 
@@ -43,6 +43,11 @@ def get_config(variant: str = "benchmarks") -> ConfigDict:
     config.match_kernel = True  # in sweep_memory: the hand-made opponent on the same descriptors
     config.logits = ""  # logits.npz of an earlier run: sweep from it, score nothing, need no model
     config.memory_gb = 2.0  # memory for descriptors on their way to the device, in 2³⁰ bytes
+
+    config.distributed = "auto"  # "auto" (Cloud TPU, GKE, SLURM, MPI; else one process), "off", HOST:PORT of process 0
+    config.process = config_dict.placeholder(int)  # with HOST:PORT: which process this is, 0 … processes − 1
+    config.processes = config_dict.placeholder(int)  # with HOST:PORT: how many there are
+    config.start_timeout = 300.0  # seconds to wait for the other processes
 
     if variant == "landmarks":
         config.update(data_dir="landmarks", dataset="test", tune_on="validation", model="runs/student_bin")

@@ -20,6 +20,7 @@ def get_config(variant: str = "landmarks") -> ConfigDict:
     config.data_dir = ""  # folder of a prepared data set (python -m ames_jax.prepare shards); "" for the built-in one
     config.seed = 0  # of initial values, triplets and lengths
     config.init = "matching"  # "matching" (ours, see README) or "release"; release value: "release"
+    config.start = ""  # model to go on from instead (run directory, model directory or .pt), of the same shape
     config.size = "mini"  # "mini" (2 layers, feed-forward 256) or "released" (5 layers, feed-forward 1024)
 
     config.model = model = ConfigDict()
@@ -30,6 +31,8 @@ def get_config(variant: str = "landmarks") -> ConfigDict:
     model.pre_norm = False  # LayerNorm before each block instead of after; release: False
     model.binarizer = "straight_through"  # "straight_through" or "erf" (binary models); release: "erf"
     model.sigma = 1e-6  # variance of the erf surrogate; release: 1e-6
+    model.match_weight = 0.0  # of the count of matching bits in the logit (binary models; ours); release: 0
+    model.match_threshold = 0.0  # cosine from which bits match
     model.dtype = "float32"  # compute type, "float32" or "bfloat16"; release: "float32"
 
     config.data = data = ConfigDict()
@@ -37,10 +40,13 @@ def get_config(variant: str = "landmarks") -> ConfigDict:
     data.descriptors = 48  # K, descriptors an image, strongest first; release: 400
     data.lengths = (10, 49)  # both sides' lengths of a step are drawn uniformly from [low, high); release: (10, 400)
     data.buckets = (48,)  # padded lengths, rising; each pair of them is one compiled program
+    data.drop = 0.0  # share of descriptors left out at random, augmentation; release: 0
+    data.noise = 0.0  # random vector added to a descriptor, in shares of its length, augmentation; release: 0
     data.batch = 16  # triplets a step (2 pairs each); release: 100
     data.top = 100  # global neighbours that partners are drawn from; release: 300
     data.minimum = 1  # images of its own and of other labels among them that make an anchor valid; release: 5
     data.power = 3.0  # partners are drawn with probability ∝ similarity^power; release: 3
+    data.accumulate = 1  # parts in which a device takes its share of a batch, where memory is short
     data.workers = 0  # reading processes; 0 = threads, best on few cores
 
     config.optimizer = optimizer = ConfigDict()
@@ -61,9 +67,16 @@ def get_config(variant: str = "landmarks") -> ConfigDict:
 
     config.checkpoint = checkpoint = ConfigDict()
     checkpoint.every = 100  # steps between checkpoints
+    checkpoint.minutes = 10.0  # and minutes between them, looked at when a line is logged
     checkpoint.keep = 2  # newest checkpoints that stay
 
     config.log_every = 10  # steps between lines of metrics.jsonl and TensorBoard
+    config.profile = ""  # START:STOP records these steps with JAX's profiler, e.g. "20:30"
+
+    config.distributed = "auto"  # "auto" (Cloud TPU, GKE, SLURM, MPI; else one process), "off", HOST:PORT of process 0
+    config.process = config_dict.placeholder(int)  # with HOST:PORT: which process this is, 0 … processes − 1
+    config.processes = config_dict.placeholder(int)  # with HOST:PORT: how many there are
+    config.start_timeout = 300.0  # seconds to wait for the other processes
 
     if variant == "gldv2":
         config.init, config.size, config.model.binarizer = "matching", "released", "straight_through"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import http.server
 import threading
@@ -15,7 +16,7 @@ from ames_jax import model_files
 from ames_jax.checkpoints import save_model
 from ames_jax.convert import main, read
 from ames_jax.errors import UserError
-from ames_jax.model_files import fetch, load_released
+from ames_jax.model_files import fetch, load_model, load_released
 from ames_jax.similarity import AMES, NAMED, AMESConfig
 from ames_jax.torch_files import write_checkpoint
 from ames_jax.torch_weights import to_torch
@@ -46,10 +47,14 @@ def test_every_way_and_back_is_exact(tmp_path, bits, way):
     assert_same(read(str(source)), model)
 
 
-def test_what_weights_do_not_show_is_given(tmp_path):
+def test_what_weights_do_not_show_is_kept_or_given(tmp_path):
     model = small_model(heads=2, activation="gelu")
     save_model(model, tmp_path / "start")
     main([f"--from={tmp_path / 'start'}", f"--to={tmp_path / 'm.pt'}"])
+    assert_same(load_model(tmp_path / "m.pt"), model)
+    write_checkpoint(tmp_path / "m.pt", to_torch(model))  # as the release writes it
+    with pytest.raises(UserError, match="--heads=NUMBER"):
+        load_model(tmp_path / "m.pt")
     main([f"--from={tmp_path / 'm.pt'}", f"--to={tmp_path / 'dir'}", "--heads=2", "--activation=gelu"])
     assert_same(read(str(tmp_path / "dir")), model)
 
@@ -72,7 +77,7 @@ def test_bad_arguments_are_one_clear_line(arguments, message):
 def test_weights_that_do_not_fit_are_refused(tmp_path):
     weights = to_torch(small_model())
     del weights["classifier.bias"]
-    write_checkpoint(tmp_path / "m.pt", weights)
+    write_checkpoint(tmp_path / "m.pt", weights, dataclasses.asdict(small_model().config))
     with pytest.raises(UserError, match=r"classifier\.bias"):
         read(str(tmp_path / "m.pt"))
 
@@ -145,3 +150,9 @@ def test_no_server_is_one_clear_line(server, tmp_path):
 def test_an_unknown_name_is_refused():
     with pytest.raises(UserError, match="did you mean dinov2_ames"):
         fetch("dinov2_ames_")
+
+
+def test_a_model_that_the_release_cannot_run_is_refused(tmp_path):
+    save_model(small_model(bits=16, match_weight=1.0), tmp_path / "start")
+    with pytest.raises(UserError, match="counts matching bits"):
+        main([f"--from={tmp_path / 'start'}", f"--to={tmp_path / 'model.pt'}"])

@@ -15,6 +15,7 @@ from flax import nnx
 
 from ames_jax import fitting
 from ames_jax.checkpoints import RunCheckpoints, facts_of, find_model, read_model, save_model
+from ames_jax.convert import main as convert
 from ames_jax.data.neighbours import open_neighbours
 from ames_jax.data.pipeline import TripletPipeline
 from ames_jax.data.shards import open_split
@@ -22,8 +23,10 @@ from ames_jax.data.triplets import Triplets
 from ames_jax.errors import UserError
 from ames_jax.fitting import FitSettings, StoppedEarly, finished, fit
 from ames_jax.history import read_history
+from ames_jax.meter import trace_steps
 from ames_jax.model_files import load_model
-from ames_jax.sharding import data_mesh
+from ames_jax.preemption import StopRequests
+from ames_jax.sharding import data_mesh, on_all
 from ames_jax.similarity import AMES, AMESConfig
 from ames_jax.training import Recipe, TrainState
 
@@ -81,7 +84,15 @@ def test_a_run_leaves_models_and_logs(pipeline, settings):
     assert finished(settings.directory)
     lines = [line for line in read_history(settings.directory) if "loss" in line]
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
-    assert lines[-1].keys() >= {"bce", "accuracy", "gradient_norm", "learning_rate", "query_length", "pairs_per_second"}
+    assert lines[-1].keys() >= {
+        "bce",
+        "accuracy",
+        "gradient_norm",
+        "learning_rate",
+        "query_length",
+        "images_per_second",
+        "waiting_for_data",
+    }
     assert list((settings.directory / "tensorboard").glob("events*"))
     assert any(np.any(a != b) for a, b in zip(*(jax.tree.leaves(nnx.state(m, nnx.Param)) for m in (best, model()))))
 
@@ -99,20 +110,27 @@ def test_the_best_model_is_the_one_validation_likes(pipeline, settings):
 def test_sigterm_saves_and_the_rest_ends_the_same(pipeline, settings, tmp_path):
     unbroken = dataclasses.replace(settings, directory=tmp_path / "unbroken")
     fit(model(), RECIPE, pipeline, unbroken, improving, None)
+    calls = []
 
     def interrupting(_):
-        os.kill(os.getpid(), signal.SIGTERM)
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            pytest.fail("SIGTERM does not wait for the end of a validation")
         return {"map": 0.0}
 
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(StoppedEarly, match="saved at step 1"):
+    with pytest.raises(StoppedEarly, match="saved at step 4"):
         fit(model(), RECIPE, pipeline, settings, interrupting, None)
     assert signal.getsignal(signal.SIGTERM) is before
     assert not finished(settings.directory)
+    assert RunCheckpoints(settings.directory / "checkpoints", writes=False).model()[1] == 4
     fit(model(), RECIPE, pipeline, settings, improving, None)
     same_parameters(read_model(settings.directory / "last"), read_model(unbroken.directory / "last"))
-    steps = [line["step"] for line in read_history(settings.directory) if "loss" in line]
-    assert steps == list(range(1, STEPS + 1))
+    lines = read_history(settings.directory)
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, STEPS + 1))
+    # The validation that was broken off is made up for.
+    assert [line["step"] for line in lines if "validation_map" in line] == [0, 4, 8]
 
 
 class Poisoned(TripletPipeline):
@@ -136,19 +154,35 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(pipe
     assert finished(settings.directory)
 
 
-def test_a_batch_that_devices_cannot_share_is_refused(pipeline, settings, monkeypatch):
-    monkeypatch.setattr(fitting, "data_mesh", data_mesh)
-    with pytest.raises(UserError, match="batch 6 is not divisible by the 8 devices"):
-        fit(model(), RECIPE, dataclasses.replace(pipeline, batch=6), settings, improving, None)
+def test_a_batch_that_devices_cannot_share_is_filled_up(pipeline, settings, tmp_path, monkeypatch):
+    six = dataclasses.replace(pipeline, batch=6)
+    fit(model(), RECIPE, six, settings, improving, None)
+    monkeypatch.setattr(fitting, "data_mesh", lambda: data_mesh(jax.devices()[:4]))
+    with pytest.raises(UserError, match="a batch of 6 triplets is not divisible by 4 devices"):
+        fit(model(), RECIPE, six, settings, improving, None)
+    wide = dataclasses.replace(settings, directory=tmp_path / "wide")
+    fit(model(), RECIPE, dataclasses.replace(six, multiple=4), wide, improving, None)
+    one, other = (nnx.state(read_model(where.directory / "last"), nnx.Param) for where in (settings, wide))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), one, other)
 
 
-def test_programs_are_compiled_once_a_shape(pipeline, settings):
+def test_programs_are_compiled_once_a_shape_and_steps_are_traced(pipeline, settings):
     recipe = dataclasses.replace(RECIPE, buckets=(4, 8), steps=30)
-    run = fitting._Run(model(), recipe, pipeline, settings, improving, None)
-    for batch in run._batches():
-        run._one(batch)
-    run.checkpoints.close()
+    settings = dataclasses.replace(settings, profile=(3, 5), validate_every=30, log_every=10)
+    settings = dataclasses.replace(settings, checkpoint_every=1000, checkpoint_minutes=0.0)
+    with StopRequests() as stop:
+        run = fitting._Run(model(), recipe, pipeline, settings, improving, None, stop)
+        run.to_the_end()
     assert run._step._cache_size() <= 4
+    assert list((settings.directory / "profile").rglob("*.xplane.pb"))
+    # By the clock: at every step that is logged.
+    assert {int(p.name) for p in (settings.directory / "checkpoints").iterdir()} == {20, 30}
+
+
+@pytest.mark.parametrize("text", ["3", "5:3", "a:b", "3:3"])
+def test_steps_to_trace_are_two_rising_numbers(text):
+    with pytest.raises(UserError, match="expected START:STOP"):
+        trace_steps(text)
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
@@ -190,6 +224,17 @@ def test_a_full_disk_leaves_the_last_checkpoint_good(tmp_path):
     assert position == {"step": 1}
     np.testing.assert_array_equal(restored["a"], np.arange(100000.0))
     again.close()
+
+
+def test_parameters_of_a_checkpoint_are_exported(tmp_path):
+    checkpoints = RunCheckpoints(tmp_path / "checkpoints")
+    state = jax.device_put(TrainState.create(nnx.split(model())[1], RECIPE), on_all(data_mesh()))
+    checkpoints.save(3, state, {"step": 3, "model": dataclasses.asdict(CONFIG)}, wait=True)
+    checkpoints.close()
+    convert([f"--from={tmp_path / 'checkpoints'}", f"--to={tmp_path / 'model'}"])
+    same_parameters(load_model(tmp_path / "model"), model())
+    with pytest.raises(UserError, match=r"no checkpoint of step 7; has \[3\]"):
+        convert([f"--from={tmp_path / 'checkpoints' / '7'}", f"--to={tmp_path / 'model'}"])
 
 
 def test_models_as_directories(tmp_path):

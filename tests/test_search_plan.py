@@ -7,7 +7,7 @@ import pytest
 
 from ames_jax import flops, search
 from ames_jax.errors import UserError
-from ames_jax.index import plan
+from ames_jax.index import arguments, plan
 from ames_jax.similarity import AMESConfig
 
 ASKED = {"images": 10**8, "budget": 1024, "shortlist": 100, "query_descriptors": 600, "dtype": "float32", "rate": 1e11}
@@ -42,19 +42,19 @@ def test_a_budget_below_one_descriptor_is_refused():
     ("text", "size"), [("1KB", 1024), ("800", 800), ("800B", 800), ("1.5 kb", 1536), ("2MiB", 2**21)]
 )
 def test_sizes(text, size):
-    assert search.size_in_bytes(text) == size
+    assert arguments.size_in_bytes(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "KB", "0", "-1KB", "1 mile"])
 def test_what_is_not_a_size(text):
     with pytest.raises(argparse.ArgumentTypeError, match="expected a size"):
-        search.size_in_bytes(text)
+        arguments.size_in_bytes(text)
 
 
 @pytest.mark.parametrize("text", ["0", "1.5", "inf", "nan", "many"])
 def test_what_is_not_a_count(text):
     with pytest.raises(argparse.ArgumentTypeError, match="expected a whole number"):
-        search.count(text)
+        arguments.count(text)
 
 
 def test_totals_read_well():

@@ -20,7 +20,7 @@ def weights(name):
 @pytest.mark.parametrize("name", ["fp_tiny", "fp_tiny_gelu_prenorm", "bin_tiny"])
 def test_round_trip_is_exact(name):
     theirs = weights(name)
-    back = to_torch(from_torch(theirs))
+    back = to_torch(from_torch(theirs, infer_config(theirs, heads=2)))
     assert back.keys() == theirs.keys()
     for key in theirs:
         np.testing.assert_array_equal(back[key], theirs[key])
@@ -46,7 +46,7 @@ def test_every_fault_is_listed_in_one_error():
     broken["surplus"] = np.zeros(3)
     broken["decoder.layers.1.linear2.weight"] = np.zeros((5, 5))
     with pytest.raises(UserError) as error:
-        from_torch(broken)
+        from_torch(broken, infer_config(broken, heads=2))
     for part in (
         "3 faults",
         "missing classifier.bias",
@@ -59,3 +59,9 @@ def test_every_fault_is_listed_in_one_error():
 def test_something_else_is_not_a_checkpoint():
     with pytest.raises(UserError, match="not an AMES checkpoint"):
         from_torch({"conv1.weight": np.zeros(3)})
+
+
+def test_heads_are_not_guessed():
+    """A wrong number of heads gives wrong scores without any sign of it."""
+    with pytest.raises(UserError, match=r"tokens of width 32 .* --heads=NUMBER"):
+        from_torch(weights("fp_tiny"))

@@ -40,11 +40,10 @@ def data(tmp_path_factory):
 
 
 def environment(home):
-    # One device: eight fake ones only make the small programs slower to compile.
     return {
         **os.environ,
         "AMES_JAX_HOME": str(home),
-        "XLA_FLAGS": "",
+        "XLA_FLAGS": os.environ["ONE_DEVICE_XLA_FLAGS"],
         "PYTHONPATH": str(ROOT),
         "PYTHONWARNINGS": "default",
     }

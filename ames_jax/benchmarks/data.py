@@ -37,15 +37,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Measures; the results as plain values, and the table."""
-    from ames_jax.data.throughput import measure
+    from ames_jax.data.throughput import make_files, measure
 
     if arguments.images < 50 or min(arguments.descriptors, arguments.width, arguments.triplets, arguments.batches) < 1:
         raise UserError("--images must be at least 50; --descriptors, --width, --triplets and --batches at least 1")
     python = existing_python(arguments.torch_python)
+    shape = {"images": arguments.images, "descriptors": arguments.descriptors, "width": arguments.width}
     with tempfile.TemporaryDirectory(prefix="ames_jax_benchmark_") as temporary:
+        folder = arguments.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        written = {} if (folder / "local.hdf5").exists() else make_files(folder, **shape)
         found = measure(
-            arguments.folder or Path(temporary), images=arguments.images, descriptors=arguments.descriptors,
-            width=arguments.width, batch=arguments.triplets, batches=arguments.batches, step_seconds=arguments.step,
+            folder, **shape, batch=arguments.triplets, batches=arguments.batches, step_seconds=arguments.step,
             workers=arguments.workers, torch_python=python,
         )  # fmt: skip
     rows = [dataclasses.asdict(row) for row in found]
@@ -54,6 +57,10 @@ def run(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
         row["ratio"] = None if torch_rate is None else row["images_per_second"] / torch_rate
     heading = (
         f"Batches of {arguments.triplets} triplets, {arguments.descriptors} × {arguments.width} float16 an image, all in "
-        f"the page cache; waiting is beside a step of {arguments.step:g} s.\n\n"
+        f"the page cache; waiting is beside a step of {arguments.step:g} s.\n"
     )
-    return {"rows": rows, "step_seconds": arguments.step}, heading + markdown(rows, HEADINGS)
+    if written:
+        rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in written.items())
+        heading += f"Written before by one process, shards read back and compared, MB/s of float16: {rates}.\n"
+    results = {"rows": rows, "step_seconds": arguments.step, "writing_megabytes_per_second": written}
+    return results, f"{heading}\n{markdown(rows, HEADINGS)}"

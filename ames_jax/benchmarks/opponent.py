@@ -16,7 +16,12 @@ import numpy as np
 
 from ames_jax.errors import UserError
 
-SCRIPTS = {"score": "torch_jobs.py", "train": "torch_jobs.py", "evaluate": "torch_evaluation.py"}
+SCRIPTS = {
+    "score": "torch_jobs.py",
+    "train": "torch_jobs.py",
+    "evaluate": "torch_evaluation.py",
+    "extract": "torch_vit.py",
+}
 
 
 class Opponent:

@@ -21,7 +21,7 @@ class Limits:
     """How much of an evaluation to hold in memory; None: all of it.
 
     Attributes:
-      queries: queries, spread over the set.
+      queries: queries, spread over those that have a right image.
       shortlist: images of each query's list.
       query_descriptors, database_descriptors: strongest descriptors of each image.
     """
@@ -79,10 +79,13 @@ class EvaluationSet:
                 f"{path}: {len(truth['queries'])} queries, but {len(query)} images in split {truth['query']} "
                 f"and {len(lists)} neighbour lists"
             )
-        # Spread over the set: a data set's queries often come sorted by what they show.
-        rows = np.unique(
-            np.linspace(0, len(query) - 1, min(limits.queries or len(query), len(query))).round().astype(int)
-        )
+        rows = np.arange(len(query))
+        if limits.queries:
+            # Spread over the set: a data set's queries often come sorted by what they show.
+            rows = np.array([row for row, entry in enumerate(truth["queries"]) if _has_right_image(entry)])
+            if not len(rows):
+                raise UserError(f"{path}: no query has a right image")
+            rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(limits.queries, len(rows))).round().astype(int))]
         ranks = np.asarray(lists.indices[rows])
         loaded = np.unique(ranks[:, : limits.shortlist]) if limits.shortlist else np.arange(len(database))
         about, query_ids = read_about(root), query.ids()
@@ -108,6 +111,10 @@ class EvaluationSet:
     def ceiling(self, shortlist: int) -> float:
         """Percent of the right images that the first `shortlist` hold: what a perfect re-ranking could reach."""
         return shortlist_ceiling(self.ranks, self.ground_truth, shortlist)
+
+
+def _has_right_image(entry: dict[str, list]) -> bool:
+    return any(entry.get(kind) for kind in ("ok", "easy", "hard"))
 
 
 def read_rows(source: DescriptorSource, rows: np.ndarray, descriptors: int | None) -> DescriptorSet:

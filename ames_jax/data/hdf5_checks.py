@@ -8,17 +8,19 @@ from pathlib import Path
 
 import numpy as np
 
-from ames_jax.data.release_hdf5 import LocalFeatures, features_of, open_hdf5
+from ames_jax.data.global_descriptors import GlobalDescriptors
+from ames_jax.data.release_hdf5 import MASK, WEIGHT, LocalFeatures
 from ames_jax.data.reports import Report
 
-# Without --full: this many runs of this many images, evenly spread.
+# Without --full, of files that take more than WHOLE_BYTES to look at: so many runs of so many images, evenly spread.
 SAMPLE_RUNS, SAMPLE_RUN = 128, 16
+WHOLE_BYTES = 4 * 2**30
 
 
 def sample_rows(count: int, row_bytes: int, block_bytes: int, full: bool) -> Iterator[slice]:
     """Ranges of rows to look at, none larger than `block_bytes`."""
     at_once = max(1, block_bytes // max(row_bytes, 1))
-    if full or count <= SAMPLE_RUNS * SAMPLE_RUN:
+    if full or count * row_bytes <= WHOLE_BYTES or count <= SAMPLE_RUNS * SAMPLE_RUN:
         yield from (slice(start, min(start + at_once, count)) for start in range(0, count, at_once))
         return
     for start in np.linspace(0, count - SAMPLE_RUN, SAMPLE_RUNS).astype(int):
@@ -86,49 +88,49 @@ def check_local(path: Path, report: Report, *, full: bool, block_bytes: int) -> 
 
 
 def _look(local: LocalFeatures, rows: slice, seen: _Seen) -> None:
-    block = local.read(rows)
-    mask = local.raw_mask(rows)
+    metadata, features = local.read_raw(rows)
+    mask, weight = metadata[..., MASK], metadata[..., WEIGHT]
+    real = mask == 0
     start = rows.start
-    real = np.asarray(block.valid)
-    features = np.asarray(block.features)
-    if not local.packed:
+    if local.packed:
+        zero = ~features.any(axis=2)
+    else:
         features = features.astype(np.float32, copy=False)
         norms = np.sqrt(np.einsum("nkd,nkd->nk", features, features))
+        zero = norms == 0
         finite = np.isfinite(norms)
         seen.fault("nan", start, (~finite & real).any(axis=1))
-        zero = real & (norms == 0)
         if (real & finite).any():
             seen.norm_low = min(seen.norm_low, float(norms[real & finite].min()))
             seen.norm_high = max(seen.norm_high, float(norms[real & finite].max()))
-        blank = (norms == 0).all(axis=1) & (block.xy == 0).all(axis=(1, 2)) & (block.weight == 0).all(axis=1)
-        blank &= real.any(axis=1)
-        seen.fault("blank", start, blank)
-        seen.fault("zero", start, zero.any(axis=1) & ~blank)
+    blank = zero.all(axis=1) & (metadata == 0).all(axis=(1, 2))
+    seen.fault("blank", start, blank)
+    if not local.packed:  # bits may all be zero
+        seen.fault("zero", start, (zero & real).any(axis=1) & ~blank)
     seen.images += len(real)
     seen.padding += int(np.count_nonzero(~real))
     seen.empty_first += int(np.count_nonzero(~real[:, 0]))
     seen.fault("mask", start, ((mask != 0) & (mask != 1)).any(axis=1))
     seen.fault("empty", start, ~real.any(axis=1))
     both = real[:, 1:] & real[:, :-1]
-    seen.fault("order", start, ((np.diff(block.weight, axis=1) > 0) & both).any(axis=1))
+    seen.fault("order", start, ((np.diff(weight, axis=1) > 0) & both).any(axis=1))
 
 
 def check_global(path: Path, report: Report, *, full: bool, block_bytes: int) -> int:
-    """Checks a file of global descriptors and gives its number of images."""
-    with open_hdf5(path) as file:
-        dataset = features_of(file, path)
-        count, width = dataset.shape
-        bad, zero, images, low, high = [], [], 0, np.inf, 0.0
-        for rows in sample_rows(count, width * 8, block_bytes, full):
-            norms = np.linalg.norm(dataset[rows].astype(np.float32), axis=1)
-            finite = np.isfinite(norms)
-            bad += (rows.start + np.flatnonzero(~finite)).tolist()
-            zero += (rows.start + np.flatnonzero(norms == 0)).tolist()
-            kept = norms[finite & (norms > 0)]
-            low, high = min(low, kept.min(initial=low)), max(high, kept.max(initial=high))
-            images += len(norms)
-        sampled = "" if images == count else f"; sampled {images} images, --full reads all"
-        report.line(f"{path}: global, {dataset.dtype} {count} images × {width}, norms {low:.4g}–{high:.4g}{sampled}")
+    """Checks a file of global descriptors (HDF5 or .npy) and gives its number of images."""
+    values = GlobalDescriptors([path])
+    count, width = values.shape
+    bad, zero, images, low, high = [], [], 0, np.inf, 0.0
+    for rows in sample_rows(count, width * 8, block_bytes, full):
+        norms = np.linalg.norm(values[rows].astype(np.float32), axis=1)
+        finite = np.isfinite(norms)
+        bad += (rows.start + np.flatnonzero(~finite)).tolist()
+        zero += (rows.start + np.flatnonzero(norms == 0)).tolist()
+        kept = norms[finite & (norms > 0)]
+        low, high = min(low, kept.min(initial=low)), max(high, kept.max(initial=high))
+        images += len(norms)
+    sampled = "" if images == count else f"; sampled {images} images, --full reads all"
+    report.line(f"{path}: global, {count} images × {width}, norms {low:.4g}–{high:.4g}{sampled}")
     if bad:
         report.problem(path, f"{len(bad)} images, the first of them {bad[0]}, {ADVICE['nan']}")
     if zero:

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from ames_jax.data.release_files import read_ground_truth, read_neighbours
+from ames_jax.data.shard_tasks import write_text
 from ames_jax.errors import UserError
+from ames_jax.metrics import GLDV2_PRIVATE
 
 BLOCK_BYTES = 64 * 2**20
 # Whole numbers up to here are exact in float32; the release keeps row numbers as float32.
@@ -57,7 +59,9 @@ def import_neighbours(
         )
     stored = np.int64 if largest >= 2**31 else np.int32
     dtypes = {"indices": stored, "similarities": np.dtype(dtype)}
-    out = {n: np.lib.format.open_memmap(folder / f".{n}.npy", "w+", d, (count, columns)) for n, d in dtypes.items()}
+    # Processes that import the same file at the same time must not share half-written ones.
+    partial = {name: folder / f".{name}.{os.uname().nodename}.{os.getpid()}.npy" for name in dtypes}
+    out = {name: np.lib.format.open_memmap(partial[name], "w+", d, (count, columns)) for name, d in dtypes.items()}
     for rows in blocks:
         block = np.asarray(indices[rows, :columns])
         if not np.isfinite(block).all() or (block != np.floor(block)).any():
@@ -66,14 +70,19 @@ def import_neighbours(
         out["similarities"][rows] = similarities[rows, :columns]
     for name, array in out.items():
         array.flush()
-        os.replace(folder / f".{name}.npy", folder / f"{name}.npy")
+        os.replace(partial[name], folder / f"{name}.npy")
     facts = {"imported_from": Path(pickle).name, **(about or {})}
-    (folder / "about.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    write_text(folder / "about.json", json.dumps(facts, indent=1))
     return count, columns
 
 
-def import_ground_truth(pickle: str | Path, path: str | Path, *, query: str, database: str) -> int:
+def import_ground_truth(
+    pickle: str | Path, path: str | Path, *, query: str, database: str, public: bool = False
+) -> int:
     """Writes a `gnd_*.pkl` as JSON: the two splits, and row lists (easy, hard, junk or ok) and box of every query.
+
+    public: of GLDv2's test queries, the private ones (the last 750) lose their right images, and with them every say in a
+    figure: what is chosen on the rest was not chosen on them.
 
     Returns:
       the number of queries.
@@ -82,11 +91,17 @@ def import_ground_truth(pickle: str | Path, path: str | Path, *, query: str, dat
       UserError: the file is refused, damaged, or no ground truth.
     """
     queries, database_ids, query_ids = read_ground_truth(pickle)
+    if public:
+        if len(queries) <= GLDV2_PRIVATE:
+            raise UserError(
+                f"{pickle}: {len(queries)} queries, of which the last {GLDV2_PRIVATE} would be private: not GLDv2"
+            )
+        queries[-GLDV2_PRIVATE:] = [{"ok": []}] * GLDV2_PRIVATE
     truth = {"query": query, "database": database, "queries": queries}
     for name, ids in (("query_ids", query_ids), ("database_ids", database_ids)):
         if ids is not None:
             truth[name] = list(ids)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(truth), encoding="utf-8")
+    write_text(path, json.dumps(truth))
     return len(queries)

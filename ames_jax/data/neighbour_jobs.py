@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -13,7 +14,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from ames_jax.data.global_descriptors import GlobalDescriptors
 from ames_jax.data.neighbours import BLOCK, BlockSearch
+from ames_jax.data.shard_tasks import write_text
 from ames_jax.errors import UserError
 
 UNFINISHED = ".unfinished"
@@ -21,8 +24,8 @@ UNFINISHED = ".unfinished"
 
 def search_to_folder(
     folder: str | Path,
-    queries: np.ndarray,
-    database: np.ndarray,
+    queries: np.ndarray | GlobalDescriptors,
+    database: np.ndarray | GlobalDescriptors,
     k: int,
     *,
     exclude_self: bool = False,
@@ -45,21 +48,26 @@ def search_to_folder(
       True when the lists are complete; False when other hosts still have blocks to do.
 
     Raises:
-      UserError: the folder holds an unfinished search with other settings.
+      UserError: the folder holds other lists, or an unfinished search with other settings or descriptors.
     """
     folder = Path(folder)
     search = BlockSearch(database, k, exclude_self=exclude_self, block=block)
+    if not 0 <= process < processes:
+        raise UserError(f"process {process} of {processes}: count hosts from 0 to {processes - 1}")
     settings = {
-        "k": k, "exclude_self": exclude_self, "block": search.block, "queries": list(queries.shape),
-        "database": list(database.shape),
+        "k": k, "exclude_self": exclude_self, "block": search.block, "queries": _described(queries),
+        "database": _described(database),
     }  # fmt: skip
-    if (folder / "about.json").exists() and json.loads((folder / "about.json").read_text()) == _about(settings):
+    if _is_finished(folder, settings):
         return True
-    indices, similarities = _claim(folder, settings)
+    _claim(folder, settings)
     starts = range(0, len(queries), search.block)
     mine = starts[process::processes]
     todo = [start for start in mine if not _mark(folder, start).exists()]
     progress(len(mine) - len(todo), len(mine))
+    if todo:
+        shape = (len(queries), k)
+        indices, similarities = (_array(folder / UNFINISHED / f"{n}.npy", d, shape) for n, d in _ARRAYS.items())
     for done, (start, found, rows) in enumerate(search.run(queries, todo), start=len(mine) - len(todo) + 1):
         indices[start : start + len(rows)] = rows
         similarities[start : start + len(rows)] = found
@@ -68,9 +76,26 @@ def search_to_folder(
         similarities.flush()
         _mark(folder, start).touch()
         progress(done, len(mine))
-    if not all(_mark(folder, start).exists() for start in starts):
+    if all(_mark(folder, start).exists() for start in starts):
+        _finish(folder, settings)
+    return _is_finished(folder, settings)
+
+
+def _described(values: np.ndarray | GlobalDescriptors) -> list:
+    """Shape, and a checksum of the first and the last row, so that other descriptors are not taken for these."""
+    ends = np.concatenate([values[:1], values[len(values) - 1 :]])
+    return [*values.shape, hashlib.sha256(np.ascontiguousarray(ends, np.float32)).hexdigest()[:16]]
+
+
+def _is_finished(folder: Path, settings: dict) -> bool:
+    """True when the folder holds the lists of these settings; raises UserError when it holds others."""
+    path = folder / "about.json"
+    if not path.exists():
         return False
-    _finish(folder, settings)
+    before, now = json.loads(path.read_text()), _about(settings)
+    if before != now:
+        differs = ", ".join(f"{key} = {before.get(key)}" for key in now if before.get(key) != now[key])
+        raise UserError(f"{folder} holds other neighbour lists ({differs}): name another folder, or delete this one")
     return True
 
 
@@ -78,22 +103,18 @@ def _about(settings: dict) -> dict:
     return {**settings, "made_by": "exact inner product search"}
 
 
-def _claim(folder: Path, settings: dict) -> tuple[np.memmap, np.memmap]:
-    """The two arrays of an unfinished search, made where they are not there yet."""
-    work = folder / UNFINISHED
-    path = work / "settings.json"
-    if path.exists():
-        before = json.loads(path.read_text())
-        for key in (key for key in settings if before[key] != settings[key]):
-            raise UserError(
-                f"{folder} holds an unfinished search with {key} = {before[key]}, now {key} = {settings[key]}: "
-                f"use the same settings, or delete {work}"
-            )
-    else:
-        work.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(settings))
-    shape = (settings["queries"][0], settings["k"])
-    return tuple(_array(work / f"{name}.npy", dtype, shape) for name, dtype in _ARRAYS.items())
+def _claim(folder: Path, settings: dict) -> None:
+    """Keeps the settings of an unfinished search, or checks that they are these."""
+    path = folder / UNFINISHED / "settings.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(settings))
+    before = json.loads(path.read_text())
+    for key in (key for key in settings if before[key] != settings[key]):
+        raise UserError(
+            f"{folder} holds an unfinished search with {key} = {before[key]}, now {key} = {settings[key]}: "
+            f"use the same settings, or delete {path.parent}"
+        )
 
 
 _ARRAYS = {"indices": np.int32, "similarities": np.float32}
@@ -115,13 +136,17 @@ def _mark(folder: Path, start: int) -> Path:
 
 
 def _finish(folder: Path, settings: dict) -> None:
+    # Hosts may get here together, or again after a kill: whoever comes first moves a file.
     for name in _ARRAYS:
-        os.replace(folder / UNFINISHED / f"{name}.npy", folder / f"{name}.npy")
-    (folder / "about.json").write_text(json.dumps(_about(settings), indent=1))
-    shutil.rmtree(folder / UNFINISHED)
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(folder / UNFINISHED / f"{name}.npy", folder / f"{name}.npy")
+    write_text(folder / "about.json", json.dumps(_about(settings), indent=1))
+    shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
 
 
-def race_faiss(queries: np.ndarray, database: np.ndarray, k: int, *, block: int = BLOCK) -> str:
+def race_faiss(
+    queries: np.ndarray | GlobalDescriptors, database: np.ndarray | GlobalDescriptors, k: int, *, block: int = BLOCK
+) -> str:
     """Searches one block of queries with `BlockSearch` and with `faiss.IndexFlatIP` on the CPU: a line with times and ratio.
 
     Raises:
@@ -132,7 +157,7 @@ def race_faiss(queries: np.ndarray, database: np.ndarray, k: int, *, block: int 
     except ImportError:
         raise UserError("comparing needs faiss: pip install faiss-cpu") from None
     some = np.ascontiguousarray(queries[:block], np.float32)
-    whole = np.ascontiguousarray(database, np.float32)
+    whole = np.ascontiguousarray(database[:], np.float32)
     search = BlockSearch(whole, k, block=block)
     list(search.run(some, [0]))  # compiles
     start = time.perf_counter()

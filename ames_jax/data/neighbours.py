@@ -77,6 +77,8 @@ class BlockSearch:
     Cost: 2 · Nq · N · Dg operations, and the database read Nq / block times (once where it fits `cache_bytes` on the
     device). Memory beyond the result: block² similarities and 2 · block · Dg values, whatever Nq and N are.
     GLDv2 (750k × 750k, 768 values) is 0.9 PFLOP: some hours on 2 CPU cores, a minute or two on one accelerator.
+    For k above `block` (whole rankings, as ROxford+1M is judged on) no partial lists are merged: so few queries are taken
+    at once that all their similarities are block² values or the width of the database, and these are sorted on the host.
     """
 
     def __init__(
@@ -96,8 +98,10 @@ class BlockSearch:
             raise UserError(f"the database has {len(database)} rows; a search holds row numbers in 32 bits")
         devices = devices if devices is not None else jax.local_devices()
         self.database, self.k, self.exclude_self = database, k, exclude_self
+        self._rows = block
         # Every device takes an equal part of a block of queries.
-        self.block = max(len(devices), block - block % len(devices))
+        queries = block if k <= block else block**2 // len(database)
+        self.block = max(len(devices), queries - queries % len(devices))
         self._mesh = Mesh(np.array(devices), ("data",))
         on_accelerator = devices[0].platform != "cpu"
         self._keep = on_accelerator and len(database) * database.shape[1] * 4 <= cache_bytes
@@ -112,31 +116,55 @@ class BlockSearch:
             )
         for start in starts:
             rows = queries[start : start + self.block]
-            yield start, *(result[: len(rows)] for result in self._search(rows, start))
+            search = self._search if self.k <= self._rows else self._rank
+            yield start, *(result[: len(rows)] for result in search(rows, start))
+
+    def _query(self, rows: np.ndarray, start: int) -> tuple[int, jax.Array]:
+        """Queries on the devices, and their number with the padding that gives every device as many."""
+        count = -(-len(rows) // self._mesh.size) * self._mesh.size
+        split = NamedSharding(self._mesh, PartitionSpec("data"))
+        return count, jax.device_put(_padded(rows, count, f"query rows from {start}"), split)
+
+    def _rank(self, rows: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:
+        """The head of whole rankings, for a k that is too long to be merged block by block."""
+        _, query = self._query(rows, start)
+        similarities = np.empty((len(rows), len(self.database)), np.float32)
+        for first in range(0, len(self.database), self._rows):
+            part = similarities[:, first : first + self._rows]
+            part[:] = np.asarray(_product(query, self._database_block(first)))[: len(rows), : part.shape[1]]
+        if self.exclude_self:
+            similarities[np.arange(len(rows)), np.arange(start, start + len(rows))] = -np.inf
+        order = np.argsort(-similarities, axis=1, kind="stable")[:, : self.k].astype(np.int32)
+        return np.take_along_axis(similarities, order, axis=1), order
 
     def _search(self, rows: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:
+        count, query = self._query(rows, start)
         split = NamedSharding(self._mesh, PartitionSpec("data"))
-        count = -(-len(rows) // self._mesh.size) * self._mesh.size
-        query = jax.device_put(_padded(rows, count), split)
         own = np.arange(start, start + count, dtype=np.int32) if self.exclude_self else np.full(count, -1, np.int32)
         own = jax.device_put(own, split)
         best = jax.device_put(np.full((count, self.k), -np.inf, np.float32), split)
         where = jax.device_put(np.zeros((count, self.k), np.int32), split)
         end = np.int32(len(self.database))
-        for first in range(0, len(self.database), self.block):
+        for first in range(0, len(self.database), self._rows):
             best, where = _merge(self._mesh)(best, where, query, own, self._database_block(first), np.int32(first), end)
         return np.asarray(best), np.asarray(where)
 
     def _database_block(self, first: int) -> jax.Array:
         if first in self._kept:
             return self._kept[first]
-        rows = self.database[first : first + self.block]
+        rows = self.database[first : first + self._rows]
+        count = min(self._rows, len(self.database))
         placed = jax.device_put(
-            _padded(rows, min(self.block, len(self.database))), NamedSharding(self._mesh, PartitionSpec())
+            _padded(rows, count, f"database rows from {first}"), NamedSharding(self._mesh, PartitionSpec())
         )
         if self._keep:
             self._kept[first] = placed
         return placed
+
+
+@jax.jit
+def _product(query: jax.Array, block: jax.Array) -> jax.Array:
+    return jnp.matmul(query, block.T, precision=jax.lax.Precision.HIGHEST)
 
 
 @functools.lru_cache
@@ -145,7 +173,7 @@ def _merge(mesh: Mesh) -> Any:
     split, whole = PartitionSpec("data"), PartitionSpec()
 
     def merge(best, where, query, own, block, first, end):
-        similarity = jnp.matmul(query, block.T, precision=jax.lax.Precision.HIGHEST)
+        similarity = _product(query, block)
         column = first + jnp.arange(block.shape[0], dtype=jnp.int32)
         hidden = (column >= end)[None, :] | (column[None, :] == own[:, None])
         similarity = jnp.where(hidden, -jnp.inf, similarity)
@@ -161,10 +189,14 @@ def _merge(mesh: Mesh) -> Any:
     return jax.jit(jax.shard_map(merge, mesh=mesh, in_specs=specs, out_specs=(split, split)))
 
 
-def _padded(rows: np.ndarray, count: int) -> np.ndarray:
-    """float32 [count, Dg] with zero rows at the end."""
+def _padded(rows: np.ndarray, count: int, name: str) -> np.ndarray:
+    """float32 [count, Dg] with zero rows at the end; raises UserError for NaN or infinity."""
     out = np.zeros((count, rows.shape[1]), np.float32)
     out[: len(rows)] = rows
+    with np.errstate(invalid="ignore", over="ignore"):
+        finite = np.isfinite(out.sum(dtype=np.float64))  # one pass, and no array of flags
+    if not finite:
+        raise UserError(f"{name} hold NaN or infinity: `python -m ames_jax.prepare validate` names the first image")
     return out
 
 

@@ -22,8 +22,8 @@ T = TypeVar("T")
 ROLES = 3
 # Far more steps than any run takes: Grain wants a length.
 STEPS = 2**40
-# Keeps the stream of the lengths apart from the triplets' where the seeds are equal.
-LENGTHS = 1
+# Keep the streams of the lengths and the augmentation apart from the triplets' where the seeds are equal.
+LENGTHS, AUGMENTATION = 1, 2
 
 
 class Source(Protocol):
@@ -43,6 +43,7 @@ class TripletBatch:
       query_length, database_length: descriptors that the query and the database images are cut to in this step.
       ids: int64 [B, 3], rows of the images.
       step: the step this batch belongs to.
+      real: bool [B], False for the triplets that only fill the batch up.
     """
 
     anchor: DescriptorSet
@@ -52,6 +53,7 @@ class TripletBatch:
     database_length: int
     ids: np.ndarray
     step: int
+    real: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +74,13 @@ class TripletPipeline:
       dtype: float16 or float32; None for what the source gives: float16 from float16 storage, float32 from int8, which
         is fastest. Packed bits stay uint8.
       process, processes: which part of a batch, of how many.
+      drop: share of an image's descriptors that are left out at random, as another detector would not have found them.
+      noise: length of the random vector that is added to a descriptor, in shares of the descriptor's own length.
       workers: processes that read and decode; 0 reads in threads, which is faster on few cores and for small sets.
       threads: batches that are read at the same time, in this process or in each worker.
       prefetch: batches held ready or being read, in this process or in each worker.
+      multiple: a batch is filled up to a multiple of this (all devices must get the same number of triplets) with copies
+        of its last triplet, which do not count: `TripletBatch.real`.
     """
 
     source: Source
@@ -86,13 +92,16 @@ class TripletPipeline:
     dtype: Any = None
     process: int = 0
     processes: int = 1
+    drop: float = 0.0
+    noise: float = 0.0
     workers: int = 0
     threads: int = 2
     prefetch: int = 2
+    multiple: int = 1
 
     def __post_init__(self) -> None:
-        if self.batch % self.processes:
-            raise UserError(f"a batch of {self.batch} triplets cannot be shared evenly by {self.processes} processes")
+        if self.filled % self.processes:
+            raise UserError(f"a batch of {self.filled} triplets cannot be shared evenly by {self.processes} processes")
         if not 0 < self.batch <= len(self.triplets):
             raise UserError(
                 f"a batch of {self.batch} triplets, but an epoch has {len(self.triplets)}: take a smaller one"
@@ -106,12 +115,20 @@ class TripletPipeline:
         """Whole batches in an epoch."""
         return len(self.triplets) // self.batch
 
+    @property
+    def filled(self) -> int:
+        """Triplets of a step over all processes with those that fill it up."""
+        return -(-self.batch // self.multiple) * self.multiple
+
+    def _positions(self) -> np.ndarray:
+        """int [B], the places of this process's triplets in the filled batch."""
+        share = self.filled // self.processes
+        return np.arange(self.process * share, (self.process + 1) * share)
+
     def rows(self, step: int) -> np.ndarray:
         """int64 [B, 3], the rows of this process's triplets at a step."""
         epoch, index = divmod(step, self.steps_per_epoch)
-        share = self.batch // self.processes
-        first = index * self.batch + self.process * share
-        return self.triplets.rows(epoch, np.arange(first, first + share))
+        return self.triplets.rows(epoch, index * self.batch + np.minimum(self._positions(), self.batch - 1))
 
     def drawn_lengths(self, step: int) -> tuple[int, int]:
         """Query and database length of a step, the same on every process."""
@@ -140,7 +157,7 @@ class TripletPipeline:
 
     def _batch(self, step: int, features: np.ndarray, valid: np.ndarray) -> TripletBatch:
         sets = (DescriptorSet(features[role], valid[role]) for role in range(ROLES))
-        return TripletBatch(*sets, *self.drawn_lengths(step), self.rows(step), step)
+        return TripletBatch(*sets, *self.drawn_lengths(step), self.rows(step), step, self._positions() < self.batch)
 
 
 class _Steps:
@@ -166,10 +183,33 @@ class _Steps:
         features = np.zeros((*rows.shape, count, first.features.shape[-1]), dtype)
         valid = np.zeros((*rows.shape, count), bool)
         for place, row in np.ndenumerate(rows):
-            image = pipeline.source[int(row)].descriptors.truncate(count)
+            image = pipeline.source[int(row)].descriptors
+            if pipeline.drop or pipeline.noise:
+                role, position = place[0], pipeline.process * rows.shape[1] + place[1]
+                stream = np.random.SeedSequence([pipeline.seed, int(step), AUGMENTATION, role, position])
+                image = augment(image, np.random.Generator(np.random.Philox(stream)), pipeline.drop, pipeline.noise)
+            image = image.truncate(count)
             features[place][: image.count] = image.features
             valid[place][: image.count] = True if image.valid is None else image.valid
         return features, valid
+
+
+def augment(descriptors: DescriptorSet, random: np.random.Generator, drop: float, noise: float) -> DescriptorSet:
+    """The features of one image, float [N, D], with some rows left out (never all) and noise on the others.
+
+    Raises UserError for packed bits, which cannot take noise.
+    """
+    if descriptors.is_packed:
+        raise UserError(
+            "data.drop and data.noise augment float descriptors, this data set holds packed bits; set both to 0"
+        )
+    kept = random.random(descriptors.count) >= drop
+    kept[int(random.integers(len(kept)))] |= not kept.any()
+    features = np.asarray(descriptors.features, np.float32)[kept]
+    length = np.linalg.norm(features, axis=-1, keepdims=True) / np.sqrt(features.shape[-1])
+    features += noise * length * random.standard_normal(features.shape, np.float32)
+    valid = None if descriptors.valid is None else descriptors.valid[kept]
+    return DescriptorSet(features.astype(descriptors.features.dtype), valid)
 
 
 def prefetch_to_device(batches: Iterable[T], place: Callable[[T], T], size: int = 2) -> Iterator[T]:
@@ -196,7 +236,7 @@ def place_on(sharding: jax.sharding.Sharding) -> Callable[[TripletBatch], Triple
         def put(field: np.ndarray) -> jax.Array:
             return jax.make_array_from_process_local_data(sharding, field)
 
-        names = ("anchor", "positive", "negative")
+        names = ("anchor", "positive", "negative", "real")
         return dataclasses.replace(batch, **{name: jax.tree.map(put, getattr(batch, name)) for name in names})
 
     return place

@@ -1,4 +1,4 @@
-"""The release's HDF5 files: local descriptors in all their layouts, read row by row, and global descriptors."""
+"""The release's HDF5 files: local descriptors in all their layouts, read row by row."""
 
 from __future__ import annotations
 
@@ -45,15 +45,35 @@ def features_of(file: Any, path: Path) -> Any:
     return file["features"]
 
 
-def missing_parts(path: str | Path) -> list[Path]:
-    """The files that a virtual HDF5 file maps and that are not there; HDF5 would give zeros in their place."""
-    with open_hdf5(path) as file:
-        dataset = file.get("features")
-        if dataset is None or not getattr(dataset, "is_virtual", False):
-            return []
-        names = dict.fromkeys(source.file_name for source in dataset.virtual_sources())
-    folder = Path(path).parent
-    return [folder / name for name in names if name != "." and not (folder / name).exists() and not Path(name).exists()]
+def check_parts(path: Path, dataset: Any) -> None:
+    """Opens every file that a virtual dataset maps; HDF5 itself would give zeros in place of what is not there.
+
+    Raises:
+      UserError: a part is missing, cut short, or not what the virtual file maps.
+    """
+    sources = [source for source in dataset.virtual_sources() if source.file_name != "."]
+    parts = {source.file_name: _part_path(path, source.file_name) for source in sources}
+    gone = [part for part in parts.values() if not part.exists()]
+    if gone:
+        raise UserError(
+            f"{path} is a virtual file and its part {gone[0]} is missing ({len(gone)} in all), which HDF5 would "
+            "read as zeros: copy the parts into the same folder"
+        )
+    for source in sources:
+        part, name = parts[source.file_name], source.dset_name
+        with open_hdf5(part) as file:
+            held = file[name].size if name in file else 0
+        mapped = source.vspace.get_select_npoints()
+        if held < mapped:
+            raise UserError(
+                f"{path} maps {mapped} values of `{name}` of {part}, which holds {held}: copy that part again, or make the "
+                "virtual file anew"
+            )
+
+
+def _part_path(path: Path, name: str) -> Path:
+    beside = path.parent / name
+    return Path(name) if not beside.exists() and Path(name).exists() else beside
 
 
 class LocalFeatures:
@@ -75,16 +95,12 @@ class LocalFeatures:
           UserError: it is missing, cut short, of no layout known here, or virtual with a part missing.
         """
         self.path = Path(path)
-        gone = missing_parts(self.path)
-        if gone:
-            raise UserError(
-                f"{self.path} is a virtual file and its part {gone[0]} is missing ({len(gone)} in all), which HDF5 would "
-                "read as zeros: copy the parts into the same folder"
-            )
         self._lock = threading.Lock()
         self._file: Any = None
         dataset = self._dataset()
         self.virtual = bool(getattr(dataset, "is_virtual", False))
+        if self.virtual:
+            check_parts(self.path, dataset)
         if dataset.dtype.names:
             self._describe_structured(dataset)
         else:
@@ -123,6 +139,17 @@ class LocalFeatures:
         Raises:
           UserError: the file is damaged there.
         """
+        metadata, features = self.read_raw(row, descriptors)
+        return DescriptorSet(
+            features,
+            valid=metadata[..., MASK] == 0,
+            xy=metadata[..., [X, Y]],
+            scale=metadata[..., SCALE],
+            weight=metadata[..., WEIGHT],
+        )
+
+    def read_raw(self, row: int | slice, descriptors: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The same as stored: metadata float32 [..., k, 5] with the mask as it is (1 is padding), and features."""
         count = self.rows if descriptors is None else min(descriptors, self.rows)
         dataset = self._dataset()
         try:
@@ -135,20 +162,7 @@ class LocalFeatures:
             metadata, features = values["metadata"][..., :count, :], values["descriptor"][..., :count, :]
         else:
             metadata, features = values[..., :METADATA], values[..., METADATA:]
-        metadata = np.asarray(metadata, np.float32)
-        return DescriptorSet(
-            features,
-            valid=metadata[..., MASK] == 0,
-            xy=metadata[..., [X, Y]],
-            scale=metadata[..., SCALE],
-            weight=metadata[..., WEIGHT],
-        )
-
-    def raw_mask(self, rows: slice) -> np.ndarray:
-        """The mask column as stored, float32 [n, K]: 1 is padding."""
-        values = self._dataset()[rows]
-        metadata = values["metadata"] if self.layout == "structured" else values[..., :METADATA]
-        return np.asarray(metadata[..., MASK], np.float32)
+        return np.asarray(metadata, np.float32), features
 
     def _dataset(self) -> Any:
         if self._file is None:
@@ -160,25 +174,3 @@ class LocalFeatures:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)
-
-
-def open_global(path: str | Path) -> np.ndarray:
-    """Global descriptors [N, Dg]: float32 and in memory from a release HDF5, or memory-mapped from an .npy file.
-
-    Raises:
-      UserError: the file is missing, cut short, or holds something else.
-    """
-    path = Path(path)
-    if path.suffix == ".npy":
-        if not path.is_file():
-            raise UserError(f"{path} is missing")
-        values = np.load(path, mmap_mode="r")
-        shape = values.shape
-    else:
-        with open_hdf5(path) as file:
-            dataset = features_of(file, path)
-            shape = dataset.shape
-            values = dataset[:] if len(shape) == 2 else None
-    if len(shape) != 2:
-        raise UserError(f"{path}: expected global descriptors [images, values], found {shape}")
-    return values

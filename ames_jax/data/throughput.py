@@ -113,8 +113,8 @@ def measure(
     """Reads batches of triplets from every storage, all from the page cache, one reader after the other.
 
     Args:
-      folder: where the synthetic files are, or are made.
-      images, descriptors, width: of the synthetic set; 1200 × 400 × 768 takes 2.2 GB.
+      folder: where `make_files` put the synthetic files.
+      images, descriptors, width: of them; 1200 × 400 × 768 takes 2.2 GB.
       batch: triplets a batch.
       batches: that are timed, after a first one that warms up.
       step_seconds: length of the imagined step on an accelerator, for the share of waiting.
@@ -124,8 +124,6 @@ def measure(
     Returns:
       a row for each reader; the PyTorch row is left out where that Python has no torch.
     """
-    if not (folder / "local.hdf5").exists():
-        make_files(folder, images, descriptors, width)
     _warm(folder)
     triplets = synthetic_triplets(images)
     megabytes = descriptors * width * 2 / 1e6

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
+from ames_jax.data.folder_checks import check_folder
 from ames_jax.data.hdf5_checks import check_global, check_local
 from ames_jax.data.list_checks import (
     check_ground_truth,
@@ -17,12 +15,9 @@ from ames_jax.data.list_checks import (
     check_neighbours,
     check_text_list,
 )
-from ames_jax.data.records import RecordFormat
 from ames_jax.data.release_files import ImageList, read_ground_truth, read_list, read_neighbours
 from ames_jax.data.release_hdf5 import open_hdf5
 from ames_jax.data.reports import Report
-from ames_jax.data.shard_tasks import check_shard
-from ames_jax.data.shards import open_split
 from ames_jax.errors import UserError
 
 ROLES = ("query", "gallery", "train")
@@ -49,7 +44,7 @@ class _Files:
 
 
 def validate(paths: Sequence[str | Path], *, full: bool = False, block_bytes: int = 64 * 2**20) -> Report:
-    """Checks files of one data set; `.hdf5`, `.pkl`, `.txt`, and folders that `prepare shards` wrote.
+    """Checks files of one data set; `.hdf5`, `.npy`, `.pkl`, `.txt`, and folders that `prepare` wrote.
 
     The role of a file follows from its name, as in the release: with "query", with "gallery", or neither (training).
     Values of large files are sampled unless `full`; memory stays at a few `block_bytes`.
@@ -74,11 +69,9 @@ def validate(paths: Sequence[str | Path], *, full: bool = False, block_bytes: in
 def _check_one(path: Path, files: _Files, report: Report, full: bool, block_bytes: int) -> None:
     role = next((role for role in ROLES if role in path.stem), "train")
     if path.is_dir():
-        _check_folder(path, report)
-    elif path.suffix in (".hdf5", ".h5"):
-        with open_hdf5(path) as file:
-            is_global = "features" in file and file["features"].ndim == 2 and not file["features"].dtype.names
-        check = check_global if is_global else check_local
+        check_folder(path, report, full=full, block_bytes=block_bytes)
+    elif path.suffix in (".hdf5", ".h5", ".npy"):
+        check = check_global if path.suffix == ".npy" or _is_global(path) else check_local
         files.counts[role].append((path, check(path, report, full=full, block_bytes=block_bytes)))
     elif path.suffix == ".txt":
         images = read_list(path)
@@ -89,7 +82,12 @@ def _check_one(path: Path, files: _Files, report: Report, full: bool, block_byte
         kind = files.ground_truth if path.stem.startswith("gnd") else files.neighbours
         kind.append(path)
     else:
-        raise UserError(f"{path}: expected .hdf5, .pkl, .txt or the folder of a data set")
+        raise UserError(f"{path}: expected .hdf5, .npy, .pkl, .txt or the folder of a data set")
+
+
+def _is_global(path: Path) -> bool:
+    with open_hdf5(path) as file:
+        return "features" in file and file["features"].ndim == 2 and not file["features"].dtype.names
 
 
 def _check_searches(files: _Files, report: Report, full: bool) -> None:
@@ -119,29 +117,3 @@ def _check_searches(files: _Files, report: Report, full: bool) -> None:
         for role, ids in (("query", query_ids), ("gallery", database_ids)):
             if ids is not None and role in files.lists:
                 check_list_order(*files.lists[role], path, ids, report)
-
-
-def _check_folder(root: Path, report: Report) -> None:
-    """A data set of ours: every shard read in full against its count and checksum."""
-    path = root / "shards.json"
-    if not path.exists():
-        raise UserError(f"{root} is no finished data set (no shards.json): run `prepare shards` to its end")
-    for split, entry in json.loads(path.read_text()).items():
-        settings = entry["settings"]
-        record_format = RecordFormat(
-            settings["descriptors"], settings["width"], settings["dtype"], tuple(settings["geometry"])
-        )
-        ids: list[str] = []
-        labels: list[int] = []
-        before = len(report.problems)
-        for name, file in entry["files"].items():
-            problem = check_shard(root / name, file["records"], file["sha256"], record_format, ids, labels)
-            if problem:
-                report.problem(None, problem)
-        if len(report.problems) == before:
-            source = open_split(root, split)
-            if ids != source.ids() or not np.array_equal(labels, source.labels()):
-                report.problem(root, f"ids or labels of {split} are not those of its records: write the data set again")
-        report.line(
-            f"{root} {split}: {settings['dtype']} {len(ids)} images × {settings['descriptors']} × {settings['width']}"
-        )

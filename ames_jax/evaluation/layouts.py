@@ -10,7 +10,7 @@ from ames_jax.data.release_files import read_ground_truth
 from ames_jax.data.shards import read_about
 from ames_jax.errors import UserError
 from ames_jax.evaluation.manifest import open_manifest, read_json, read_lists
-from ames_jax.evaluation.protocols import FOLDERS, METRICS, protocols_of
+from ames_jax.evaluation.protocols import DATASETS, FOLDERS, METRICS, protocols_of
 from ames_jax.evaluation.readers import ConcatenatedReader, FileReader, ShardReader
 from ames_jax.evaluation.task import RetrievalTask
 from ames_jax.index.store import open_store
@@ -20,12 +20,7 @@ MANIFEST = "manifest.json"
 
 
 def open_task(
-    data_dir: Path,
-    dataset: str,
-    backbone: str,
-    first_stage: str,
-    store: str | None = None,
-    binarizer: str | None = None,
+    data_dir: Path, dataset: str, backbone: str, first_stage: str, copies: Path, store: str | None = None
 ) -> RetrievalTask:
     """Opens a data set and checks that its parts belong together.
 
@@ -34,41 +29,52 @@ def open_task(
         else the release's data folder, with one folder a data set.
       backbone: prefix of the release's descriptor files ("dinov2", "cvnet").
       first_stage: name of the release's neighbour list, nn_{first_stage}.pkl.
-      store: a packed store to read the database from, instead of its floats; binarizer: fingerprint its bits must have.
+      copies: folder where pickled neighbour lists are imported to; used again as long as the pickle is the same.
+      store: a packed store to read the database from, instead of its floats.
 
     Raises UserError for a missing file, an unknown data set, or parts that do not match.
     """
+    prepared = next((name for name in _names(dataset) if _truth_path(data_dir, name).is_file()), None)
     if dataset == "custom":
-        task = open_manifest(data_dir / MANIFEST if data_dir.is_dir() else data_dir)
-    elif (data_dir / "ground_truth" / f"{dataset}.json").is_file():
-        task = _open_prepared(data_dir, dataset)
+        task = open_manifest(data_dir / MANIFEST if data_dir.is_dir() else data_dir, copies)
+    elif prepared is not None:
+        task = _open_prepared(data_dir, prepared, dataset)
     else:
-        task = _open_release(data_dir, dataset, backbone, first_stage)
+        task = _open_release(data_dir, dataset, backbone, first_stage, copies)
     if store:
-        task = dataclasses.replace(task, database=open_store(store, binarizer))
+        task = dataclasses.replace(task, database=open_store(store))
     task.check()
     return task
 
 
-def _open_prepared(root: Path, name: str) -> RetrievalTask:
-    """A data set of ours, e.g. the embedded landmarks."""
-    truth = read_json(root / "ground_truth" / f"{name}.json")
+def _names(dataset: str) -> tuple[str, ...]:
+    """A data set's own name, and that of the set whose files it shares."""
+    return tuple(dict.fromkeys((dataset, FOLDERS.get(dataset, dataset))))
+
+
+def _truth_path(root: Path, name: str) -> Path:
+    return root / "ground_truth" / f"{name}.json"
+
+
+def _open_prepared(root: Path, name: str, dataset: str) -> RetrievalTask:
+    """A data set of ours: the embedded landmarks, or a benchmark that `prepare` made shards of."""
+    truth = read_json(_truth_path(root, name))
     query, database, about = truth["query"], truth["database"], read_about(root)
     lists = open_neighbours(root / "neighbours" / f"{query}.{database}")
     kind = "revisited" if any("easy" in entry for entry in truth["queries"]) else "map"
     return RetrievalTask(
-        name=f"{about.get('name', root.name)}, {name}",
+        name=f"{about.get('name', root.name)}, {dataset}",
         first_stage=about.get("global", "the given lists"),
         ranks=lists.indices,
         similarities=lists.similarities,
         judged=judge(lists.indices, truth["queries"]),
-        protocols=METRICS[kind],
+        protocols=DATASETS.get(dataset, METRICS[kind]),
         queries=ShardReader(root, query),
         database=ShardReader(root, database),
     )
 
 
-def _open_release(data_dir: Path, dataset: str, backbone: str, first_stage: str) -> RetrievalTask:
+def _open_release(data_dir: Path, dataset: str, backbone: str, first_stage: str, copies: Path) -> RetrievalTask:
     protocols = protocols_of(dataset)
     folder, base = _release_folder(data_dir, dataset)
     ground_truth, _, _ = read_ground_truth(_existing(folder, f"gnd_{base}.pkl"))
@@ -76,13 +82,13 @@ def _open_release(data_dir: Path, dataset: str, backbone: str, first_stage: str)
     distractors = data_dir / "revisitop1m" / f"{backbone}_gallery_local.hdf5"
     if dataset.endswith("+1m") and distractors.is_file():
         database = ConcatenatedReader((database, FileReader(distractors)))
-    similarities, ranks = read_lists(_existing(folder, f"nn_{first_stage}.pkl"))
+    lists = read_lists(_existing(folder, f"nn_{first_stage}.pkl"), copies)
     return RetrievalTask(
         name=dataset,
         first_stage=first_stage,
-        ranks=ranks,
-        similarities=similarities,
-        judged=judge(ranks, ground_truth),
+        ranks=lists.indices,
+        similarities=lists.similarities,
+        judged=judge(lists.indices, ground_truth),
         protocols=protocols,
         queries=FileReader(_existing(folder, f"{backbone}_query_local.hdf5")),
         database=database,

@@ -20,6 +20,7 @@ Paths are relative to the manifest.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,8 +29,8 @@ from typing import Any
 
 import numpy as np
 
-from ames_jax.data.neighbours import open_neighbours
-from ames_jax.data.release_files import read_neighbours
+from ames_jax.data.importing import import_neighbours
+from ames_jax.data.neighbours import Neighbours, open_neighbours
 from ames_jax.errors import UserError
 from ames_jax.evaluation.protocols import metric_of
 from ames_jax.evaluation.readers import FileReader, ShardReader
@@ -49,19 +50,22 @@ class ImageList:
     labels: np.ndarray | None
 
 
-def open_manifest(path: Path) -> RetrievalTask:
-    """The task that a manifest describes; raises UserError naming the manifest and the key that is wrong."""
+def open_manifest(path: Path, copies: Path) -> RetrievalTask:
+    """The task that a manifest describes; raises UserError naming the manifest and the key that is wrong.
+
+    copies: see `read_lists`.
+    """
     manifest = read_json(path)
     _check_keys(path, manifest)
     sides = {side: manifest[side] for side in ("query", "gallery")}
-    lists = {side: _read_list(path, spec.get("list")) for side, spec in sides.items()}
-    similarities, ranks = read_lists(path.parent / manifest["neighbours"])
+    images = {side: _read_list(path, spec.get("list")) for side, spec in sides.items()}
+    lists = read_lists(path.parent / manifest["neighbours"], copies)
     return RetrievalTask(
         name=manifest["name"],
         first_stage=manifest["first_stage"],
-        ranks=ranks,
-        similarities=similarities,
-        judged=_judged(path, manifest, lists["query"], lists["gallery"], ranks),
+        ranks=lists.indices,
+        similarities=lists.similarities,
+        judged=_judged(path, manifest, images["query"], images["gallery"], lists.indices),
         protocols=metric_of(manifest["metric"]),
         queries=_open_descriptors(path, sides["query"]),
         database=_open_descriptors(path, sides["gallery"]),
@@ -104,22 +108,20 @@ def _open_descriptors(path: Path, spec: Mapping[str, str]) -> DescriptorReader:
     raise UserError(f"{path}: descriptors {text!r} is neither an HDF5 file, a packed store nor FOLDER:SPLIT")
 
 
-def read_lists(place: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Similarities [Nq, R] and integer indices [Nq, R] of a folder of ours or of a release `nn_*.pkl`.
+def read_lists(place: Path, copies: Path) -> Neighbours:
+    """Neighbour lists, memory-mapped, from a folder of ours or a release `nn_*.pkl`, which is imported to `copies` first.
 
-    Raises UserError for indices that their float32 cannot hold (a database of more than 2²⁴ images).
+    Raises UserError for a pickle that is refused, or holds indices that its floats cannot (a database beyond 2²⁴ images).
     """
     if place.suffix != ".pkl":
-        lists = open_neighbours(place)
-        return lists.similarities, lists.indices
-    similarities, indices = read_neighbours(place)
-    largest = indices.max(initial=0)
-    if indices.dtype.kind == "f" and largest >= 2 ** (np.finfo(indices.dtype).nmant + 1):
-        raise UserError(
-            f"{place}: index {largest:.0f} is beyond what {indices.dtype} holds exactly; make the lists with "
-            "`python -m ames_jax.prepare neighbours`"
-        )
-    return similarities, indices.astype(np.int32 if largest < 2**31 else np.int64)
+        return open_neighbours(place)
+    if not place.is_file():
+        raise UserError(f"{place} is missing")
+    facts = {"path": str(place.resolve()), "bytes": place.stat().st_size, "modified": place.stat().st_mtime_ns}
+    folder = copies / hashlib.sha256(facts["path"].encode()).hexdigest()[:16]
+    if not (folder / "about.json").is_file() or facts.items() - read_json(folder / "about.json").items():
+        import_neighbours(place, folder, about=facts)
+    return open_neighbours(folder)
 
 
 def _read_list(path: Path, name: str | None) -> ImageList | None:

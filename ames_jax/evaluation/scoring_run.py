@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,8 +12,9 @@ import jax
 import numpy as np
 
 from ames_jax import match_kernel
-from ames_jax.checkpoints import weights_of
+from ames_jax.checkpoints import model_fingerprint
 from ames_jax.descriptors import DescriptorSet
+from ames_jax.distributed import as_lead, is_lead, join_shares, own_share
 from ames_jax.evaluation.pair_scores import ScoreFile, score_task
 from ames_jax.evaluation.task import RetrievalTask
 from ames_jax.index.packing import BitPacker
@@ -85,7 +87,11 @@ class ScoreKeeper:
     def logits(
         self, task: RetrievalTask, method: Method, k: int, query_descriptors: int, database_descriptors: int
     ) -> np.ndarray:
-        """float32 [Nq, C] with a score for every pair that a shortlist of k needs, NaN elsewhere; scores what is new."""
+        """float32 [Nq, C] with a score for every pair that a shortlist of k needs, NaN elsewhere; scores what is new.
+
+        Every process scores its share of the queries, into a file of its own; all get all scores, and the lead process
+        writes them into the one file that later runs of any number of processes read.
+        """
         needed = task.needed_pairs(k)
         facts = {
             **method.facts,
@@ -98,28 +104,33 @@ class ScoreKeeper:
             "query_descriptors": query_descriptors,
             "database_descriptors": database_descriptors,
         }
-        scores = ScoreFile(self.folder, facts, len(task.ranks), needed.shape[1])
-        score_task(
-            task,
-            needed,
-            method.scorer,
-            scores,
-            query_descriptors=query_descriptors,
-            database_descriptors=database_descriptors,
-            packer=method.packer,
-            memory_bytes=self.memory_bytes,
-            show_progress=self.show_progress,
-        )
-        return np.array(scores.logits[:, : needed.shape[1]])
-
-
-def model_fingerprint(model: AMES) -> str:
-    """A hash of the model's shape and weights (32 hexadecimal digits)."""
-    digest = hashlib.sha256(repr(model.config).encode())
-    for name, weight in sorted(weights_of(model).items()):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(weight).tobytes())
-    return digest.hexdigest()[:32]
+        score = partial(
+            score_task, task, scorer=method.scorer, query_descriptors=query_descriptors,
+            database_descriptors=database_descriptors, packer=method.packer, memory_bytes=self.memory_bytes,
+            show_progress=self.show_progress and is_lead(),
+        )  # fmt: skip
+        queries, columns = len(task.ranks), needed.shape[1]
+        processes = jax.process_count()
+        if processes == 1:
+            scores = ScoreFile(self.folder, facts, queries, columns)
+            score(needed=needed, scores=scores)
+            return np.array(scores.logits[:, :columns])
+        part = self.folder / f"process_{jax.process_index()}_of_{processes}"
+        scores = ScoreFile(part, facts, queries, columns)
+        mine = own_share(queries)
+        if is_lead():
+            known = np.array(ScoreFile(self.folder, facts, queries, columns).logits[:, :columns])
+        else:
+            known = np.zeros((queries, columns), np.float32)
+        known = np.asarray(as_lead(known))
+        scores.logits[mine, :columns] = np.where(np.isnan(known[mine]), scores.logits[mine, :columns], known[mine])
+        score(needed=needed & np.isin(np.arange(queries), mine)[:, None], scores=scores)
+        joined = join_shares(np.array(scores.logits[mine, :columns]), queries)
+        if is_lead():
+            whole = ScoreFile(self.folder, facts, queries, columns)
+            whole.logits[:, :columns] = joined
+            whole.logits.flush()
+        return joined
 
 
 def _digest(array: np.ndarray) -> str:

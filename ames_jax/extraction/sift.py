@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +21,18 @@ SAMPLE = 20_000
 class SiftStatistics:
     """What is learned from training images: mean float32 [128] of RootSIFT, VLAD centres float32 [C, 128].
 
+    `spread` goes with them: how far apart the keypoints are (see `keypoints.detect`).
+
     The mean matters: RootSIFT is non-negative, all its values lie in one corner of the sphere, and the sign of a
     projection (a bit) of uncentred values says little.
     """
 
     mean: np.ndarray
     centres: np.ndarray
+    spread: float = 0.0
 
     @classmethod
-    def learn(cls, histogram: np.ndarray, centres: int, seed: int = 0) -> SiftStatistics:
+    def learn(cls, histogram: np.ndarray, centres: int, seed: int = 0, spread: float = 0.0) -> SiftStatistics:
         """From SIFT histograms uint8 [N, 128] of training images; deterministic in its arguments.
 
         Raises:
@@ -39,17 +43,23 @@ class SiftStatistics:
         rng = np.random.default_rng(seed)
         sample = _root(histogram[np.sort(rng.permutation(len(histogram))[:SAMPLE])])
         mean = sample.mean(0, dtype=np.float64).astype(np.float32)
-        return cls(mean, learn_centres(normalised(sample - mean), centres, seed))
+        return cls(mean, learn_centres(normalised(sample - mean), centres, seed), spread)
+
+    def fingerprint(self) -> str:
+        """What tells whether descriptors and a model were made with the same statistics (32 hexadecimal digits)."""
+        values = (np.asarray(getattr(self, field.name), np.float32) for field in fields(self))
+        content = b"".join(np.ascontiguousarray(value).tobytes() for value in values)
+        return hashlib.sha256(content).hexdigest()[:32]
 
     def save(self, path: Path) -> None:
-        np.savez(path, mean=self.mean, centres=self.centres)
+        np.savez(path, mean=self.mean, centres=self.centres, spread=self.spread)
 
     @classmethod
     def load(cls, path: Path) -> SiftStatistics:
         """Raises UserError when the file is missing, damaged or not written by `save`."""
         try:
             with path.open("rb") as file, np.load(file) as arrays:
-                return cls(arrays["mean"], arrays["centres"])
+                return cls(arrays["mean"], arrays["centres"], float(arrays["spread"]) if "spread" in arrays else 0.0)
         except Exception as error:
             raise UserError(f"{path}: no SIFT statistics (mean, centres) can be read from it: {error}") from error
 
@@ -65,7 +75,7 @@ def local_descriptors(image: np.ndarray, count: int, statistics: SiftStatistics)
     Returns:
       features float32 [N, 128] of length 1, xy [N, 2] in 0..1, scale [N] (diameter, pixels), weight [N] (falling).
     """
-    return as_descriptors(detect(image, count), statistics)
+    return as_descriptors(detect(image, count, statistics.spread), statistics)
 
 
 def as_descriptors(keypoints: Keypoints, statistics: SiftStatistics) -> DescriptorSet:

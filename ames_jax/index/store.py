@@ -11,11 +11,12 @@ A store is written to STORE.partial and renamed when it is whole, so a killed bu
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -53,6 +54,11 @@ class PackedStore:
     def __len__(self) -> int:
         return len(self.counts)
 
+    @property
+    def binarizer(self) -> str:
+        """`packing.binarizer_fingerprint` of the model that made the bits."""
+        return self.header["binarizer"]
+
     def read(self, rows: np.ndarray, count: int) -> DescriptorSet:
         """The first `count` descriptors of images `rows` (int [n], any order): bits uint8 [n, min(count, T), bits / 8]."""
         rows = np.asarray(rows)
@@ -66,6 +72,24 @@ class PackedStore:
     def ids(self) -> list[str]:
         """The id of every image."""
         return (self.path / "ids.txt").read_text(encoding="utf-8").split("\n")[:-1]
+
+    def rows(self, ids: Sequence[str]) -> np.ndarray:
+        """int64 [n], the rows of images by id; raises UserError naming the first that the store does not hold."""
+        return rows_of(self._row_of, ids, self.path)
+
+    @functools.cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {name: row for row, name in enumerate(self.ids())}
+
+    def check_model(self, binarizer: str | None) -> None:
+        """Raises UserError unless the bits are those of a model: its `packing.binarizer_fingerprint`, None for floats."""
+        if binarizer is None:
+            raise UserError(f"{self.path} holds bits, which a full-precision model cannot read: give a binary model")
+        if binarizer != self.header["binarizer"]:
+            raise UserError(
+                f"{self.path}: its bits were made by another model ({self.header['model']}, binarizer "
+                f"{self.header['binarizer'][:8]}) than the one given ({binarizer[:8]}); build the store with this model"
+            )
 
     def verify(self) -> None:
         """Reads everything and raises UserError, naming the file, where its checksum is not that of the header."""
@@ -86,18 +110,16 @@ def open_store(path: str | Path, binarizer: str | None = None) -> PackedStore:
         if size != facts["bytes"]:
             found = "is missing" if size is None else f"has {size} bytes, expected {facts['bytes']}: it is truncated"
             raise UserError(f"{path / name} {found}; build or copy the store again")
-    if binarizer is not None and binarizer != header["binarizer"]:
-        raise UserError(
-            f"{path}: its bits were made by another model ({header['model']}, binarizer {header['binarizer'][:8]}) than "
-            f"the one given (binarizer {binarizer[:8]}); build the store with this model"
-        )
     if _checksum(path / "counts.npy") != header["files"]["counts.npy"]["crc32"]:
         raise UserError(f"{path / 'counts.npy'} is damaged: its checksum is wrong; build the store again")
     bits, counts = np.load(path / "bits.npy", mmap_mode="r"), np.load(path / "counts.npy")
     expected = (header["images"], header["descriptors"], header["bits"] // 8)
     if bits.shape != expected or bits.dtype != np.uint8 or counts.shape != expected[:1]:
         raise UserError(f"{path / 'bits.npy'} holds {bits.dtype} {bits.shape}, the header says uint8 {expected}")
-    return PackedStore(path, header, bits, counts)
+    store = PackedStore(path, header, bits, counts)
+    if binarizer is not None:
+        store.check_model(binarizer)
+    return store
 
 
 def build_store(
@@ -141,6 +163,14 @@ def build_store(
     (partial / "header.json").write_text(json.dumps(header, indent=1), encoding="utf-8")
     os.replace(partial, path)
     return open_store(path, packer.fingerprint)
+
+
+def rows_of(row_of: Mapping[str, int], ids: Sequence[str], where: Path) -> np.ndarray:
+    """int64 [n], rows by id; raises UserError naming the first id that is unknown."""
+    missing = [name for name in ids if name not in row_of]
+    if missing:
+        raise UserError(f"{where} holds no image {missing[0]!r} ({len(missing)} of {len(ids)} ids are unknown)")
+    return np.array([row_of[name] for name in ids], np.int64)
 
 
 def _write_bits(

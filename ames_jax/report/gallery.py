@@ -13,14 +13,18 @@ from ames_jax.report.figures import INK, new_figure
 
 # Green and red as Okabe and Ito have them; wrong images also have a dashed border, so that colour is not needed.
 RIGHT, WRONG, NEUTRAL = "#009E73", "#D55E00", "#666666"
+LEGEND = "green, solid: right   red, dashed: wrong"
+ORDER = "queries from the largest gain to the largest loss"
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One image of a ranking: uint8 [height, width, 3] RGB, and whether it is right."""
+    """One image of a ranking: uint8 [height, width, 3] RGB, whether it is right (None: not known), score and id if any."""
 
     image: np.ndarray
-    right: bool
+    right: bool | None
+    score: float | None = None
+    id: str = ""
 
 
 @dataclass(frozen=True)
@@ -28,14 +32,15 @@ class GalleryQuery:
     """A query and the first images of its two rankings.
 
     image: uint8 [height, width, 3]. old_places: for each entry of `after`, its place before, counted from 1.
-    average_precision: before and after, percent.
+    average_precision: before and after, percent; None where it is not known. name: of the query, if any.
     """
 
     image: np.ndarray
     before: Sequence[Shown]
     after: Sequence[Shown]
     old_places: Sequence[int]
-    average_precision: tuple[float, float]
+    average_precision: tuple[float, float] | None
+    name: str = ""
 
 
 def pick_queries(before: np.ndarray, after: np.ndarray, count: int) -> np.ndarray:
@@ -68,44 +73,54 @@ def gallery_query(
     return GalleryQuery(image, shown(before), shown(after), old_places, average_precision)
 
 
-def draw_gallery(data_set: str, method: str, queries: Sequence[GalleryQuery], path: str | Path) -> None:
+def draw_gallery(
+    data_set: str, method: str, queries: Sequence[GalleryQuery], path: str | Path, order: str = ORDER
+) -> None:
     """Writes a PNG: two rows a query, the first stage's ranking above the re-ranked one.
 
-    Borders: green and solid for a right image, red and dashed for a wrong one. Below each re-ranked image: its place,
-    and the place it came from if that was another.
+    Borders: green and solid for a right image, red and dashed for a wrong one, grey where that is not known. Below each
+    image: its place, the place it came from if that was another, and its score if it has one. order: how the queries
+    are ordered, for the title.
     """
     columns = max(max(len(query.before), len(query.after)) for query in queries)
-    with new_figure(path, 1.35 * (columns + 1.6), 2.45 * len(queries) + 0.5) as figure:
+    known = any(shown.right is not None for query in queries for shown in (*query.before, *query.after))
+    notes = [note for note in (LEGEND if known else "", order) if note]
+    with new_figure(path, 1.35 * (columns + 1.6), 2.45 * len(queries) + 0.25 + 0.25 * bool(notes)) as figure:
         figure.get_layout_engine().set(w_pad=0.05, h_pad=0.04, wspace=0.02, hspace=0.02)
-        figure.suptitle(
-            f"{data_set}: first stage, and re-ranked by {method}\n"
-            "green, solid: right   red, dashed: wrong   queries from the largest gain to the largest loss",
-            x=0.01,
-            ha="left",
-            fontsize=10,
-        )
+        title = f"{data_set}: first stage, and re-ranked by {method}"
+        figure.suptitle("\n".join([title, "   ".join(notes)]) if notes else title, x=0.01, ha="left", fontsize=10)
         blocks = figure.subfigures(len(queries), 1, squeeze=False)[:, 0]
         for block, query in zip(blocks, queries, strict=True):
             grid = block.add_gridspec(2, columns + 1, width_ratios=[1.6, *[1] * columns])
-            before, after = query.average_precision
-            asked = block.add_subplot(grid[:, 0])
-            _show(asked, query.image, NEUTRAL, f"query\nAP {before:.0f} → {after:.0f}", "-")
+            _show(block.add_subplot(grid[:, 0]), query.image, NEUTRAL, query_caption(query), "-")
             for column, shown in enumerate(query.before):
                 _show_ranked(block.add_subplot(grid[0, column + 1]), shown, str(column + 1))
             for column, (shown, old) in enumerate(zip(query.after, query.old_places, strict=True)):
-                _show_ranked(block.add_subplot(grid[1, column + 1]), shown, _move(column + 1, old))
+                _show_ranked(block.add_subplot(grid[1, column + 1]), shown, move(column + 1, old))
             for axes, text in ((block.axes[1], "before"), (block.axes[1 + len(query.before)], "after")):
                 axes.set_ylabel(text, fontsize=8, color=INK)
 
 
-def _move(place: int, old: int) -> str:
+def query_caption(query: GalleryQuery) -> str:
+    """What stands below a query: its name, and its AP before and after, where they are known."""
+    if query.average_precision is None:
+        return query.name or "query"
+    before, after = query.average_precision
+    return f"{query.name or 'query'}\nAP {before:.0f} → {after:.0f}"
+
+
+def move(place: int, old: int) -> str:
+    """ "3", or "3  (▲ from 7)" where the image stood elsewhere before."""
     if place == old:
         return str(place)
     return f"{place}  ({'▲' if old > place else '▼'} from {old})"
 
 
 def _show_ranked(axes: Axes, shown: Shown, caption: str) -> None:
-    _show(axes, shown.image, RIGHT if shown.right else WRONG, caption, "-" if shown.right else "--")
+    color, line = {True: (RIGHT, "-"), False: (WRONG, "--"), None: (NEUTRAL, "-")}[shown.right]
+    if shown.score is not None:
+        caption = f"{caption} · {shown.score:.2f}"
+    _show(axes, shown.image, color, caption, line)
 
 
 def _show(axes: Axes, image: np.ndarray, color: str, caption: str, line: str) -> None:

@@ -95,22 +95,25 @@ def write_report(settings: ConfigDict, root: Path, workdir: Path, teacher: AMES,
     print("\n".join(str(workdir / name) for name in written))
 
 
-def contestants(root: Path, teacher: AMES, student: AMES) -> list[Contestant]:
-    """Teacher, student, and hand-made matching of the floats and of the student's very bits."""
+def contestants(root: Path, teacher: AMES | None, student: AMES) -> list[Contestant]:
+    """Teacher (where there is one), student, and hand-made matching of the floats and of the student's very bits."""
     whitening = Whitening.fit(sample_descriptors(open_split(root, "train"), 30_000, 48, seed=0))
-    width = teacher.config.descriptor_width
+    width = student.config.descriptor_width
 
     def floats(queries: DescriptorSet, database: DescriptorSet, shortlists: np.ndarray) -> Mapping[float, np.ndarray]:
         return kernel_scores(queries, database, shortlists, whitening=whitening)
 
     as_stored = lambda descriptors: descriptors  # noqa: E731
     bits, bit_bytes = student.tokenizer.binarize, student.config.bits // 8
-    return [
-        Contestant("teacher", "teacher", 2 * teacher.config.model_width, model_score(teacher), as_stored, GAMMAS, False),
+    found = [
         Contestant("student", "student", bit_bytes, model_score(student), bits, GAMMAS, True),
         Contestant("hand-made, floats", "kernel on floats", 2 * width, floats, as_stored, KERNEL_GAMMAS, True),
         Contestant("hand-made, bits", "kernel on bits", bit_bytes, kernel_scores, bits, KERNEL_GAMMAS, True),
     ]  # fmt: skip
+    if teacher is None:
+        return found
+    bytes_of_token = 2 * teacher.config.model_width
+    return [Contestant("teacher", "teacher", bytes_of_token, model_score(teacher), as_stored, GAMMAS, False), *found]
 
 
 def model_score(model: AMES) -> Score:
@@ -171,21 +174,23 @@ def draw_curves(
     workdir: Path, validation: EvaluationSet, shortlist: int, roles: Sequence[str] = ("teacher", "student")
 ) -> None:
     """training.png, from the logs of these roles in `workdir`."""
-    runs = []
-    for role in roles:
-        lines = read_history(workdir / role)
-        steps = [line for line in lines if "loss" in line]
-        checks = [line for line in lines if "validation_map" in line]
-
-        def curve(some: list[dict], key: str) -> Curve:
-            return Curve([line["step"] for line in some], [line[key] for line in some])
-
-        if steps:
-            runs.append(
-                TrainingRun(role, curve(steps, "loss"), curve(steps, "accuracy"), curve(checks, "validation_map"))
-            )
+    runs = [run for role in roles if (run := training_run(role, workdir / role)) is not None]
     base = validation.map_of(validation.ranks)
     draw_training(validation.name, runs, workdir / "training.png", base, validation.ceiling(shortlist))
+
+
+def training_run(name: str, directory: Path) -> TrainingRun | None:
+    """The curves of a run from its logs, or None where nothing was logged."""
+    lines = read_history(directory)
+    steps = [line for line in lines if "loss" in line]
+    checks = [line for line in lines if "validation_map" in line]
+
+    def curve(some: list[dict], key: str) -> Curve:
+        return Curve([line["step"] for line in some], [line[key] for line in some])
+
+    if not steps:
+        return None
+    return TrainingRun(name, curve(steps, "loss"), curve(steps, "accuracy"), curve(checks, "validation_map"))
 
 
 def draw_ranked(queries: int, root: Path, workdir: Path, measured: Measured, test: EvaluationSet) -> None:

@@ -124,6 +124,20 @@ def test_descriptors_and_dtype_are_as_asked(source):
     assert not longer.anchor.valid[:, ROWS:].any()
 
 
+def test_augmentation_leaves_out_and_disturbs_and_is_pure(source):
+    plain, options = take(pipeline(source), 3), {"drop": 0.3, "noise": 0.1}
+    disturbed = take(pipeline(source, **options), 3)
+    halves = [take(pipeline(source, **options, process=i, processes=2), 3, 0) for i in range(2)]
+    for before, after, parts in zip(plain, disturbed, zip(*halves)):
+        np.testing.assert_array_equal(before.ids, after.ids)
+        assert 1 <= after.anchor.valid.sum() < before.anchor.valid.sum()
+        # The strongest descriptor that is left is one of the image's own, moved a little.
+        offset = np.linalg.norm(np.float32(after.anchor.features[0, 0] - before.anchor.features[0]), axis=-1).min()
+        assert 0 < offset < 0.3 * np.linalg.norm(np.float32(after.anchor.features[0, 0]))
+        joined = np.concatenate([part.negative.features for part in parts])
+        np.testing.assert_array_equal(joined, after.negative.features)
+
+
 def test_any_sequence_of_images_is_a_source():
     random = np.random.default_rng(0)
 

@@ -7,15 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flax import nnx
 
+from ames_jax.checkpoints import save_model
 from ames_jax.data import neighbour_jobs
 from ames_jax.data.importing import import_neighbours
 from ames_jax.data.neighbour_jobs import search_to_folder
 from ames_jax.data.neighbours import nearest, open_neighbours
 from ames_jax.data.release_files import ReleaseSource
 from ames_jax.data.shards import open_split, read_about
-from ames_jax.errors import UserError
+from ames_jax.errors import UserError, run_main
+from ames_jax.index.store import open_store
 from ames_jax.prepare import main
+from ames_jax.similarity import AMES, AMESConfig
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -151,10 +155,44 @@ def test_neighbours(release):
     )
 
 
+def test_neighbours_of_a_gallery_with_distractors(release):
+    """Two files are searched as one; a k beyond the block gives whole rankings."""
+    path = release.hdf5("query.hdf5", release.globals[:7])
+    gallery = release.hdf5("gallery.hdf5", release.globals[:40])
+    np.save(release.folder / "distractors.npy", release.globals[40:])
+    both = ("--database", gallery, release.folder / "distractors.npy")
+    for k, block in ((9, 16), (60, 16)):
+        out = release.folder / f"q.{k}"
+        assert run("neighbours", "--queries", path, *both, "--k", k, "--out", out, "--block", block) == 0
+        found, rows = nearest(release.globals[:7], release.globals, k)
+        np.testing.assert_array_equal(open_neighbours(out).indices, rows)
+        np.testing.assert_allclose(open_neighbours(out).similarities, found, atol=1e-6)
+
+
+def test_neighbours_name_what_cannot_be(release):
+    path = release.hdf5("dinov2_cls.hdf5", release.globals)
+    out = release.folder / "lists"
+    search = ("neighbours", "--queries", path, "--out", out, "--block", 16)
+    assert run(*search, "--k", 9) == 0
+    assert run(*search, "--k", 9) == 0
+    with pytest.raises(UserError, match=r"lists holds other neighbour lists \(k = 9\): name another folder"):
+        run(*search, "--k", 8)
+    with pytest.raises(UserError, match="process 2 of 2: count hosts from 0 to 1"):
+        run(*search, "--k", 9, "--process", 2, "--processes", 2)
+    with pytest.raises(UserError, match="--out is missing"):
+        run("neighbours", "--queries", path)
+    with pytest.raises(UserError, match="argument --k: expected a whole number above 0, found '0'"):
+        run(*search, "--k", 0)
+    release.globals[21, 3] = np.nan
+    nan = release.hdf5("nan.hdf5", release.globals)
+    with pytest.raises(UserError, match=r"rows from 16 hold NaN or infinity: .* validate"):
+        run("neighbours", "--queries", nan, "--k", 9, "--block", 16, "--out", release.folder / "x")
+
+
 def test_the_race_with_faiss_prints_a_ratio(release, capsys):
-    pytest.importorskip("faiss")
+    pytest.importorskip("faiss", reason="faiss is optional")
     np.save(release.folder / "g.npy", release.globals)
-    assert run("neighbours", "--queries", release.folder / "g.npy", "--k", 5, "--out", "unused", "--compare-faiss") == 0
+    assert run("neighbours", "--queries", release.folder / "g.npy", "--k", 5, "--compare-faiss") == 0
     assert "ratio" in capsys.readouterr().out
 
 
@@ -198,6 +236,72 @@ def test_hosts_share_a_search(release):
     assert not search_to_folder(folder / "two", values, values, 9, block=16, process=1, processes=2)
     assert search_to_folder(folder / "two", values, values, 9, block=16, process=0, processes=2)
     assert files(folder / "two") == files(folder / "one")
+
+
+def test_a_search_killed_while_it_finishes_is_finished(release, monkeypatch):
+    """Also what happens when two hosts end at the same time: the other one moved a file away."""
+    values, folder = release.globals, release.folder
+    search_to_folder(folder / "whole", values, values, 9, block=16)
+    plain = neighbour_jobs.os.replace
+
+    def killed(source, target):
+        plain(source, target)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(neighbour_jobs.os, "replace", killed)
+        patch.setattr(neighbour_jobs, "write_text", lambda path, text: path.write_text(text))
+        with pytest.raises(KeyboardInterrupt):
+            search_to_folder(folder / "killed", values, values, 9, block=16)
+    assert search_to_folder(folder / "killed", values, values, 9, block=16)
+    assert files(folder / "killed") == files(folder / "whole")
+
+
+def test_a_store_of_the_release_and_of_shards(release, tmp_path, capsys):
+    shape = AMESConfig(descriptor_width=8, bits=16, model_width=16, layers=1, feed_forward=16, heads=2)
+    save_model(AMES(shape, nnx.Rngs(0)), tmp_path / "model")
+    features = release.hdf5()
+    release.list()
+    more = ("--model", tmp_path / "model", "--descriptors", 4)
+    listed = ("--list", release.folder / "train.txt", release.folder / "train.txt")
+    assert run("store", "--features", features, features, *listed, *more, "--out", tmp_path / "a.store") == 0
+    assert "120 images, 8 B of descriptors each" in capsys.readouterr().out
+    assert shards(release) == 0
+    dataset = ("--features", release.folder / "set", "--split", "train")
+    assert run("store", *dataset, *more, "--out", tmp_path / "b.store") == 0
+    first, second = open_store(tmp_path / "a.store"), open_store(tmp_path / "b.store")
+    np.testing.assert_array_equal(first.bits[60:], second.bits)
+    np.testing.assert_array_equal(first.counts, np.tile(second.counts, 2))
+    assert first.ids()[60:] == second.ids() == open_split(release.folder / "set", "train").ids()
+    with pytest.raises(UserError, match="the lists name 60 images, the descriptor files hold 120"):
+        run("store", "--features", features, features, *listed[:2], *more, "--out", tmp_path / "c.store")
+    with pytest.raises(UserError, match="name one, and --split"):
+        run("store", "--features", release.folder / "set", *more, "--out", tmp_path / "c.store")
+
+
+def test_only_public_queries_count_in_validation(release, capsys):
+    truth = [{"ok": [i]} for i in range(760)]
+    path = release.pickle("gnd_gldv2-test.pkl", {"gnd": truth})
+    splits = ("--query", "test_query", "--database", "test_gallery", "--ground-truth", path, "--name", "validation")
+    assert run("import", "--root", release.folder, *splits, "--public") == 0
+    found = json.loads((release.folder / "ground_truth" / "validation.json").read_text())["queries"]
+    assert found == truth[:10] + [{"ok": []}] * 750
+    small = release.pickle("gnd_small.pkl", {"gnd": truth[:9]})
+    with pytest.raises(UserError, match="9 queries, of which the last 750 would be private"):
+        run("import", "--root", release.folder, "--query", "q", "--ground-truth", small, "--public")
+
+
+def test_what_the_system_refuses_is_one_line(release, capsys):
+    def main():
+        return run("import", "--root", release.hdf5(), "--query", "train", "--neighbours", release.neighbours())
+
+    with pytest.raises(SystemExit) as ended:
+        run_main(main)
+    assert ended.value.code == 2
+    assert (
+        capsys.readouterr().err
+        == f"error: {release.folder}/dinov2_local.hdf5/neighbours/train.train: Not a directory\n"
+    )
 
 
 def test_beam_writes_the_same_bytes(release):

@@ -5,8 +5,9 @@ import pickle
 import numpy as np
 import pytest
 
+from ames_jax.data.global_descriptors import GlobalDescriptors
 from ames_jax.data.release_files import ReleaseSource, read_ground_truth, read_list, read_neighbours
-from ames_jax.data.release_hdf5 import LocalFeatures, open_global
+from ames_jax.data.release_hdf5 import LocalFeatures
 from ames_jax.errors import UserError
 
 
@@ -106,11 +107,22 @@ def test_files_of_another_kind_are_named(release):
 
 
 def test_global_descriptors(release):
-    np.testing.assert_array_equal(open_global(release.hdf5("g.hdf5", release.globals)), release.globals)
-    np.save(release.folder / "g.npy", release.globals)
-    assert isinstance(open_global(release.folder / "g.npy"), np.memmap)
-    with pytest.raises(UserError, match=r"expected global descriptors \[images, values\], found \(60, 6, 13\)"):
-        open_global(release.hdf5())
+    hdf5 = release.hdf5("g.hdf5", release.globals)
+    np.save(release.folder / "g.npy", release.globals.astype(np.float16))
+    both = GlobalDescriptors([hdf5, release.folder / "g.npy"])
+    assert both.shape == (120, 16)
+    np.testing.assert_array_equal(both[:60], release.globals)
+    expected = np.concatenate([release.globals, release.globals.astype(np.float16)])
+    np.testing.assert_array_equal(both[55:70], expected[55:70])
+    assert both[130:].shape == (0, 16)
+    both.save(release.folder / "copy.npy")
+    np.testing.assert_array_equal(np.load(release.folder / "copy.npy"), expected)
+    with pytest.raises(UserError, match=r"expected global descriptors \[images, values\], found float16 \(60, 6, 13\)"):
+        GlobalDescriptors([release.hdf5()])
+    with pytest.raises(UserError, match=r"n.hdf5: 8 values an image, but .*g.hdf5 has 16"):
+        GlobalDescriptors([hdf5, release.hdf5("n.hdf5", release.globals[:, :8])])
+    with pytest.raises(UserError, match=r"x.npy is missing"):
+        GlobalDescriptors([release.folder / "x.npy"])
 
 
 def test_a_source_is_images_with_ids_and_labels(release):

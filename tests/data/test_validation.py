@@ -1,11 +1,14 @@
 """`validate` finds each fault, names the file and the first image, and says what to do; sound files give none."""
 
+import json
+
 import numpy as np
 import pytest
 
 from ames_jax.data.hdf5_checks import sample_rows
+from ames_jax.data.neighbours import save_neighbours
 from ames_jax.data.release_files import ReleaseSource
-from ames_jax.data.shards import write_shards
+from ames_jax.data.shards import link_split, write_shards
 from ames_jax.data.validation import validate
 
 
@@ -43,6 +46,31 @@ def test_a_missing_part_of_a_virtual_file(release):
     path = release.virtual()
     (release.folder / "dinov2_xab_local.hdf5").unlink()
     only(problems(path), "dinov2_local.hdf5 is a virtual file and its part", "dinov2_xab_local.hdf5 is missing", "copy")
+
+
+def test_parts_of_a_virtual_file_that_would_read_as_zeros(release):
+    path = release.virtual()
+    part = release.folder / "dinov2_xab_local.hdf5"
+    whole = part.read_bytes()
+    part.write_bytes(whole[:-500])
+    only(problems(path), "dinov2_xab_local.hdf5 is cut short")
+    release.hdf5(part.name, release.flat[:7])
+    only(
+        problems(path),
+        "maps 1560 values of `features` of",
+        "xab_local.hdf5, which holds 546: copy that part again",
+    )
+    part.write_bytes(whole.replace(b"features", b"featured"))
+    only(problems(path), "xab_local.hdf5, which holds 0")
+
+
+def test_bits_that_were_not_written(release):
+    bits = np.full((60, 6, 16), 85, np.uint8)
+    bits[30:40], release.metadata[30:40] = 0, 0
+    only(problems(release.structured(bits)), "10 images, the first of them 30, are all zero with metadata and all")
+    release.metadata[30:40] = 0.5
+    release.metadata[30:40, :, 3] = 0
+    assert problems(release.structured(bits)) == []  # zeros are bits like any others
 
 
 def test_a_virtual_file_that_does_not_map_all_images(release):
@@ -194,6 +222,7 @@ def test_a_foreign_pickle(release):
 
 
 def test_large_files_are_sampled_and_say_so(release, monkeypatch):
+    monkeypatch.setattr("ames_jax.data.hdf5_checks.WHOLE_BYTES", 0)
     monkeypatch.setattr("ames_jax.data.hdf5_checks.SAMPLE_RUNS", 3)
     monkeypatch.setattr("ames_jax.data.hdf5_checks.SAMPLE_RUN", 4)
     release.features[30, 0, 0] = np.nan
@@ -231,7 +260,28 @@ def test_a_data_set_of_ours(release):
     only(problems(root), "00001-of-00002", "write the data set again")
 
 
+def test_the_lists_of_a_data_set_of_ours(release):
+    root = release.folder / "set"
+    link_split(root, "train", ReleaseSource(release.hdf5(), release.list()))
+    similarities, indices = release.lists()
+    save_neighbours(root / "neighbours" / "train.train", similarities, indices)
+    (root / "global").mkdir()
+    np.save(root / "global" / "train.npy", release.globals)
+    assert problems(root) == []
+    indices[4, 3] = 60
+    save_neighbours(root / "neighbours" / "train.train", similarities, indices)
+    np.save(root / "global" / "train.npy", release.globals[:50])
+    (root / "ground_truth").mkdir()
+    truth = {"query": "train", "database": "train", "queries": [{"ok": [99]}] * 60}
+    (root / "ground_truth" / "toy.json").write_text(json.dumps(truth))
+    found = problems(root)
+    assert len(found) == 3
+    assert "train.npy: 50 images, but split train has 60" in found[0]
+    assert "name images outside of the 60" in found[1]
+    assert "toy.json: query 0 names image 99" in found[2]
+
+
 def test_files_that_cannot_be_checked(release):
     (release.folder / "notes.md").write_text("")
-    only(problems(release.folder / "notes.md"), "expected .hdf5, .pkl, .txt or the folder of a data set")
+    only(problems(release.folder / "notes.md"), "expected .hdf5, .npy, .pkl, .txt or the folder of a data set")
     only(problems(release.folder), "is no finished data set")

@@ -25,7 +25,7 @@ from ames_jax.evaluate import evaluate
 from ames_jax.evaluation.layouts import open_task
 from ames_jax.index.packing import BitPacker
 from ames_jax.index.store import build_store
-from ames_jax.metrics import mean_average_precision
+from ames_jax.metrics import gldv2_protocols, mean_average_precision
 from ames_jax.model_files import load_model
 from ames_jax.similarity import AMES, AMESConfig
 from ames_jax.torch_weights import from_torch, infer_config
@@ -205,7 +205,7 @@ def test_relevance_by_id_equals_labels(own_data, models, tmp_path):
 def test_a_packed_store_gives_exactly_the_figures_of_its_floats(own_data, models, tmp_path):
     floats = run(own_data, tmp_path / "a", models["bits"], database_descriptors=5)
     assert floats["rows"][0]["bytes_per_image"] == 5 * 4
-    task = open_task(own_data, "custom", "", "")
+    task = open_task(own_data, "custom", "", "", tmp_path / "lists")
     packer = BitPacker(load_model(models["bits"]))
     ids = [str(row) for row in range(IMAGES)]
     build_store(tmp_path / "g.store", task.database, ids, packer, STORED, model="bits", source="own photos")
@@ -221,6 +221,10 @@ def test_a_prepared_data_set_is_tuned_on_validation_and_measured_on_test(tmp_pat
     save_model(AMES(shape, nnx.Rngs(0)), tmp_path / "model")
     fields = {"dataset": "test", "tune_on": "validation", "lam": "0,1", "gamma": "1"}
     results = run(root, tmp_path / "run", str(tmp_path / "model"), **fields)
+    truth = (root / "ground_truth" / "test.json").read_text()
+    (root / "ground_truth" / "gldv2-test.json").write_text(truth)  # a benchmark's shards are judged as the benchmark is
+    for name, protocols in (("gldv2-test", gldv2_protocols()), ("gldv2-val", gldv2_protocols()[:1])):
+        assert open_task(root, name, "", "", tmp_path).protocols == protocols
     assert results["tuned_on"]["dataset"] == "synthetic, validation"
     assert results["dataset"] == "synthetic, test"
     assert results["first_stage"]["name"] == "mean"
@@ -330,13 +334,41 @@ def test_bad_data_is_one_clear_line(own_data, models, tmp_path, damage, message)
         run(own_data, tmp_path / "run", models["floats"])
 
 
-def test_a_store_of_another_model_is_refused(own_data, models, tmp_path):
+@pytest.fixture
+def other_store(own_data, tmp_path) -> Path:
+    """The gallery packed by another binary model."""
     shape = AMESConfig(descriptor_width=WIDTH, bits=32, model_width=16, layers=1, feed_forward=16)
     other = BitPacker(AMES(shape, nnx.Rngs(1)))
-    database = open_task(own_data, "custom", "", "").database
-    build_store(tmp_path / "g.store", database, ["x"] * IMAGES, other, STORED, model="other", source="own photos")
-    with pytest.raises(UserError, match="made by another model"):
-        run(own_data, tmp_path / "run", models["bits"], store=str(tmp_path / "g.store"))
+    database = open_task(own_data, "custom", "", "", tmp_path / "lists").database
+    build_store(own_data / "g.store", database, ["x"] * IMAGES, other, STORED, model="other", source="own photos")
+    return own_data / "g.store"
+
+
+@pytest.mark.parametrize(
+    ("model", "message"), [("bits", "made by another model"), ("floats", "which a full-precision model cannot read")]
+)
+@pytest.mark.parametrize("where", ["config", "manifest"])
+def test_a_store_that_the_model_cannot_read_is_refused(own_data, models, other_store, tmp_path, where, model, message):
+    if where == "manifest":
+        change_manifest(own_data, gallery={"descriptors": "g.store", "list": "gallery.txt"})
+    with pytest.raises(UserError, match=message):
+        run(own_data, tmp_path / "run", models[model], store=str(other_store) if where == "config" else "")
+
+
+def test_pickled_lists_are_imported_once(own_data, models, tmp_path):
+    lists = own_data / "neighbours"
+    values = np.stack([np.load(lists / f"{name}.npy").astype(np.float32) for name in ("similarities", "indices")])
+    expected = run(own_data, tmp_path / "a", models["floats"])
+    (own_data / "nn_random.pkl").write_bytes(pickle.dumps(values))
+    change_manifest(own_data, neighbours="nn_random.pkl")
+    assert run(own_data, tmp_path / "b", models["floats"])["rows"] == expected["rows"]
+    (copy,) = (tmp_path / "b" / "lists").iterdir()
+    before = (copy / "indices.npy").stat().st_mtime_ns
+    run(own_data, tmp_path / "b", models["floats"])
+    assert (copy / "indices.npy").stat().st_mtime_ns == before
+    values[1] = values[1, :, ::-1]
+    (own_data / "nn_random.pkl").write_bytes(pickle.dumps(values))
+    assert run(own_data, tmp_path / "b", models["floats"])["rows"] != expected["rows"]
 
 
 def test_the_release_layout_is_found(own_data, tmp_path):
@@ -345,4 +377,4 @@ def test_the_release_layout_is_found(own_data, tmp_path):
     folder.mkdir()
     (folder / "gnd_gldv2-test.pkl").write_bytes(pickle.dumps({"gnd": [{"ok": [0]}] * QUERIES}))
     with pytest.raises(UserError, match=r"dinov2_gallery_local.hdf5 is missing"):
-        open_task(own_data, "gldv2-val", "dinov2", "dinov2")
+        open_task(own_data, "gldv2-val", "dinov2", "dinov2", tmp_path)

@@ -113,3 +113,11 @@ def test_centres_find_separate_groups() -> None:
     points = (groups[:, None] + rng.normal(0, 0.1, (3, 50, 2))).reshape(-1, 2)
     centres = learn_centres(points, 3, seed=3)
     np.testing.assert_allclose(centres[np.lexsort(centres.T)], groups[np.lexsort(groups.T)], atol=0.1)
+
+
+def test_keypoints_lie_apart_where_asked(image: np.ndarray) -> None:
+    apart, all_of_them = detect(image, 30, spread=0.05), detect(image, 30)
+    distance = np.linalg.norm((apart.xy[:, None] - apart.xy) * [160, 120], axis=-1) + 1e9 * np.eye(len(apart))
+    assert distance.min() >= 8 - 1e-3
+    assert apart.weight[0] == all_of_them.weight[0]
+    assert (np.diff(apart.weight) <= 0).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import numpy as np
 
 from ames_jax.data.landmarks import cache
 from ames_jax.data.landmarks.rendering import Task, Views, run_tasks
-from ames_jax.data.landmarks.settings import NAME, Settings
+from ames_jax.data.landmarks.scene import World, world
+from ames_jax.data.landmarks.settings import Settings
 
 # Landmark numbers of a stage start here: the stages share no landmark.
 FIRST_LANDMARK = {"train": 0, "validation": 1_000_000, "test": 2_000_000}
@@ -35,13 +37,16 @@ class Split:
         pairs = [(i, self.first + j) for i in range(self.landmarks) for j in range(self.views)]
         return [f"{self.name}/{landmark:04d}_{view}" for landmark, view in pairs]
 
-    def tasks(self, settings: Settings, photos: Path | None) -> list[Task]:
+    def tasks(self, settings: Settings, photos: Path | None, open_world: Callable[[Settings], World]) -> list[Task]:
         ids, start = self.ids, FIRST_LANDMARK[self.stage]
         paths = [photos / f"{name}.jpg" for name in ids] if photos else []
         return [
-            Task(settings, start + i, self.first, self.views, tuple(paths[i * self.views : (i + 1) * self.views]))
+            Task(
+                settings, start + i, self.first, self.views,
+                tuple(paths[i * self.views : (i + 1) * self.views]), open_world,
+            )
             for i in range(self.landmarks)
-        ]
+        ]  # fmt: skip
 
 
 def splits(settings: Settings) -> list[Split]:
@@ -59,6 +64,7 @@ def build(
     processes: int | None = None,
     rebuild: bool = False,
     progress: bool = True,
+    open_world: Callable[[Settings], World] = world,
 ) -> Path:
     """The folder of the ready data set, built first where it is not there yet.
 
@@ -68,45 +74,54 @@ def build(
       processes: rendering processes; by default one for each core this process may use.
       rebuild: build again even where it is there.
       progress: show a progress bar on stderr.
+      open_world: from the settings to the world that is photographed; worker processes import it.
 
     Raises:
       UserError: when a file of the built set is missing or damaged (named, with how to rebuild), or `root` cannot be
         written.
     """
     settings = settings or Settings()
-    folder = Path(root or cache.cache_home()) / f"landmarks-{settings.key()}"
+    folder = Path(root or cache.cache_home()) / f"{settings.folder}-{settings.key()}"
     if folder.exists() and not rebuild:
         cache.check(folder)
         return folder
-    cache.publish(folder, lambda target: _fill(target, settings, processes, progress), replace=rebuild)
+    cache.publish(folder, lambda target: _fill(target, settings, processes, progress, open_world), replace=rebuild)
     return folder
 
 
-def _fill(target: Path, settings: Settings, processes: int | None, progress: bool) -> None:
+def _fill(
+    target: Path, settings: Settings, processes: int | None, progress: bool, open_world: Callable[[Settings], World]
+) -> None:
     parts = splits(settings)
-    views = _render(target, parts, settings, processes, progress)
+    tasks = {part.name: _tasks(target, part, settings, open_world) for part in parts}
+    views = _render(tasks, settings, processes, progress)
     from ames_jax.data.landmarks.writing import write_set  # after rendering: it starts JAX
 
     write_set(target, parts, views, settings)
 
 
+def _tasks(target: Path, part: Split, settings: Settings, open_world: Callable[[Settings], World]) -> list[Task]:
+    """What is to be rendered of a split; photos of all but the training split are written below images/."""
+    photos = None if part.stage == "train" else target / "images"
+    if photos:
+        (photos / part.name).mkdir(parents=True)
+    return part.tasks(settings, photos, open_world)
+
+
 def _render(
-    target: Path, parts: list[Split], settings: Settings, processes: int | None, progress: bool
+    tasks: dict[str, list[Task]], settings: Settings, processes: int | None, progress: bool
 ) -> dict[str, Views]:
-    """Views of every split; photos of all but the training split are written below images/."""
+    """Views of every split."""
     from tqdm import tqdm
 
-    tasks, owners = [], []
-    for part in parts:
-        photos = None if part.stage == "train" else target / "images"
-        if photos:
-            (photos / part.name).mkdir(parents=True)
-        tasks += part.tasks(settings, photos)
-        owners += [part.name] * part.landmarks
-    found: dict[str, list[Views]] = {part.name: [] for part in parts}
-    images = sum(task.views for task in tasks)
-    with tqdm(total=images, desc=f"building {NAME}", unit="photo", mininterval=0.5, disable=not progress) as bar:
-        for owner, task, views in zip(owners, tasks, run_tasks(tasks, processes)):
+    owners = [name for name, some in tasks.items() for _ in some]
+    everything = [task for some in tasks.values() for task in some]
+    found: dict[str, list[Views]] = {name: [] for name in tasks}
+    images = sum(task.views for task in everything)
+    with tqdm(
+        total=images, desc=f"building {settings.name}", unit="photo", mininterval=0.5, disable=not progress
+    ) as bar:
+        for owner, task, views in zip(owners, everything, run_tasks(everything, processes)):
             found[owner].append(views)
             bar.update(task.views)
     return {name: Views.join(parts_of) for name, parts_of in found.items()}

@@ -22,14 +22,22 @@ class Camera:
     def random(cls, rng: Rng, difficulty: float) -> Camera:
         yaw, pitch, roll = np.radians(rng.uniform(-1, 1, 3) * [50, 14, 7]) * difficulty
         pitch += np.radians(4)  # people look up at buildings
-        rotation = _rotation(yaw, pitch, roll)
         target_x = CANVAS_WIDTH * (0.5 + rng.uniform(-0.3, 0.3) * difficulty)
         target_y = CANVAS_HEIGHT * (0.6 + rng.uniform(-0.22, 0.18) * difficulty)
         pixels_per_unit = 0.62 * np.exp(rng.uniform(np.log(1 - 0.5 * difficulty), np.log(1 + 0.8 * difficulty)))
-        translation = rotation @ [-target_x, -target_y, 0] + [0, 0, FOCAL / pixels_per_unit]
         centre_x = PHOTO_WIDTH / 2 + rng.uniform(-30, 30) * difficulty
         centre_y = PHOTO_HEIGHT / 2 + rng.uniform(-20, 20) * difficulty
-        intrinsics = np.array([[FOCAL, 0, centre_x], [0, FOCAL, centre_y], [0, 0, 1]])
+        return cls.towards((target_x, target_y), (yaw, pitch, roll), pixels_per_unit, (centre_x, centre_y), FOCAL)
+
+    @classmethod
+    def towards(
+        cls, target: tuple[float, float], angles: np.ndarray | tuple[float, float, float], pixels_per_unit: float,
+        centre: tuple[float, float], focal: float,
+    ) -> Camera:  # fmt: skip
+        """Looks at `target` on the facade under the angles yaw, pitch, roll (radians), seen at `centre` of the photo."""
+        rotation = _rotation(*angles)
+        translation = rotation @ [-target[0], -target[1], 0] + [0, 0, focal / pixels_per_unit]
+        intrinsics = np.array([[focal, 0, centre[0]], [0, focal, centre[1]], [0, 0, 1]])
         return cls(intrinsics @ np.column_stack([rotation, translation]))
 
     def homography(self, depth: float, x: float = 0, y: float = 0, scale: float = 1) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ames_jax.data.landmarks.scene import world
+from ames_jax.data.landmarks.scene import World, world
 from ames_jax.data.landmarks.settings import Settings
 from ames_jax.errors import UserError
 from ames_jax.extraction.keypoints import SIFT_WIDTH, detect
@@ -21,13 +21,17 @@ from ames_jax.processors import usable_cores
 
 @dataclass(frozen=True)
 class Task:
-    """Views first..first + views of one landmark; photo j is written to paths[j] where paths are given."""
+    """Views first..first + views of one landmark; photo j is written to paths[j] where paths are given.
+
+    open_world: from the settings to the world that draws it, a function that worker processes can import.
+    """
 
     settings: Settings
     landmark: int
     first: int
     views: int
     paths: tuple[Path, ...] = ()
+    open_world: Callable[[Settings], World] = world
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def render_photo(settings: Settings, landmark: int, view: int) -> bytes:
 
 def run_task(task: Task) -> Views:
     """Renders, writes and describes the photos of a task: a pure function of it."""
-    scene = world(task.settings)
+    scene = task.open_world(task.settings)
     landmark = scene.landmark(task.landmark)
     views = Views.empty(task.views, task.settings.descriptors)
     for j in range(task.views):
@@ -73,7 +77,8 @@ def run_task(task: Task) -> Views:
         if task.paths:
             task.paths[j].write_bytes(jpeg)
         # Detection runs on the compressed photo: extracting from the stored file gives the same descriptors.
-        found = detect(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_GRAYSCALE), task.settings.descriptors)
+        gray = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_GRAYSCALE)
+        found = detect(gray, task.settings.descriptors, task.settings.spread)
         views.count[j] = len(found)
         for name in ("histogram", "xy", "scale", "weight"):
             getattr(views, name)[j, : len(found)] = getattr(found, name)

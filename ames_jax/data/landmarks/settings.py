@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from typing import ClassVar
 
 from ames_jax.errors import UserError
 
@@ -18,7 +19,17 @@ CANVAS_HEIGHT, CANVAS_WIDTH = 400, 480  # a facade seen from straight ahead; 480
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the content of the set. Two equal settings give the same set; `key()` names its folder."""
+    """What decides the content of the set. Two equal settings give the same set; `key()` names its folder.
+
+    name, folder, version, spread and max_side belong to the kind of set: what it is called, where it lies, what its
+    renderer draws, how keypoints are chosen (see `extraction.keypoints.detect`), and the longest side of a photo.
+    """
+
+    name: ClassVar[str] = NAME
+    folder: ClassVar[str] = "landmarks"
+    version: ClassVar[int] = RENDERER_VERSION
+    spread: ClassVar[float] = 0.0
+    max_side: ClassVar[int] = max(PHOTO_HEIGHT, PHOTO_WIDTH)
 
     seed: int = 0
     train_landmarks: int = 448
@@ -52,5 +63,5 @@ class Settings:
 
     def key(self) -> str:
         """Ten hex digits that change with any setting and with the renderer version."""
-        content = json.dumps({"version": RENDERER_VERSION, **asdict(self)}, sort_keys=True)
+        content = json.dumps({"version": self.version, **asdict(self)}, sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:10]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ames_jax.data.landmarks.rendering import Views
-from ames_jax.data.landmarks.settings import NAME, RENDERER_VERSION, Settings
+from ames_jax.data.landmarks.settings import Settings
 from ames_jax.data.neighbours import nearest, save_neighbours
 from ames_jax.data.shards import ImageRecord, write_shards
 from ames_jax.descriptors import DescriptorSet
@@ -50,7 +50,9 @@ def write_set(target: Path, parts: Sequence[Split], views: dict[str, Views], set
     statistics = learn_statistics(views["train"], settings)
     statistics.save(target / "sift_statistics.npz")
     records = {part.name: LandmarkRecords(part.ids, part.numbers, views[part.name], statistics) for part in parts}
-    write_shards(target, "embedded_landmarks", records, descriptors=settings.descriptors, width=SIFT_WIDTH, processes=1)
+    write_shards(
+        target, f"embedded_{settings.folder}", records, descriptors=settings.descriptors, width=SIFT_WIDTH, processes=1
+    )
     global_descriptors = {name: describe_globally(found, statistics) for name, found in views.items()}
     (target / "global").mkdir()
     for name, values in global_descriptors.items():
@@ -58,11 +60,12 @@ def write_set(target: Path, parts: Sequence[Split], views: dict[str, Views], set
     _write_neighbours(target / "neighbours", global_descriptors)
     _write_ground_truth(target / "ground_truth", {part.name: part.numbers for part in parts})
     about = {
-        "name": NAME,
+        "name": settings.name,
         "backbone": "sift",
         "width": SIFT_WIDTH,
         "global": f"VLAD, {settings.vlad_centres} centres",
-        "renderer_version": RENDERER_VERSION,
+        "extraction": {"name": "sift", "descriptors": settings.descriptors, "max_side": settings.max_side},
+        "renderer_version": settings.version,
         "settings": dataclasses.asdict(settings),
     }
     (target / "about.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
@@ -71,7 +74,7 @@ def write_set(target: Path, parts: Sequence[Split], views: dict[str, Views], set
 def learn_statistics(train: Views, settings: Settings) -> SiftStatistics:
     """Mean and VLAD centres of the real descriptors of the training photos."""
     real = np.arange(train.histogram.shape[1]) < train.count[:, None]
-    return SiftStatistics.learn(train.histogram[real], settings.vlad_centres, settings.seed)
+    return SiftStatistics.learn(train.histogram[real], settings.vlad_centres, settings.seed, settings.spread)
 
 
 def describe_globally(views: Views, statistics: SiftStatistics) -> np.ndarray:

@@ -1,0 +1,67 @@
+"""Makes a model for `sift` search of a trained student: python -m ames_jax.calibrate --run=RUN --out=DIR
+
+λ and γ are chosen on the validation pictures of a rendered data set, extracted as `python -m ames_jax.extract` extracts
+photos: 100 query and 64 database descriptors. DIR then holds model.safetensors and sift_statistics.npz.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from ames_jax import runtime
+from ames_jax.benchmarks.photos import photo_set, rendered_scenes
+from ames_jax.checkpoints import facts_of, find_model, read_model, save_model
+from ames_jax.data import transfer
+from ames_jax.errors import run_main
+from ames_jax.extraction.backbones import STATISTICS_FILE, open_backbone
+from ames_jax.extraction.sift import SiftStatistics
+from ames_jax.ranking import tune
+from ames_jax.runs import GAMMAS, LAMBDAS
+from ames_jax.scoring import Scorer
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Chooses, saves and says what was chosen; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    runtime.start()
+    directory = find_model(arguments.run)
+    model, root = read_model(directory), arguments.data or transfer.build()
+    statistics = root / STATISTICS_FILE
+    pictures = rendered_scenes(root / "images")
+    validation = photo_set(pictures, [], open_backbone("sift", statistics=statistics), arguments.queries)
+    shortlist = min(arguments.shortlist, validation.ranks.shape[1])
+    bits = model.tokenizer.binarize
+    query, database = bits(validation.queries.truncate(100)), bits(validation.database.truncate(64))
+    logits = Scorer(model).shortlists(query, database, validation.shortlists(shortlist), progress="scoring")
+    setting, rows = tune(
+        validation.similarities, logits, validation.measure(), k=[shortlist], lam=LAMBDAS, gamma=GAMMAS
+    )
+    found = next(row.scores["map"] for row in rows if row.setting == setting)
+    facts = {
+        **facts_of(directory), "validation_map": found, "lam": setting.lam, "gamma": setting.gamma,
+        "backbone": "sift", "statistics": SiftStatistics.load(statistics).fingerprint(),
+    }  # fmt: skip
+    print(
+        f"validation mAP {validation.map_of(validation.ranks):.1f} → {found:.1f} at λ {setting.lam:g}, γ {setting.gamma:g}"
+    )
+    print(save_model(model, arguments.out, facts))
+    shutil.copyfile(statistics, arguments.out / STATISTICS_FILE)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m ames_jax.calibrate", description=__doc__)
+    add = parser.add_argument
+    add("--run", type=Path, required=True, help="run of a binary student, or a model directory")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder of the calibrated model")
+    add("--data", type=Path, metavar="DIR", help="rendered set with validation pictures (default: transfer scenes)")
+    add("--queries", type=int, default=120, help="validation pictures that ask (default: 120)")
+    add("--shortlist", type=int, default=100, help="images re-ranked a query (default: 100)")
+    return parser
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,76 @@
+"""Global descriptors on disk: rows of one or several files as one array that is never in memory whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ames_jax.data.release_hdf5 import features_of, open_hdf5
+from ames_jax.errors import UserError
+
+BLOCK_BYTES = 64 * 2**20
+
+
+class GlobalDescriptors:
+    """Global descriptors [N, Dg] of files in a row (a gallery and its distractors): release HDF5 or .npy.
+
+    `descriptors[start:stop]` reads these rows (float16 or float32, as stored) and keeps none.
+    """
+
+    def __init__(self, paths: Sequence[str | Path]) -> None:
+        """Opens the files.
+
+        Raises:
+          UserError: a file is missing, cut short, or holds something else; the files are of different widths.
+        """
+        self._parts = [_open(Path(path)) for path in paths]
+        self._ends = np.cumsum([len(part) for part in self._parts])
+        widths = [part.shape[1] for part in self._parts]
+        for path, width in zip(paths, widths):
+            if width != widths[0]:
+                raise UserError(
+                    f"{path}: {width} values an image, but {paths[0]} has {widths[0]}: give files of the same network"
+                )
+        self.shape = (int(self._ends[-1]), widths[0])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        start, stop, _ = rows.indices(len(self))
+        pieces = []
+        for part, end in zip(self._parts, self._ends):
+            first = end - len(part)
+            low, high = max(start, first), min(stop, end)
+            if low < high:
+                pieces.append(part[low - first : high - first])
+        return np.concatenate(pieces) if pieces else np.empty((0, self.shape[1]), np.float32)
+
+    def save(self, path: Path) -> None:
+        """Writes all rows as one float32 .npy file, block by block, whole or not at all."""
+        partial = path.with_name(f".{path.name}")
+        out = np.lib.format.open_memmap(partial, "w+", np.float32, self.shape)
+        step = max(1, BLOCK_BYTES // (4 * self.shape[1]))
+        for start in range(0, len(self), step):
+            out[start : start + step] = self[start : start + step]
+        out.flush()
+        partial.replace(path)
+
+
+def _open(path: Path) -> Any:
+    """An array of rows that are read when asked for."""
+    if path.suffix == ".npy":
+        if not path.is_file():
+            raise UserError(f"{path} is missing")
+        try:
+            values = np.load(path, mmap_mode="r")
+        except ValueError as error:
+            raise UserError(f"{path} is not a readable .npy file ({error}): copy it again") from None
+    else:
+        values = features_of(open_hdf5(path), path)
+    if values.ndim != 2 or values.dtype.kind != "f":
+        raise UserError(f"{path}: expected global descriptors [images, values], found {values.dtype} {values.shape}")
+    return values

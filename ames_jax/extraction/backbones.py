@@ -1,0 +1,149 @@
+"""Backbones by name: what turns pictures into local and global descriptors, for a collection and for a query alike."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ames_jax.descriptors import DescriptorSet
+from ames_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Extracted:
+    """Descriptors of one image.
+
+    Attributes:
+      local: N of them, strongest first: features float32 [N, width], xy float32 [N, 2] in 0..1, scale and weight
+        float32 [N]; N is smaller than asked for (or 0) where an image has no more.
+      global_descriptor: float32 [G], of length 1.
+    """
+
+    local: DescriptorSet
+    global_descriptor: np.ndarray
+
+
+class Backbone(Protocol):
+    """Extracts descriptors.
+
+    Attributes:
+      name: "sift", "dinov2" or "cvnet".
+      width: values of a local descriptor. global_width: G, values of the global one.
+      global_name: how results name the global descriptor.
+      descriptors: N, local descriptors of an image at most.
+      together: images that `extract` is best given at a time.
+      settings: plain JSON; `open_backbone(**settings)` opens the same backbone again.
+    """
+
+    name: str
+    width: int
+    global_width: int
+    global_name: str
+    descriptors: int
+    together: int
+    settings: dict[str, Any]
+
+    def fit(self, image: np.ndarray) -> np.ndarray:
+        """The image in the size that `extract` reads; `extract` does this itself, loading threads may do it before."""
+
+    def extract(self, images: Sequence[np.ndarray]) -> list[Extracted]:
+        """Descriptors of RGB images uint8 [H, W, 3], which may differ in size."""
+
+
+def open_backbone(
+    name: str,
+    *,
+    weights: Path | None = None,
+    detector: Path | None = None,
+    statistics: Path | None = None,
+    descriptors: int | None = None,
+    max_side: int | None = None,
+    dtype: str | None = None,
+    batch: int | None = None,
+) -> Backbone:
+    """Opens a backbone.
+
+    Args:
+      name: "sift", "dinov2" or "cvnet".
+      weights: file of the network's authors (dinov2: by default downloaded once; cvnet: needed).
+      detector: `*_detector.pt` of the release or of `python -m ames_jax.train --config=configs/detector.py` (by
+        default the release's, downloaded once).
+      statistics: of sift, `sift_statistics.npz` of a data set (default: those shipped with the package).
+      descriptors: the strongest kept of each image (default: sift 600, others 700).
+      max_side: longer side in pixels (default: sift at most 640, cvnet at most 1024, dinov2 exactly 770).
+      dtype: compute type of a network, "float32" (default) or "bfloat16".
+      batch: images a device at a time of a network (default: 1 on CPU, 8 elsewhere).
+
+    Raises:
+      UserError: an unknown name, an option that the backbone does not have, or a file that is missing or not right.
+    """
+    given = {"weights": weights, "detector": detector, "statistics": statistics}
+    given |= {"descriptors": descriptors, "max_side": max_side, "dtype": dtype, "batch": batch}
+    options = {key: value for key, value in given.items() if value is not None}
+    if name not in OPENERS:
+        raise UserError(f"--backbone={name}: expected one of {', '.join(OPENERS)}")
+    for key in ("descriptors", "max_side", "batch"):
+        if options.get(key, 1) < 1:
+            raise UserError(f"--{key.replace('_', '-')}={options[key]}: must be at least 1")
+    if options.get("dtype", "float32") not in ("float32", "bfloat16"):
+        raise UserError(f"--dtype={dtype}: expected float32 or bfloat16")
+    opener, known = OPENERS[name]
+    for key in options.keys() - set(known):
+        raise UserError(f"--{key.replace('_', '-')}: the backbone {name} has no such option; it has {', '.join(known)}")
+    return opener(**options)
+
+
+def reopen_backbone(root: Path) -> Backbone:
+    """The backbone that the descriptors of a data set came from, for its queries.
+
+    Args:
+      root: folder that `python -m ames_jax.extract` wrote (or the embedded landmarks).
+
+    Raises:
+      UserError: the folder does not say (its descriptors were not extracted here), or a file is gone.
+    """
+    from ames_jax.data.shards import read_about
+
+    settings = read_about(root).get("extraction")
+    if settings is None:
+        raise UserError(
+            f"{root}: about.json does not say how to extract a query; make it with python -m ames_jax.extract"
+        )
+    paths = {key: Path(settings[key]) for key in ("weights", "detector") if settings.get(key)}
+    if settings["name"] == "sift":
+        paths["statistics"] = Path(root) / STATISTICS_FILE
+    return open_backbone(**{**settings, **paths})
+
+
+STATISTICS_FILE = "sift_statistics.npz"
+
+
+def _open_sift(**options: Any) -> Backbone:
+    from ames_jax.extraction.sift_backbone import SiftBackbone
+
+    return SiftBackbone(**options)
+
+
+def _open_dinov2(**options: Any) -> Backbone:
+    from ames_jax.extraction.dinov2 import open_dinov2
+
+    return open_dinov2(**options)
+
+
+def _open_cvnet(**options: Any) -> Backbone:
+    from ames_jax.extraction.cvnet import open_cvnet
+
+    return open_cvnet(**options)
+
+
+NETWORK_OPTIONS = ("weights", "detector", "descriptors", "max_side", "dtype", "batch")
+# Imported on use: sift needs no network, and worker processes that load images need neither.
+OPENERS = {
+    "sift": (_open_sift, ("statistics", "descriptors", "max_side")),
+    "dinov2": (_open_dinov2, NETWORK_OPTIONS),
+    "cvnet": (_open_cvnet, NETWORK_OPTIONS),
+}

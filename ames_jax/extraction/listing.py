@@ -1,0 +1,152 @@
+"""Which images to extract: a folder, a text list, and boxes of queries."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ames_jax.errors import UserError
+from ames_jax.extraction.images import SUFFIXES
+
+Box = tuple[float, float, float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFile:
+    """One image: its id, its file, its label (-1: none), and the part that is looked at (None: all of it)."""
+
+    id: str
+    path: Path
+    label: int = -1
+    box: Box | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFiles:
+    """The images of a run in their order.
+
+    Attributes:
+      root: folder that the ids are relative to. files: the images.
+      label_names: name of each label, or None where labels are numbers of a list, or there are none.
+    """
+
+    root: Path
+    files: list[ImageFile]
+    label_names: list[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
+def list_images(images: Path, root: Path | None = None, boxes: Path | None = None) -> ImageFiles:
+    """The images of a folder or of a list.
+
+    Args:
+      images: a folder, of which all image files are taken, sub-folders included, in the order of their names; an
+        image's label is the number of its first sub-folder. Or a text file with a line an image: `path`, or as in the
+        release `path,width,height` or `path,label,width,height`, or `path,label`.
+      root: folder that the paths of a list are relative to; by default the list's.
+      boxes: what `read_boxes` takes, one box an image.
+
+    Raises:
+      UserError: there is nothing, no image in it, a line that cannot be read, or another number of boxes.
+    """
+    if images.is_dir():
+        if root is not None:
+            raise UserError(f"--root={root} belongs to a list, but --images={images} is a folder")
+        found = _of_folder(images)
+    elif images.is_file():
+        found = _of_list(images, root or images.parent)
+    else:
+        raise UserError(f"--images={images}: no such folder or list")
+    _refuse_bad_ids(images, found.files)
+    return found if boxes is None else _with_boxes(found, boxes)
+
+
+def _of_folder(folder: Path) -> ImageFiles:
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    shown = sorted((path for path in paths if not any(part.startswith(".") for part in path.parts)), key=Path.as_posix)
+    if not shown:
+        raise UserError(f"--images={folder}: no image in this folder (looked for {', '.join(sorted(SUFFIXES))})")
+    names = sorted({path.parts[0] for path in shown if len(path.parts) > 1})
+    number = {name: label for label, name in enumerate(names)}
+    labels = [number[path.parts[0]] if len(path.parts) > 1 else -1 for path in shown]
+    files = [ImageFile(path.as_posix(), folder / path, label) for path, label in zip(shown, labels)]
+    return ImageFiles(folder, files, names or None)
+
+
+def _of_list(path: Path, root: Path) -> ImageFiles:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"--images={path}: expected a folder, or a text list with a line an image") from error
+    if not lines:
+        raise UserError(f"--images={path}: the list is empty")
+    # A path may hold commas, so the numbers are counted from the end, in the first line for all.
+    tail = [part.strip().isdigit() for part in lines[0].split(",")[1:]]
+    numbers = 0
+    while numbers < min(3, len(tail)) and tail[-1 - numbers]:
+        numbers += 1
+    files = []
+    for i, line in enumerate(lines):
+        name, *rest = line.rsplit(",", numbers) if numbers else [line]
+        if not name.strip() or len(rest) < numbers or not all(value.strip().lstrip("-").isdigit() for value in rest):
+            raise UserError(f"--images={path} line {i + 1}: expected a path and {numbers} numbers, found {line!r}")
+        files.append(ImageFile(name.strip(), root / name.strip(), int(rest[0]) if numbers in (1, 3) else -1))
+    return ImageFiles(root, files)
+
+
+def _refuse_bad_ids(images: Path, files: Sequence[ImageFile]) -> None:
+    seen: set[str] = set()
+    for file in files:
+        if file.id in seen:
+            raise UserError(f"--images={images}: {file.id} is listed twice; every image needs an id of its own")
+        if "\n" in file.id:
+            raise UserError(f"--images={images}: the name {file.id!r} holds a line break; rename it")
+        seen.add(file.id)
+
+
+def _with_boxes(images: ImageFiles, path: Path) -> ImageFiles:
+    boxes = read_boxes(path)
+    if len(boxes) != len(images):
+        raise UserError(f"--boxes={path}: {len(boxes)} boxes for {len(images)} images")
+    files = [dataclasses.replace(file, box=box) for file, box in zip(images.files, boxes)]
+    return dataclasses.replace(images, files=files)
+
+
+def read_boxes(path: Path) -> list[Box | None]:
+    """Boxes (left, top, right, bottom in pixels) of images in their order.
+
+    Args:
+      path: `gnd_*.pkl` of ROxford or RParis, with a `bbx` a query; or a text file with a line an image, of four numbers
+        with commas between, or empty for the whole image.
+
+    Raises:
+      UserError: the file holds something else.
+    """
+    if path.suffix == ".pkl":
+        from ames_jax.data.release_files import read_ground_truth
+
+        truth = read_ground_truth(path)[0]
+        missing = [i for i, query in enumerate(truth) if len(query.get("bbx", ())) != 4]
+        if missing:
+            raise UserError(f"--boxes={path}: query {missing[0]} has no box (bbx)")
+        return [tuple(query["bbx"]) for query in truth]
+    if not path.is_file():
+        raise UserError(f"--boxes={path}: no such file")
+    return [_box_of(line, path, i) for i, line in enumerate(path.read_text(encoding="utf-8").splitlines())]
+
+
+def _box_of(line: str, path: Path, row: int) -> Box | None:
+    if not line.strip():
+        return None
+    try:
+        left, top, right, bottom = (float(value) for value in line.split(","))
+    except ValueError:
+        left = right = top = bottom = np.nan
+    if not (left < right and top < bottom):
+        raise UserError(f"--boxes={path} line {row + 1}: expected left,top,right,bottom in pixels, found {line!r}")
+    return left, top, right, bottom

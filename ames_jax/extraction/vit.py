@@ -1,0 +1,167 @@
+"""The vision transformer of DINOv2 with registers (Oquab et al. 2023, Darcet et al. 2024), forward only.
+
+Images enter as flattened patches, so that one compiled program serves every image shape of about the same number of
+patches: the rest of a bucket is padding, which no token attends to.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+EPSILON = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+    """Shape of the network; the defaults are ViT-B/14 with registers, `dinov2_vitb14_reg`.
+
+    Attributes:
+      width, depth, heads, mlp: of the transformer. patch: pixels of a patch's side.
+      grid: side of the square of position embeddings. registers: register tokens.
+      dtype: compute type; LayerNorm and softmax stay in float32.
+    """
+
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp: int = 3072
+    patch: int = 14
+    grid: int = 37
+    registers: int = 4
+    dtype: str = "float32"
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ViTOutput:
+    """Final-norm tokens, float32: class_token [B, d], registers [B, R, d], patches [B, P, d] (padding rows are noise)."""
+
+    class_token: jax.Array
+    registers: jax.Array
+    patches: jax.Array
+
+
+class ViT(nnx.Module):
+    """`model(pixels, positions, valid)`; see `patches_of` and `positions_of` for what makes its input of an image."""
+
+    def __init__(self, config: ViTConfig, rngs: nnx.Rngs) -> None:
+        self.config = config
+        linear = functools.partial(nnx.Linear, rngs=rngs, **_compute(config))
+        self.embed = linear(3 * config.patch**2, config.width)
+        normal = nnx.initializers.normal(0.02)
+        self.class_token = nnx.Param(normal(rngs.params(), (config.width,)))
+        self.registers = nnx.Param(normal(rngs.params(), (config.registers, config.width)))
+        self.class_position = nnx.Param(normal(rngs.params(), (config.width,)))
+        self.positions = nnx.Param(normal(rngs.params(), (config.grid, config.grid, config.width)))
+        self.blocks = nnx.List(Block(config, rngs) for _ in range(config.depth))
+        self.norm = nnx.LayerNorm(config.width, epsilon=EPSILON, rngs=rngs)
+
+    def __call__(self, pixels: jax.Array, positions: jax.Array, valid: jax.Array) -> ViTOutput:
+        """Tokens of B images.
+
+        Args:
+          pixels: float32 [B, P, 3 · patch²], normalised pixels of each patch, row by row, channels last.
+          positions: float32 [B, P, d], position embedding of each patch.
+          valid: bool [B, P], False for padding.
+        """
+        config = self.config
+        patches = self.embed(pixels).astype(jnp.float32) + positions
+        first = jnp.concatenate(
+            [(self.class_token[...] + self.class_position[...])[None], self.registers[...]]
+        )  # registers have no position
+        first = jnp.broadcast_to(first[None], (len(pixels), *first.shape))
+        tokens = jnp.concatenate([first, patches], axis=1).astype(config.dtype)
+        valid = jnp.pad(valid, ((0, 0), (1 + config.registers, 0)), constant_values=True)
+        for block in self.blocks:
+            tokens = block(tokens, valid)
+        tokens = self.norm(tokens.astype(jnp.float32))
+        start = 1 + config.registers
+        return ViTOutput(tokens[:, 0], tokens[:, 1:start], tokens[:, start:])
+
+
+class Block(nnx.Module):
+    """Pre-norm attention and MLP; the authors' layer scales are folded into the two output projections."""
+
+    def __init__(self, config: ViTConfig, rngs: nnx.Rngs) -> None:
+        linear = functools.partial(nnx.Linear, rngs=rngs, **_compute(config))
+        self.heads, self.dtype = config.heads, jnp.dtype(config.dtype)
+        self.norm1 = nnx.LayerNorm(config.width, epsilon=EPSILON, rngs=rngs)
+        self.qkv = linear(config.width, 3 * config.width)
+        self.out = linear(config.width, config.width)
+        self.norm2 = nnx.LayerNorm(config.width, epsilon=EPSILON, rngs=rngs)
+        self.expand = linear(config.width, config.mlp)
+        self.contract = linear(config.mlp, config.width)
+
+    def __call__(self, tokens: jax.Array, valid: jax.Array) -> jax.Array:
+        """Tokens [B, N, d] of which those with `valid` [B, N] are attended to."""
+        batch, count, width = tokens.shape
+        qkv = self.qkv(self.norm1(tokens).astype(self.dtype))
+        query, key, value = jnp.moveaxis(qkv.reshape(batch, count, 3, self.heads, -1), (2, 3), (0, 2))
+        attended = attend(query, key, value, valid)
+        tokens = tokens + self.out(jnp.moveaxis(attended, 1, 2).reshape(batch, count, width))
+        hidden = self.expand(self.norm2(tokens).astype(self.dtype))
+        return tokens + self.contract(jax.nn.gelu(hidden, approximate=False))
+
+
+def attend(query: jax.Array, key: jax.Array, value: jax.Array, valid: jax.Array) -> jax.Array:
+    """Softmax attention of [B, H, N, h] over the keys with `valid` [B, N]; softmax in float32."""
+    precision = _precision(query.dtype)
+    bias = jnp.where(valid, 0.0, jnp.finfo(jnp.float32).min)[:, None]
+    query = query * query.shape[-1] ** -0.5
+
+    def one_head(head: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        query, key, value = head  # [B, N, h]
+        scores = jnp.einsum("brc,bkc->brk", query, key, precision=precision).astype(jnp.float32) + bias
+        weights = jnp.exp(scores - scores.max(-1, keepdims=True))
+        # Divided at the end, where it is h numbers a row and not N.
+        mixed = jnp.einsum("brk,bkc->brc", weights.astype(value.dtype), value, precision=precision)
+        return (mixed / weights.sum(-1, keepdims=True)).astype(value.dtype)
+
+    heads = tuple(jnp.moveaxis(x, 1, 0) for x in (query, key, value))
+    # Head by head the scores stay in a CPU's cache, which halves the time; an accelerator wants all of the work at once.
+    mixed = jax.lax.platform_dependent(
+        heads, cpu=lambda heads: jax.lax.map(one_head, heads), default=jax.vmap(one_head)
+    )
+    return jnp.moveaxis(mixed, 0, 1)
+
+
+def patches_of(image: np.ndarray, patch: int) -> np.ndarray:
+    """uint8 [h · patch, w · patch, 3] → uint8 [h · w, patch² · 3]: its patches row by row."""
+    height, width = image.shape[0] // patch, image.shape[1] // patch
+    split = image.reshape(height, patch, width, patch, 3).swapaxes(1, 2)
+    return split.reshape(height * width, -1)
+
+
+def positions_of(grid: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Position embeddings [G, G, d] resized to [height · width, d], bicubic and antialiased as PyTorch does."""
+    if (height, width) == grid.shape[:2]:
+        return grid.reshape(height * width, -1)
+    rows = np.tensordot(resizing_matrix(grid.shape[0], height), grid, 1)
+    both = np.einsum("wg,hgd->hwd", resizing_matrix(grid.shape[1], width), rows, optimize=True)
+    return both.reshape(height * width, -1)
+
+
+def resizing_matrix(size: int, wanted: int) -> np.ndarray:
+    """float32 [wanted, size] that resizes `size` values bicubically (Keys, a = -1/2), antialiased where it shrinks."""
+    step = size / wanted
+    widening = max(step, 1.0)
+    centres = (np.arange(wanted) + 0.5) * step
+    x = np.abs((np.arange(size) + 0.5)[None] - centres[:, None]) / widening
+    near, far = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+    weights = np.where(x < 1, near, np.where(x < 2, far, 0.0))
+    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+
+
+def _precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
+    # On accelerators the default rounds float32 products to fewer bits.
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+
+
+def _compute(config: ViTConfig) -> dict:
+    return {"dtype": jnp.dtype(config.dtype), "precision": _precision(jnp.dtype(config.dtype))}

@@ -1,0 +1,110 @@
+"""Why an image was found: the correspondences that the model's cross-attention sees between it and the query."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+from ames_jax.attention import CrossWeights
+from ames_jax.descriptors import DescriptorSet
+from ames_jax.errors import UserError
+from ames_jax.extraction.images import load_image
+from ames_jax.index.packing import BitPacker
+from ames_jax.index.reranking import Hit, ranked
+from ames_jax.index.searcher import Searcher
+
+# Of an image's descriptors, how many must have the stored bits again. Networks round differently from device to device.
+SAME_PICTURE = 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """A query, an image, and what connects them.
+
+    Attributes:
+      query_image, image: RGB uint8 [H, W, 3].
+      hit: the image's scores.
+      query_xy [Q, 2], xy [T, 2]: positions of the descriptors as a share of width and height.
+      pairs: int [P, 2], query and image descriptor of each correspondence, the strongest first; strengths: float [P].
+      query_attention [Q], attention [T]: the matching token's attention to each descriptor in the last layer.
+    """
+
+    query_image: np.ndarray
+    image: np.ndarray
+    hit: Hit
+    query_xy: np.ndarray
+    xy: np.ndarray
+    pairs: np.ndarray
+    strengths: np.ndarray
+    query_attention: np.ndarray
+    attention: np.ndarray
+
+
+def explain(searcher: Searcher, query: Path, image_id: str, pictures: Path | None = None) -> Explanation:
+    """Explains the score of an indexed image for a query picture.
+
+    The index stores no positions, so the image's descriptors are extracted again from its picture; the score is that of
+    the stored bits. pictures: folder of the index's pictures, where they have moved.
+
+    Raises UserError: an id that the index does not hold; a picture that is gone, or no longer the one that was indexed.
+    """
+    index = searcher.index
+    row = int(index.rows([image_id])[0])
+    images = [load_image(query), load_image(index.picture_path(row, pictures))]
+    asked, found = searcher.extract(images)
+    local = asked.local.truncate(searcher.query_descriptors)
+    stored = index.read(np.array([row]))[0]
+    stored = DescriptorSet(stored.features[stored.valid])
+    again = found.local.truncate(stored.count)
+    _refuse_another_picture(BitPacker(index.model), stored, again, index.picture_path(row, pictures))
+    similarity = float(asked.global_descriptor @ found.global_descriptor)
+    query_set, database = DescriptorSet(local.features)[None], stored[None]
+    graph, params = nnx.split(index.model)
+
+    def look(params: nnx.State) -> tuple[jax.Array, list[CrossWeights]]:
+        model = nnx.merge(graph, params)
+        return model.pair_logits(query_set, database), model.cross_weights(query_set, database)
+
+    logit, weights = jax.jit(look)(params)
+    similarities = np.array([similarity], np.float32)
+    hit = ranked([image_id], np.array([row]), similarities, np.asarray(logit), searcher.lam, searcher.gamma)[0]
+    pairs, strengths = correspondences(weights)
+    last = np.asarray(weights[-1].matching[0].mean(axis=0))
+    count = local.count
+    return Explanation(
+        *images, hit, local.xy, again.xy, pairs, strengths, last[:count], last[count + 1 :]
+    )  # fmt: skip
+
+
+def correspondences(weights: list[CrossWeights]) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of descriptors that look at each other: int [P, 2] and strength float [P] in 0..1, falling.
+
+    The strength of query descriptor i and image descriptor j is the geometric mean of i's attention to j and j's to i,
+    averaged over heads and layers. Pairs that are each other's strongest are kept. weights: of one pair of images.
+    """
+    queries = weights[0].query.shape[2]
+    strength = np.zeros((queries, weights[0].database.shape[2]), np.float32)
+    for layer in jax.tree.map(np.asarray, weights):
+        towards, back = layer.query[0, :, :, 1:], layer.database[0, :, :, :queries]
+        strength += np.sqrt(towards * back.transpose(0, 2, 1)).mean(axis=0) / len(weights)
+    if not strength.size:
+        return np.zeros((0, 2), np.int64), np.zeros(0, np.float32)
+    best = strength.argmax(axis=1)
+    mutual = np.flatnonzero(strength.argmax(axis=0)[best] == np.arange(queries))
+    pairs = np.stack([mutual, best[mutual]], axis=1)
+    values = strength[pairs[:, 0], pairs[:, 1]]
+    order = np.argsort(-values, kind="stable")
+    return pairs[order], values[order]
+
+
+def _refuse_another_picture(packer: BitPacker, stored: DescriptorSet, again: DescriptorSet, path: Path) -> None:
+    same = 0.0
+    if again.count == stored.count:
+        bits = packer.pack(DescriptorSet(again.features[None])).features[0]
+        same = float((bits == stored.features).all(axis=1).mean()) if stored.count else 1.0
+    if same < SAME_PICTURE:
+        raise UserError(f"{path}: not the picture that was indexed ({same:.0%} of its descriptors are); index it again")

@@ -1,0 +1,73 @@
+"""The model of an index: which it is, how its scores join the global ones, and whether it fits the descriptors."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ames_jax.checkpoints import facts_of, find_model
+from ames_jax.errors import UserError
+from ames_jax.evaluation.options import RELEASED
+from ames_jax.model_files import load_model
+from ames_jax.similarity import AMES
+
+SHIPPED = {"sift": Path(__file__).parents[1] / "models" / "sift"}
+
+
+@dataclasses.dataclass(frozen=True)
+class ChosenModel:
+    """A binary model and what is known of it.
+
+    Attributes:
+      name: as the user gave it; facts: what was saved with it (data_set, backbone, statistics, …).
+      lam, gamma: λ and γ of the ensemble, None where they are not known.
+    """
+
+    model: AMES
+    name: str
+    facts: Mapping[str, Any]
+    lam: float | None
+    gamma: float | None
+
+    @classmethod
+    def load(
+        cls, name: str | Path | None, backbone: str, lam: float | None = None, gamma: float | None = None
+    ) -> ChosenModel:
+        """The model `name` as `load_model` takes it; None: the one shipped for this backbone.
+
+        λ and γ: given, or those that validation chose when the model was trained, or the authors' of a released one.
+        Raises UserError: nothing there, or no model shipped for the backbone.
+        """
+        if name is None:
+            name = SHIPPED.get(backbone)
+            if name is None or not name.is_dir():
+                raise UserError(f"--model is missing: no model is shipped for {backbone} descriptors; give one")
+        facts = facts_of(find_model(Path(name))) if Path(name).is_dir() else {}
+        known = (
+            dict(zip(("lam", "gamma"), RELEASED.get(facts.get("released", Path(name).stem), ()), strict=False)) | facts
+        )
+        lam, gamma = (value if value is not None else known.get(key) for key, value in (("lam", lam), ("gamma", gamma)))
+        return cls(load_model(name), str(name), facts, lam, gamma)
+
+    def check(self, about: Mapping[str, Any], statistics: str | None) -> None:
+        """Raises UserError where the descriptors (their about.json, the fingerprint of their SIFT statistics) are not
+        those that the model was trained for, or λ or γ are not known."""
+        if self.lam is None or self.gamma is None:
+            raise UserError(
+                f"{self.name} does not say with which λ and γ its scores join the global ones; give --lam and --gamma "
+                "(python -m ames_jax.evaluate finds good ones)"
+            )
+        trained, found = self.facts.get("backbone"), about.get("backbone")
+        if trained and found and trained != found:
+            raise UserError(
+                f"{self.name} was trained on {trained} descriptors, these are {found}; give another --model"
+            )
+        wanted = self.facts.get("statistics")
+        if wanted and statistics and wanted != statistics:
+            raise UserError(
+                f"{self.name} was trained with other SIFT statistics ({wanted[:8]}) than these descriptors were extracted "
+                f"with ({statistics[:8]}): their bits would mean something else. Extract them with "
+                "--statistics=RUN/sift_statistics.npz of the model's run directory, or give another --model"
+            )

@@ -1,0 +1,106 @@
+"""Re-ranking of one query's shortlist from stored bits, whatever search found the shortlist."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from ames_jax.descriptors import DescriptorSet
+from ames_jax.errors import UserError
+from ames_jax.evaluation.options import RELEASED
+from ames_jax.index.packing import binarizer_fingerprint
+from ames_jax.ranking import ensemble
+from ames_jax.scoring import Scorer
+from ames_jax.similarity import AMES
+
+MOST = 1 << 16  # more than any store holds of an image
+
+
+class StoredImages(Protocol):
+    """A packed store or a search index."""
+
+    path: Path
+
+    @property
+    def binarizer(self) -> str: ...
+
+    def rows(self, ids: Sequence[str]) -> np.ndarray: ...
+
+    def read(self, rows: np.ndarray, count: int) -> DescriptorSet: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Hit:
+    """One image of a ranking.
+
+    Attributes:
+      id: of the image; row: its row in the store or index.
+      score: λ · global_similarity + (1 − λ) · sigmoid(γ · logit); None below the shortlist, which has no logit.
+      global_similarity: of the first stage; logit: of the model.
+      old_place: place in the first stage's ranking, counted from 1.
+    """
+
+    id: str
+    row: int
+    score: float | None
+    global_similarity: float
+    logit: float | None
+    old_place: int
+
+
+def rerank(
+    model: AMES | Scorer,
+    query: DescriptorSet,
+    store: StoredImages,
+    ids: Sequence[str],
+    global_similarities: Sequence[float] | np.ndarray,
+    *,
+    lam: float | None = None,
+    gamma: float | None = None,
+    descriptors: int | None = None,
+) -> list[Hit]:
+    """The shortlist of any first stage, say a vector database, re-ranked: best first.
+
+    Args:
+      model: the binary model that made the store's bits; a `Scorer` of it saves work when called often.
+      query: local descriptors [Q, ·] of the query: floats or packed bits, strongest first.
+      store: a packed store (`open_store`) or a search index (`SearchIndex.open`).
+      ids: the shortlist, best first; global_similarities: its similarities [K].
+      lam, gamma: λ and γ of the ensemble. None: those of a search index; for a packed store, which has none, those of the
+        released binary DINOv2 model, .35 and .10.
+      descriptors: T, the most that are used of each stored image; None: all that are stored.
+
+    Raises:
+      UserError: an id that the store does not hold, bits of another model, descriptors that do not fit the model.
+    """
+    if len(ids) != len(global_similarities):
+        raise UserError(f"{len(ids)} ids with {len(global_similarities)} global similarities: give one for each")
+    scorer = model if isinstance(model, Scorer) else _checked_scorer(model, store)
+    rows = store.rows(ids)
+    if not len(rows):
+        return []
+    logits = scorer.shortlist(query, store.read(rows, descriptors or MOST))
+    known = getattr(store, "setting", RELEASED["dinov2_ames_dist"])
+    lam, gamma = (value if given is None else given for given, value in zip((lam, gamma), known))
+    return ranked(ids, rows, np.asarray(global_similarities, np.float32), logits, lam, gamma)
+
+
+def ranked(
+    ids: Sequence[str], rows: np.ndarray, similarities: np.ndarray, logits: np.ndarray, lam: float, gamma: float
+) -> list[Hit]:
+    """Hits by falling score; equal ones in the order of the first stage."""
+    scores = ensemble(similarities, logits, lam, gamma)
+    return [
+        Hit(ids[i], int(rows[i]), float(scores[i]), float(similarities[i]), float(logits[i]), int(i) + 1)
+        for i in np.argsort(-scores, kind="stable")
+    ]
+
+
+def _checked_scorer(model: AMES, store: StoredImages) -> Scorer:
+    if store.binarizer != binarizer_fingerprint(model):
+        raise UserError(f"{store.path}: its bits were made by another model than the one given")
+    return Scorer(model)

@@ -1,0 +1,106 @@
+"""Image files of every kind become upright RGB; what cannot be read is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ames_jax.errors import UserError
+from ames_jax.extraction.images import crop, load_image, resize, shrink
+
+GRADIENT = np.tile(np.linspace(0, 255, 30).astype(np.uint8), (20, 1))  # dark left, bright right
+COLOUR = np.stack([GRADIENT, GRADIENT[:, ::-1], np.full_like(GRADIENT, 40)], -1)
+
+
+def saved(path: Path, image: Image.Image, **options: object) -> Path:
+    image.save(path, **options)
+    return path
+
+
+def test_colour_is_kept(tmp_path: Path) -> None:
+    np.testing.assert_array_equal(load_image(saved(tmp_path / "a.png", Image.fromarray(COLOUR))), COLOUR)
+
+
+@pytest.mark.parametrize(("tag", "turns", "mirrored"), [(3, 2, False), (6, 3, False), (8, 1, False), (2, 0, True)])
+def test_exif_turns_it_upright(tmp_path: Path, tag: int, turns: int, mirrored: bool) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    found = load_image(saved(tmp_path / "a.png", Image.fromarray(COLOUR), exif=exif))
+    expected = COLOUR[:, ::-1] if mirrored else np.rot90(COLOUR, turns)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"), [("L", "png"), ("1", "png"), ("P", "png"), ("LA", "png"), ("CMYK", "jpg"), ("CMYK", "tif")]
+)
+def test_other_modes_become_rgb(tmp_path: Path, mode: str, suffix: str) -> None:
+    found = load_image(saved(tmp_path / f"a.{suffix}", Image.fromarray(COLOUR).convert(mode)))
+    assert found.shape == (20, 30, 3)
+    assert found.dtype == np.uint8
+    expected = np.asarray(Image.fromarray(COLOUR).convert(mode).convert("RGB"))
+    assert np.abs(found.astype(int) - expected).mean() < 4  # JPEG loses a little
+
+
+def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
+    alpha = np.zeros((20, 30), np.uint8)
+    alpha[:, 15:] = 255
+    found = load_image(saved(tmp_path / "a.png", Image.fromarray(np.dstack([COLOUR, alpha]))))
+    assert (found[:, :15] == 255).all()
+    np.testing.assert_array_equal(found[:, 15:], COLOUR[:, 15:])
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bits_are_rounded_to_8(tmp_path: Path, suffix: str) -> None:
+    found = load_image(saved(tmp_path / f"a.{suffix}", Image.fromarray(GRADIENT.astype(np.uint16) * 257)))
+    np.testing.assert_array_equal(found, np.repeat(GRADIENT[..., None], 3, 2))
+
+
+def test_floats_are_read_as_0_to_1(tmp_path: Path) -> None:
+    found = load_image(saved(tmp_path / "a.tif", Image.fromarray(GRADIENT.astype(np.float32) / 255)))
+    np.testing.assert_array_equal(found[..., 1], GRADIENT)
+
+
+def test_tiny_and_extreme_shapes(tmp_path: Path) -> None:
+    for shape in ((1, 1), (1, 3000), (3000, 2)):
+        found = load_image(saved(tmp_path / "a.png", Image.new("RGB", shape[::-1])))
+        assert found.shape == (*shape, 3)
+        small = shrink(found, 640)
+        assert max(small.shape) <= 640
+        assert min(small.shape) >= 1
+
+
+def test_huge_images_are_no_bomb(tmp_path: Path) -> None:
+    # Above 89 million pixels Pillow would warn of a decompression bomb, and a warning is an error here.
+    path = saved(tmp_path / "a.png", Image.new("1", (9_600, 9_400)))
+    assert load_image(path).shape == (9_400, 9_600, 3)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", None])
+def test_a_broken_image_is_named(tmp_path: Path, content: bytes | None) -> None:
+    path = saved(tmp_path / "a.jpg", Image.fromarray(COLOUR))
+    path.write_bytes(path.read_bytes()[:-200] if content is None else content)
+    with pytest.raises(UserError, match=r"a\.jpg: cannot be read as an image"):
+        load_image(path)
+    with pytest.raises(UserError, match=r"b\.jpg: no such image"):
+        load_image(tmp_path / "b.jpg")
+
+
+def test_shrinking_averages_and_never_enlarges() -> None:
+    image = np.zeros((40, 60, 3), np.uint8)
+    image[::2] = 200
+    np.testing.assert_array_equal(shrink(image, 30), np.full((20, 30, 3), 100, np.uint8))
+    assert shrink(image, 60) is image
+    assert resize(image, 80, 120).shape == (80, 120, 3)
+
+
+def test_crop_maps_positions_back() -> None:
+    image = np.arange(100 * 200 * 3, dtype=np.uint32).reshape(100, 200, 3)
+    part, share = crop(image, (50.5, 20, 150, 1000))
+    np.testing.assert_array_equal(part, image[20:100, 50:150])
+    np.testing.assert_allclose(share[0] + share[1] * [0, 0], [0.25, 0.2])
+    np.testing.assert_allclose(share[0] + share[1] * [1, 1], [0.75, 1.0])
+    with pytest.raises(UserError, match="holds nothing"):
+        crop(image, (300, 0, 400, 50))

@@ -1,0 +1,81 @@
+"""Folders, lists and boxes."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from ames_jax.errors import UserError
+from ames_jax.extraction.listing import list_images
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def test_a_folder_gives_ids_in_order_and_labels_from_sub_folders(tmp_path: Path) -> None:
+    touch(tmp_path, "b/2.JPG", "b/deep/1.png", "a/x.webp", "top.tif", "notes.txt", ".hidden/y.jpg", "a/.z.jpg")
+    found = list_images(tmp_path)
+    assert [(file.id, file.label) for file in found.files] == [
+        ("a/x.webp", 0), ("b/2.JPG", 1), ("b/deep/1.png", 1), ("top.tif", -1),
+    ]  # fmt: skip
+    assert found.label_names == ["a", "b"]
+    assert found.files[1].path == tmp_path / "b" / "2.JPG"
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (["x/a.jpg", "b,c.jpg"], [("x/a.jpg", -1), ("b,c.jpg", -1)]),
+        (["a.jpg,640,480", "b,c.jpg,3,4"], [("a.jpg", -1), ("b,c.jpg", -1)]),
+        (["a.jpg,17,640,480", "b.jpg,18,3,4"], [("a.jpg", 17), ("b.jpg", 18)]),
+        (["a.jpg,5", "b.jpg,-1"], [("a.jpg", 5), ("b.jpg", -1)]),
+    ],
+)
+def test_lists_of_all_layouts(tmp_path: Path, lines: list[str], expected: list[tuple[str, int]]) -> None:
+    path = tmp_path / "list.txt"
+    path.write_text("\n".join(lines))
+    found = list_images(path, Path("/pictures"))
+    assert [(file.id, file.label) for file in found.files] == expected
+    assert found.files[0].path == Path("/pictures") / expected[0][0]
+    assert list_images(path).root == tmp_path
+
+
+def test_boxes_of_a_ground_truth_and_of_lines(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("a.jpg\nb.jpg\n")
+    (tmp_path / "boxes.txt").write_text("1,2,30.5,40\n\n")
+    found = list_images(tmp_path / "list.txt", boxes=tmp_path / "boxes.txt")
+    assert [file.box for file in found.files] == [(1, 2, 30.5, 40), None]
+    truth = [{"bbx": [1.0, 2.0, 3.0, 4.0], "easy": [], "hard": [], "junk": []} for _ in range(2)]
+    (tmp_path / "gnd_x.pkl").write_bytes(pickle.dumps({"gnd": truth, "imlist": [], "qimlist": []}))
+    found = list_images(tmp_path / "list.txt", boxes=tmp_path / "gnd_x.pkl")
+    assert [file.box for file in found.files] == [(1, 2, 3, 4)] * 2
+
+
+@pytest.mark.parametrize(
+    ("content", "boxes", "message"),
+    [
+        ("", None, "the list is empty"),
+        ("a.jpg\na.jpg\n", None, "a.jpg is listed twice"),
+        ("a.jpg,1,2\nb.jpg,3\n", None, "line 2: expected a path and 2 numbers"),
+        ("a.jpg\n", "1,2,3,4\n5,6,7,8\n", "2 boxes for 1 images"),
+        ("a.jpg\n", "9,2,3,4\n", "line 1: expected left,top,right,bottom"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, content: str, boxes: str | None, message: str) -> None:
+    (tmp_path / "list.txt").write_text(content)
+    (tmp_path / "boxes.txt").write_text(boxes or "")
+    with pytest.raises(UserError, match=message):
+        list_images(tmp_path / "list.txt", boxes=None if boxes is None else tmp_path / "boxes.txt")
+
+
+def test_nothing_to_extract_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no image in this folder"):
+        list_images(tmp_path)
+    with pytest.raises(UserError, match="no such folder or list"):
+        list_images(tmp_path / "none")

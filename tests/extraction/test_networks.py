@@ -1,0 +1,170 @@
+"""The networks against golden files of the release; padding, batching and shapes change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import GOLDEN
+from flax import nnx
+
+from ames_jax.errors import UserError
+from ames_jax.extraction.cvnet import CvnetBackbone
+from ames_jax.extraction.detector import Detector, strongest
+from ames_jax.extraction.dinov2 import Dinov2Backbone
+from ames_jax.extraction.network_weights import detector_of, detector_weights, read_weights, resnet_of, vit_of
+from ames_jax.extraction.vit import ViTOutput, patches_of, positions_of, resizing_matrix
+from ames_jax.torch_files import write_checkpoint
+
+TOLERANCE = 1e-4
+
+
+def golden(path: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Weights under the authors' names, and cases."""
+    with np.load(path) as file:
+        arrays = dict(file)
+    weights = {name.removeprefix("param/"): array for name, array in arrays.items() if name.startswith("param/")}
+    return weights, arrays
+
+
+@pytest.fixture(scope="module")
+def vit(reference: Path) -> tuple[nnx.Module, dict[str, np.ndarray]]:
+    weights, cases = golden(reference / "extraction" / "vit_tiny_reg.npz")
+    return vit_of(weights, heads=3), cases
+
+
+@pytest.fixture(scope="module")
+def forward(vit: tuple) -> Callable[[np.ndarray], ViTOutput]:
+    """Tokens of one normalised image [H, W, 3], padded to 256 patches."""
+    network = vit[0]
+    compiled = jax.jit(lambda *inputs: network(*inputs))
+
+    def run(image: np.ndarray) -> ViTOutput:
+        patches = patches_of(image.astype(np.float32), 14)
+        positions = positions_of(np.asarray(network.positions[...]), image.shape[0] // 14, image.shape[1] // 14)
+        count, padding = len(patches), ((0, 256 - len(patches)), (0, 0))
+        pixels = np.pad(patches, padding, constant_values=7)
+        return compiled(pixels[None], np.pad(positions, padding)[None], (np.arange(256) < count)[None])
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def resnet() -> tuple[nnx.Module, dict[str, np.ndarray]]:
+    weights, cases = golden(GOLDEN / "resnet_tiny.npz")
+    return resnet_of(weights), cases
+
+
+def test_vit_matches_with_resized_positions_and_padding(vit: tuple, forward: Callable) -> None:
+    cases = vit[1]
+    for case, count in (("case1", 35), ("case2", 234)):
+        found = forward(cases[f"{case}/image"][0].transpose(1, 2, 0))
+        np.testing.assert_allclose(found.class_token, cases[f"{case}/cls"], atol=TOLERANCE, rtol=0)
+        np.testing.assert_allclose(found.registers, cases[f"{case}/registers"], atol=TOLERANCE, rtol=0)
+        np.testing.assert_allclose(found.patches[:, :count], cases[f"{case}/patches"], atol=TOLERANCE, rtol=0)
+
+
+def test_resizing_matrix_keeps_constants_and_sizes() -> None:
+    for wanted in (1, 5, 37, 60):
+        np.testing.assert_allclose(resizing_matrix(37, wanted).sum(1), 1, atol=1e-6)
+    np.testing.assert_allclose(resizing_matrix(37, 37), np.eye(37), atol=1e-6)
+
+
+def test_resnet_matches_inside_a_larger_frame(resnet: tuple) -> None:
+    network, cases = resnet
+    image = cases["case0/image"].transpose(0, 2, 3, 1)
+    framed = np.pad(image, ((0, 0), (0, 31), (0, 31), (0, 0)), constant_values=3)
+    found = jax.jit(lambda pixels, sizes: network(pixels, sizes))(framed, jnp.array([image.shape[1:3]]))
+    local = cases["case0/local_before_relu"].transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(found.local[:, :7, :9], local, atol=TOLERANCE, rtol=0)
+    np.testing.assert_allclose(found.global_descriptor, cases["case0/global"], atol=TOLERANCE, rtol=0)
+
+
+def test_detector_matches_and_survives_a_round_trip() -> None:
+    weights, cases = golden(GOLDEN / "detector_tiny.npz")
+    detector = detector_of(weights)
+    features, strength = detector(jnp.asarray(cases["case0/features"].transpose(0, 2, 3, 1)))
+    expected = cases["case0/out_features"].transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(features, expected, atol=TOLERANCE, rtol=0)
+    np.testing.assert_allclose(strength, cases["case0/weights"][:, 0], atol=TOLERANCE, rtol=0)
+    for name, array in detector_weights(detector).items():
+        np.testing.assert_array_equal(array, weights[name])
+
+
+def test_the_strongest_come_first_and_padding_last() -> None:
+    features, weights = jnp.arange(10.0).reshape(1, 5, 2), jnp.array([[0.1, 0.9, 0.5, 2.0, 0.7]])
+    valid = jnp.array([[True, True, True, False, True]])
+    found, ranked, rows = strongest(features, weights, valid, 9)
+    assert rows[0].tolist() == [1, 4, 2, 0, 3]
+    assert ranked[0, -1] == -1
+    np.testing.assert_array_equal(found[0, 0], [2, 3])
+
+
+PICTURES = [(100, 140, 3), (140, 100, 3), (1, 1, 3), (4, 900, 3)]
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 255, shape).astype(np.uint8) for shape in PICTURES]
+
+
+def test_dinov2_of_many_shapes_at_once(vit: tuple, forward: Callable, pictures: list[np.ndarray]) -> None:
+    detector = Detector(48, nnx.Rngs(0))
+    backbone = Dinov2Backbone(vit[0], detector, descriptors=40, max_side=140)
+    found = backbone.extract(pictures)
+    assert [len(item.local.weight) for item in found] == [40, 40, 40, 10]
+    again = backbone.extract(pictures[1:2])[0]
+    np.testing.assert_allclose(again.local.features, found[1].local.features, atol=1e-5)
+    for item in found:
+        assert (np.diff(item.local.weight) <= 0).all()
+        np.testing.assert_allclose(np.linalg.norm(item.local.features, axis=1), 1, atol=1e-5)
+        np.testing.assert_allclose(np.linalg.norm(item.global_descriptor), 1, atol=1e-5)
+    fitted = backbone.fit(pictures[0])
+    assert fitted.shape == (98, 140, 3)
+    assert backbone.fit(fitted) is fitted
+    # The strongest patch by hand.
+    tokens = forward((fitted / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225])
+    features, weights = detector(tokens.patches[0, :70])
+    best = int(np.argmax(weights))
+    np.testing.assert_allclose(found[0].local.features[0], features[best], atol=1e-4)
+    np.testing.assert_allclose(found[0].local.xy[0], [(best % 10 + 0.5) / 10, (best // 10 + 0.5) / 7], atol=1e-6)
+    np.testing.assert_allclose(
+        found[0].global_descriptor, tokens.class_token[0] / np.linalg.norm(tokens.class_token), atol=1e-4
+    )
+
+
+def test_cvnet_joins_three_scales(resnet: tuple, pictures: list[np.ndarray]) -> None:
+    backbone = CvnetBackbone(resnet[0], Detector(32, nnx.Rngs(0)), descriptors=30, max_side=40)
+    found = backbone.extract(pictures[:3])
+    assert set(found[0].local.scale.tolist()) <= {0.0, 1.0, 2.0}
+    # 1 × 1 pixel: one position a scale.
+    assert sorted(found[2].local.scale.tolist()) == [0, 1, 2]
+    for item in found:
+        assert (np.diff(item.local.weight) <= 0).all()
+        assert ((item.local.xy >= 0) & (item.local.xy <= 1)).all()
+        np.testing.assert_allclose(np.linalg.norm(item.global_descriptor), 1, atol=1e-5)
+    again = backbone.extract(pictures[1:2])[0]
+    np.testing.assert_allclose(again.local.features, found[1].local.features, atol=1e-5)
+
+
+def test_weights_that_do_not_fit_are_listed(tmp_path: Path) -> None:
+    weights, _ = golden(GOLDEN / "detector_tiny.npz")
+    wrong = {name: array for name, array in weights.items() if name != "bn.bias" and "num_batches" not in name}
+    write_checkpoint(tmp_path / "d.pt", {**wrong, "more": np.zeros(2, np.float32)})
+    with pytest.raises(UserError, match=r"d\.pt: the weights do not fit.*\(2 faults\): missing bn\.bias; unknown more"):
+        detector_of(read_weights(tmp_path / "d.pt"), source=str(tmp_path / "d.pt"))
+    with pytest.raises(UserError, match="weigh/kernel has shape"):
+        detector_of({**weights, "conv2.weight": np.zeros((1, 4, 1, 1), np.float32)})
+
+
+def test_cvnet_weights_are_found_below_their_prefix() -> None:
+    weights, _ = golden(GOLDEN / "resnet_tiny.npz")
+    both = {f"encoder_q.globalmodel.{name}": array for name, array in weights.items()}
+    both |= {f"encoder_k.globalmodel.{name}": array * 0 for name, array in weights.items()}
+    found, expected = resnet_of(both), resnet_of(weights)
+    np.testing.assert_array_equal(found.stem.kernel[...], expected.stem.kernel[...])

@@ -1,0 +1,41 @@
+"""FAISS behind the first stage: kinds, parts, parameters."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ames_jax.errors import UserError
+from ames_jax.index.global_index import GlobalIndex, factory_string, make_empty, write_empty, write_part
+
+pytest.importorskip("faiss")
+
+
+@pytest.mark.parametrize(
+    ("kind", "parameters"), [("flat", None), ("ivf", "nprobe=99"), ("hnsw", None), ("SQfp16", None)]
+)
+def test_global_indexes_of_every_kind(tmp_path, kind, parameters):
+    """In two parts; exact or nearly so on 400 images."""
+    vectors = np.random.default_rng(0).standard_normal((400, 16)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    write_empty(make_empty(kind, vectors), tmp_path / "empty")
+    for part, rows in (("a", slice(0, 300)), ("b", slice(300, 400))):
+        write_part(tmp_path / "empty", vectors[rows], tmp_path / part)
+    index = GlobalIndex([tmp_path / "a", tmp_path / "b"], parameters)
+    similarities, rows = index.search(vectors[::40], 5)
+    expected = np.argsort(-(vectors[::40] @ vectors.T), axis=1)[:, :5]
+    assert (rows == expected).mean() > 0.95
+    np.testing.assert_allclose(similarities[:, 0], 1, atol=1e-2)
+
+
+def test_global_indexes_that_cannot_be(tmp_path):
+    vectors = np.eye(8, dtype=np.float32)
+    assert factory_string("ivf", 10**6) == "IVF4000,Flat"
+    assert factory_string("ivf", 8) == "IVF1,Flat"
+    with pytest.raises(UserError, match="--global-index=Nonsense: FAISS cannot make"):
+        make_empty("Nonsense", vectors)
+    write_empty(make_empty("flat", vectors), tmp_path / "empty")
+    with pytest.raises(UserError, match="--faiss=nprobe=3: this index has no such"):
+        GlobalIndex([tmp_path / "empty"], "nprobe=3")
+    with pytest.raises(UserError, match="have 5 values, those of the index 8"):
+        write_part(tmp_path / "empty", np.ones((2, 5)), tmp_path / "part")

@@ -1,0 +1,151 @@
+"""Building and adding: what an index costs, and nothing lost when a process dies."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import photo_folder
+import pytest
+
+from ames_jax import search
+from ames_jax.errors import UserError
+from ames_jax.extraction.backbones import STATISTICS_FILE
+from ames_jax.index import building
+from ames_jax.index.building import Descriptors, add_images, build_index
+from ames_jax.index.collection import SearchIndex
+from ames_jax.index.model_choice import ChosenModel
+from ames_jax.index.searcher import Searcher
+
+ROOT = Path(__file__).parents[2]
+QUERY_DESCRIPTORS, BUDGET = 30, 80  # 20 descriptors of 4 bytes
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
+def chosen(made):
+    return ChosenModel.load(made / "model", "sift")
+
+
+def test_the_index_costs_its_budget(made, capsys):
+    index = SearchIndex.open(made / "index")
+    assert (len(index), index.facts["descriptors"]) == (12, 20)
+    assert index.ids[4] == "scene1/1.jpg"
+    header_of_npy = 128
+    assert (made / "index" / "part-00000" / "bits.npy").stat().st_size == 12 * BUDGET + header_of_npy
+    index.verify()
+
+
+def test_added_images_are_found_as_if_indexed_at_once(made, grown, capsys):
+    add = ["index", f"--descriptors={grown / 'set'}", f"--out={grown / 'index'}", "--add"]
+    assert search.main(add) == 0
+    assert "20 images (8 new)" in capsys.readouterr().out
+    assert search.main(add) == 0
+    assert "20 images (0 new)" in capsys.readouterr().out
+    whole = build_index(grown / "whole", Descriptors.open(grown / "set"), chosen(made), budget=BUDGET)
+    path = made / "asked" / "scene0" / "5.jpg"
+    settings = {"shortlist": 20, "query_descriptors": QUERY_DESCRIPTORS}
+    added, at_once = (Searcher(index, **settings).search(path) for index in (grown / "index", whole))
+    assert [hit.id for hit in added.hits] == [hit.id for hit in at_once.hits]
+    assert len(added.hits) == 20
+    index = SearchIndex.open(grown / "index")
+    rows = np.array([15, 0, 11, 12])
+    read, expected = index.read(rows, 7), whole.read(whole.rows([index.ids[row] for row in rows]), 7)
+    np.testing.assert_array_equal(read.features, expected.features)
+    np.testing.assert_array_equal(read.valid, expected.valid)
+    assert index.picture(15) == made / "pictures" / index.ids[15]
+
+
+KILLED = """
+import os, signal, sys
+from ames_jax.index import building
+name, index, descriptors = sys.argv[1:]
+original = getattr(building, name)
+def die(*arguments, **options):
+    original(*arguments, **options)
+    os.kill(os.getpid(), signal.SIGKILL)
+setattr(building, name, die)
+building.add_images(index, building.Descriptors.open(descriptors))
+"""
+
+
+def test_a_killed_addition_leaves_the_old_index(made, grown):
+    """Killed with everything written but index.json."""
+    command = [sys.executable, "-c", KILLED, "write_part", str(grown / "index"), str(grown / "set")]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, check=False)
+    assert done.returncode == -9, done.stderr
+    assert (grown / "index" / "part-00001").exists()
+    index = SearchIndex.open(grown / "index")
+    assert len(index) == 12
+    index.verify()
+    assert Searcher(index, shortlist=8, query_descriptors=QUERY_DESCRIPTORS).search(made / "asked" / "scene0" / "5.jpg")
+    assert add_images(grown / "index", Descriptors.open(grown / "set")) == 8
+    assert len(SearchIndex.open(grown / "index")) == 20
+
+
+def test_a_failed_build_leaves_nothing(made, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "write_part", fail)
+        with pytest.raises(OSError, match="disk full"):
+            build_index(tmp_path / "index", Descriptors.open(made / "set"), chosen(made))
+    assert not (tmp_path / "index").exists()
+    build_index(tmp_path / "index", Descriptors.open(made / "set"), chosen(made))
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
+def test_two_additions_at_a_time_are_refused(grown):
+    with (grown / "index" / building.LOCK).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another process is adding"):
+            add_images(grown / "index", Descriptors.open(grown / "set"))
+
+
+def test_what_does_not_belong_together_is_refused(made, grown, tmp_path):
+    descriptors = Descriptors.open(made / "set")
+    with pytest.raises(UserError, match="exists already; add images to it with --add"):
+        build_index(made / "index", descriptors, chosen(made))
+    with pytest.raises(UserError, match="--budget=3 B: one descriptor alone takes 4 B"):
+        build_index(tmp_path / "new", descriptors, chosen(made), budget=3)
+    strange = photo_folder.write_model(tmp_path / "strange", made / "statistics.npz", statistics="0123456789ab")
+    with pytest.raises(UserError, match=r"other SIFT statistics \(01234567\)"):
+        build_index(tmp_path / "new", descriptors, ChosenModel.load(strange, "sift"))
+    strange = photo_folder.write_model(tmp_path / "strange", made / "statistics.npz", backbone="dinov2")
+    with pytest.raises(UserError, match="trained on dinov2 descriptors, these are sift"):
+        build_index(tmp_path / "new", descriptors, ChosenModel.load(strange, "sift"))
+    strange = photo_folder.write_model(tmp_path / "strange", made / "statistics.npz", lam=None)
+    with pytest.raises(UserError, match="give --lam and --gamma"):
+        build_index(tmp_path / "new", descriptors, ChosenModel.load(strange, "sift"))
+    about = json.loads((grown / "set" / "about.json").read_text())
+    about["images"] = {"images": str(tmp_path)}
+    (grown / "set" / "about.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match="is in the index already, as another picture"):
+        add_images(grown / "index", Descriptors.open(grown / "set"))
+    about["extraction"]["max_side"] = 100
+    (grown / "set" / "about.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match="extracted with max_side = 100"):
+        add_images(grown / "index", Descriptors.open(grown / "set"))
+    statistics = dict(np.load(made / "statistics.npz"))
+    np.savez(grown / "set" / STATISTICS_FILE, mean=statistics["mean"] + 1, centres=statistics["centres"])
+    with pytest.raises(UserError, match="other SIFT statistics than the images of"):
+        add_images(grown / "index", Descriptors.open(grown / "set"))
+    with pytest.raises(UserError, match="no model is shipped for dinov2"):
+        ChosenModel.load(None, "dinov2")
+
+
+def test_what_is_not_a_whole_index_is_refused(made, grown):
+    with pytest.raises(UserError, match="is not a search index"):
+        SearchIndex.open(made / "set")
+    file = grown / "index" / "part-00000" / "global.faiss"
+    file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(UserError, match=r"global.faiss has \d+ bytes, expected \d+: it is truncated"):
+        SearchIndex.open(grown / "index")
+    (grown / "set" / "global" / "images.npy").unlink()
+    with pytest.raises(UserError, match="global descriptor of every image"):
+        Descriptors.open(grown / "set")

@@ -1,0 +1,79 @@
+"""`python -m ames_jax.search query` and `explain`: what they print, write and draw."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+
+import cv2
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from ames_jax import search
+from ames_jax.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
+@pytest.fixture
+def query(made):
+    """The command line of a query of scene 1."""
+    image = made / "asked" / "scene1" / "5.jpg"
+    return ["query", f"--index={made / 'index'}", f"--image={image}", "--shortlist=8", "--query-descriptors=30"]
+
+
+def test_query_prints_and_draws(made, query, tmp_path, capsys):
+    pictures = [tmp_path / "found.html", tmp_path / "found.png"]
+    flags = ["--top=3", "--columns=4", "--labels=folder", "--timing", f"--json={tmp_path / 'found.json'}"]
+    assert search.main([*query, *flags, *(f"--gallery={path}" for path in pictures)]) == 0
+    printed = capsys.readouterr().out
+    assert len(re.findall(r"^ +[123] .*scene\d/\d.jpg$", printed, re.MULTILINE)) == 3
+    assert re.search(r"ms a query: extract [\d.]+, global [\d.]+, gather [\d.]+, score [\d.]+, rank [\d.]+ ", printed)
+    found = json.loads((tmp_path / "found.json").read_text())["queries"]
+    assert [hit["place"] for hit in found[0]["hits"]] == [1, 2, 3]
+    assert found[0]["hits"][0]["picture"] == str(made / "pictures" / found[0]["hits"][0]["id"])
+    page = pictures[0].read_text()
+    images = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
+    assert len(images) == 1 + 2 * 4
+    assert cv2.imdecode(np.frombuffer(base64.b64decode(images[0]), np.uint8), cv2.IMREAD_COLOR).shape == (160, 200, 3)
+    assert not re.search(r"https?://|<script|src=\"(?!data:)", page)
+    assert page.count('class="right"') + page.count('class="wrong"') == 8
+    assert page.index("Global ranking") < page.index("Re-ranked")
+    assert imread(pictures[1]).std() > 0.01
+
+
+def test_several_queries_as_json(made, query, capsys):
+    assert search.main([*query[:2], *query[3:], f"--images={made / 'asked'}", "--top=2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["queries"]
+    assert [len(entry["hits"]) for entry in found] == [2] * 4
+
+
+def test_explain_draws(made, tmp_path, query, capsys):
+    picture = tmp_path / "why.png"
+    assert search.main(["explain", *query[1:], "--id=scene1/0.jpg", f"--out={picture}"]) == 0
+    assert re.search(r"score 0.\d+: \d+ correspondences, drawn in", capsys.readouterr().out)
+    assert imread(picture).std() > 0.01
+
+
+def test_explain_refuses_what_is_not_the_indexed_picture(made, query, tmp_path):
+    (tmp_path / "scene1").mkdir()
+    other = (made / "pictures" / "scene2" / "0.jpg").read_bytes()
+    (tmp_path / "scene1" / "0.jpg").write_bytes(other)
+    with pytest.raises(UserError, match=r"scene1/0.jpg: not the picture that was indexed"):
+        search.main(["explain", *query[1:], "--id=scene1/0.jpg", f"--pictures={tmp_path}"])
+    with pytest.raises(UserError, match=r"scene1/1.jpg: the picture is not there \(any more\)"):
+        search.main(["explain", *query[1:], "--id=scene1/1.jpg", f"--pictures={tmp_path}"])
+
+
+def test_what_cannot_be_asked(made, query, tmp_path):
+    with pytest.raises(UserError, match=r"--gallery=found.svg: expected a name that ends in"):
+        search.main([*query, "--gallery=found.svg"])
+    with pytest.raises(UserError, match="nothing to search for"):
+        search.main([*query[:2]])
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"broken.jpg: cannot be read as an image"):
+        search.main([*query[:2], *query[3:], f"--image={tmp_path / 'broken.jpg'}"])
+    with pytest.raises(UserError, match="--add uses the model of the index"):
+        search.main(["index", f"--descriptors={made / 'set'}", f"--out={made / 'index'}", "--add", "--model=m"])

@@ -1,0 +1,106 @@
+"""Query and re-rank: the same list from every way in."""
+
+from __future__ import annotations
+
+import numpy as np
+import photo_folder
+import pytest
+
+from ames_jax.descriptors import DescriptorSet
+from ames_jax.errors import UserError
+from ames_jax.extraction.backbones import Extracted
+from ames_jax.extraction.images import load_image
+from ames_jax.index.model_choice import ChosenModel
+from ames_jax.index.reranking import rerank
+from ames_jax.index.searcher import STAGES, Searcher
+from ames_jax.ranking import ensemble
+from ames_jax.scoring import score_shortlist
+
+QUERY_DESCRIPTORS = 30
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
+@pytest.fixture
+def searcher(made, one_device) -> Searcher:
+    return Searcher(made / "index", shortlist=8, query_descriptors=QUERY_DESCRIPTORS)
+
+
+def test_a_query_is_what_its_parts_say(made, searcher):
+    """Global similarities, logits and order, computed here by hand."""
+    path = made / "asked" / "scene2" / "5.jpg"
+    result = searcher.search(path, k=12)
+    asked = searcher.backbone.extract([load_image(path)])[0]
+    similarities = np.load(made / "set" / "global" / "images.npy") @ asked.global_descriptor
+    order = np.argsort(-similarities, kind="stable")
+    assert [hit.row for hit in result.first_stage] == order.tolist()
+    index = searcher.index
+    query = DescriptorSet(asked.local.truncate(QUERY_DESCRIPTORS).features)
+    logits = score_shortlist(index.model, query, index.read(order[:8]))
+    scores = ensemble(similarities[order[:8]], logits, 0.6, 0.3)
+    expected = order[:8][np.argsort(-scores, kind="stable")]
+    assert [hit.row for hit in result.hits] == [*expected, *order[8:]]
+    np.testing.assert_allclose([hit.score for hit in result.hits[:8]], -np.sort(-scores), atol=1e-5)
+    assert [hit.score for hit in result.hits[8:]] == [None] * 4
+    assert sorted(hit.old_place for hit in result.hits) == list(range(1, 13))
+    assert result.hits[0].id == index.ids[result.hits[0].row]
+    assert result.seconds.keys() == set(STAGES)
+
+
+def test_every_kind_of_query_finds_the_same(made, searcher):
+    path = made / "asked" / "scene1" / "5.jpg"
+    picture = load_image(path)
+    extracted = searcher.backbone.extract([picture])[0]
+    queries = [path, str(path), picture, extracted, extracted.local]
+    many = searcher.search_many([made / "asked" / "scene0" / "5.jpg", *queries], k=5)[1:]
+    alone = searcher.search(path, k=5)
+    for result in many:
+        assert [hit.id for hit in result.hits] == [hit.id for hit in alone.hits]
+        np.testing.assert_allclose([h.score for h in result.hits], [h.score for h in alone.hits], atol=1e-5)
+
+
+def test_a_picture_without_descriptors_is_a_query(searcher):
+    assert len(searcher.search(np.zeros((50, 50, 3), np.uint8), k=3).hits) == 3
+
+
+def test_another_global_descriptor_is_refused(searcher):
+    local = DescriptorSet(np.ones((3, 128), np.float32))
+    with pytest.raises(UserError, match="has 7 values"):
+        searcher.search(Extracted(local, np.ones(7, np.float32)))
+
+
+def test_reranking_for_another_first_stage(made, searcher):
+    """From a packed store or an index, by id, whatever found the list."""
+    path = made / "asked" / "scene3" / "5.jpg"
+    result = searcher.search(path, k=8)
+    first = result.first_stage
+    query = searcher.backbone.extract([load_image(path)])[0].local.truncate(QUERY_DESCRIPTORS)
+    index, similarities = searcher.index, [hit.global_similarity for hit in first]
+    for store in (index, index.stores[0]):
+        hits = rerank(index.model, query, store, [hit.id for hit in first], similarities, lam=0.6, gamma=0.3)
+        assert [(hit.id, hit.old_place) for hit in hits] == [(hit.id, hit.old_place) for hit in result.hits]
+    by_default = rerank(index.model, query, index, [hit.id for hit in first], similarities)
+    assert [hit.score for hit in by_default] == [hit.score for hit in hits]
+    assert rerank(index.model, query, index, [], [], lam=0.6, gamma=0.3) == []
+    with pytest.raises(UserError, match=r"holds no image 'x.jpg' \(1 of 2"):
+        rerank(index.model, query, index, [first[0].id, "x.jpg"], [1, 1], lam=0.6, gamma=0.3)
+    with pytest.raises(UserError, match="2 ids with 1 global"):
+        rerank(index.model, query, index, ["a", "b"], [1], lam=0.6, gamma=0.3)
+    other = photo_folder.write_model(made / "other", made / "statistics.npz", seed=1)
+    with pytest.raises(UserError, match="made by another model"):
+        rerank(ChosenModel.load(other, "sift").model, query, index, ["a"], [1], lam=0.6, gamma=0.3)
+
+
+def test_an_approximate_first_stage_may_list_fewer(made, searcher, monkeypatch):
+    exact = searcher.index.global_index.search
+
+    def fewer(queries, k):
+        similarities, rows = exact(queries, k)
+        similarities[0, 5:], rows[0, 5:] = -np.inf, -1
+        return similarities, rows
+
+    whole = searcher.search(made / "asked" / "scene1" / "5.jpg", k=12)
+    monkeypatch.setattr(searcher.index.global_index, "search", fewer)
+    result = searcher.search(made / "asked" / "scene1" / "5.jpg", k=12)
+    assert [hit.id for hit in result.first_stage] == [hit.id for hit in whole.first_stage[:5]]
+    kept = {hit.id: hit.score for hit in whole.hits if hit.old_place <= 5}
+    assert {hit.id: hit.score for hit in result.hits} == pytest.approx(kept)

@@ -1,0 +1,257 @@
+"""`python -m ames_jax.extract`: from a folder of pictures to a data set, through kills, broken images and hosts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from conftest import GOLDEN
+
+from ames_jax import extract
+from ames_jax.benchmarks.extract import dead_leaves, random_weights
+from ames_jax.data.release_files import ReleaseSource
+from ames_jax.data.release_hdf5 import open_global
+from ames_jax.data.shards import open_split
+from ames_jax.errors import UserError
+from ames_jax.extraction import extracting
+from ames_jax.extraction.backbones import open_backbone, reopen_backbone
+from ames_jax.extraction.images import load_image
+from ames_jax.extraction.keypoints import detect
+from ames_jax.extraction.sift import SiftStatistics
+from ames_jax.extraction.vit import ViTConfig
+from ames_jax.torch_files import write_checkpoint
+
+PICTURES = ("a/0.png", "a/1.png", "b/2.png", "b/3.png", "4.png")
+
+
+@pytest.fixture(autouse=True)
+def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No cache in the home folder."""
+    monkeypatch.setattr(extract.runtime, "start", lambda: None)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for i, name in enumerate(PICTURES):
+        (folder / name).parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(folder / name), dead_leaves(i, 90 + 10 * i, 120))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def statistics(pictures: Path) -> Path:
+    path = pictures.parent / f"{pictures.name}_statistics.npz"
+    SiftStatistics.learn(detect(cv2.imread(str(pictures / "4.png"), 0), 200).histogram, centres=4).save(path)
+    return path
+
+
+def sift(pictures: Path, out: Path, statistics: Path, *more: str) -> int:
+    flags = [
+        f"--images={pictures}",
+        "--backbone=sift",
+        f"--out={out}",
+        f"--statistics={statistics}",
+        "--descriptors=60",
+    ]
+    return extract.main([*flags, "--chunk=2", *more])
+
+
+@pytest.fixture(scope="module")
+def data_set(pictures: Path, statistics: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("out") / "My Photos"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extract.runtime, "start", lambda: None)
+        sift(pictures, out, statistics, "--hdf5")
+    return out
+
+
+def test_it_is_a_data_set_like_any_other(data_set: Path, pictures: Path) -> None:
+    source = open_split(data_set, "images")
+    assert source.ids() == sorted(PICTURES)
+    assert source.labels().tolist() == [-1, 0, 0, 1, 1]
+    assert (data_set / "images" / "images.label_names.txt").read_text() == "a\nb\n"
+    about = json.loads((data_set / "about.json").read_text())
+    assert about["name"] == "my_photos"
+    assert (about["backbone"], about["width"], about["global"]) == ("sift", 128, "VLAD, 4 centres")
+    assert about["images"] == {"images": str(pictures.resolve())}
+    values = np.load(data_set / "global" / "images.npy")
+    assert values.shape == (5, 512)
+    np.testing.assert_allclose(np.linalg.norm(values, axis=1), 1, atol=1e-5)
+    assert not (data_set / ".extracted").exists()
+
+
+def test_a_query_is_extracted_as_the_collection_was(data_set: Path, pictures: Path) -> None:
+    found = reopen_backbone(data_set).extract([load_image(pictures / "a/1.png")])[0]
+    record = open_split(data_set, "images")[2]
+    assert record.id == "a/1.png"
+    count = found.local.count
+    np.testing.assert_allclose(record.descriptors.features[:count], found.local.features, atol=1e-3)
+    np.testing.assert_allclose(record.descriptors.xy[:count], found.local.xy, atol=1e-6)
+    np.testing.assert_allclose(np.load(data_set / "global" / "images.npy")[2], found.global_descriptor, atol=1e-6)
+
+
+def test_the_releases_files_hold_the_same(data_set: Path) -> None:
+    release = ReleaseSource(data_set / "sift_images_local.hdf5", data_set / "images.txt")
+    ours = open_split(data_set, "images")
+    assert release.ids() == ours.ids()
+    for row in range(5):
+        theirs, mine = release[row].descriptors, ours[row].descriptors
+        np.testing.assert_array_equal(theirs.valid, mine.valid)
+        np.testing.assert_array_equal(theirs.features, mine.features)
+        np.testing.assert_allclose(theirs.xy, mine.xy, atol=1e-3)
+        np.testing.assert_allclose(theirs.weight, mine.weight, atol=1e-3)
+    values = open_global(data_set / "sift_images_global.hdf5")
+    np.testing.assert_array_equal(values, np.load(data_set / "global" / "images.npy"))
+    assert (data_set / "images.txt").read_text().splitlines()[0] == "4.png,120,130"
+
+
+def test_a_run_that_was_killed_goes_on_and_a_finished_one_stays(
+    pictures: Path, statistics: Path, data_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, real, chunks = tmp_path / "my_photos", extracting._extract, []
+
+    def killed(backbone: object, loaded: list) -> list:
+        chunks.append(len(loaded))
+        if len(chunks) == 2:
+            raise KeyboardInterrupt
+        return real(backbone, loaded)
+
+    monkeypatch.setattr(extracting, "_extract", killed)
+    with pytest.raises(KeyboardInterrupt):
+        sift(pictures, out, statistics)
+    assert chunks == [2, 2]
+    assert not (out / "dataset_info.json").exists()
+    with pytest.raises(UserError, match=r"extraction = .*'descriptors': 60.*now"):
+        sift(pictures, out, statistics, "--max-side=100")
+    assert sift(pictures, out, statistics) == 0
+    assert chunks == [2, 2, 2, 1]
+    for name in ("global/images.npy", "images/images.ids.txt", "my_photos-images.array_record-00000-of-00001"):
+        assert (out / name).read_bytes() == (data_set / name).read_bytes()
+    assert sift(pictures, out, statistics) == 0
+    assert chunks == [2, 2, 2, 1]
+    with pytest.raises(UserError, match="use the same settings, or another folder"):
+        sift(pictures, out, statistics, "--max-side=100")
+
+
+def test_hosts_share_the_list(pictures: Path, statistics: Path, data_set: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "my_photos"
+    assert sift(pictures, out, statistics, "--process=1", "--processes=2") == 0
+    assert "others are still at work" in capsys.readouterr().out
+    assert sift(pictures, out, statistics, "--process=0", "--processes=2") == 0
+    assert "split images of 5 images" in capsys.readouterr().out
+    name = "my_photos-images.array_record-00000-of-00001"
+    assert (out / name).read_bytes() == (data_set / name).read_bytes()
+
+
+def test_broken_images_stop_or_are_listed_and_rows_do_not_shift(
+    pictures: Path, statistics: Path, tmp_path: Path
+) -> None:
+    listed = tmp_path / "list.txt"
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
+    names = [
+        pictures / "a/0.png",
+        tmp_path / "broken.jpg",
+        pictures / "4.png",
+        tmp_path / "gone.jpg",
+        pictures / "b/3.png",
+    ]
+    listed.write_text("".join(f"{path},{i}\n" for i, path in enumerate(names)))
+    with pytest.raises(UserError, match=r"broken\.jpg: cannot be read.*--skip-broken"):
+        sift(listed, tmp_path / "out", statistics)
+    assert sift(listed, tmp_path / "out", statistics, "--skip-broken") == 0
+    source = open_split(tmp_path / "out", "images")
+    assert source.ids() == [str(names[i]) for i in (0, 2, 4)]
+    assert source.labels().tolist() == [0, 2, 4]
+    assert len(np.load(tmp_path / "out" / "global" / "images.npy")) == 3
+    backbone = open_backbone("sift", statistics=statistics, descriptors=60)
+    for row, i in enumerate((0, 2, 4)):
+        expected = backbone.extract([load_image(names[i])])[0].local
+        np.testing.assert_allclose(source[row].descriptors.features[: expected.count], expected.features, atol=1e-3)
+    lines = (tmp_path / "out" / "images" / "images.broken.txt").read_text().splitlines()
+    assert [line.split("\t")[0] for line in lines] == [str(names[1]), str(names[3])]
+
+
+def test_a_box_is_cut_out_and_positions_are_mapped_back(pictures: Path, statistics: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("b/2.png,120,110\n")
+    (tmp_path / "boxes.txt").write_text("30,20,110,100\n")
+    more = [f"--root={pictures}", f"--boxes={tmp_path / 'boxes.txt'}", "--split=query"]
+    sift(tmp_path / "list.txt", tmp_path / "out", statistics, *more)
+    found = open_split(tmp_path / "out", "query")[0].descriptors
+    xy = found.xy[found.valid] * [120, 110]
+    assert ((xy >= [30, 20]) & (xy <= [110, 100])).all()
+    part = load_image(pictures / "b/2.png")[20:100, 30:110]
+    alone = open_backbone("sift", statistics=statistics, descriptors=60).extract([np.ascontiguousarray(part)])[0].local
+    np.testing.assert_allclose(xy, alone.xy * 80 + [30, 20], atol=1e-3)
+
+
+def test_a_second_split_joins_the_first(pictures: Path, statistics: Path, tmp_path: Path) -> None:
+    for folder, split in (("a", "query"), ("b", "gallery")):
+        sift(pictures / folder, tmp_path / "out", statistics, f"--split={split}")
+    assert [len(open_split(tmp_path / "out", split)) for split in ("query", "gallery")] == [2, 2]
+    assert set(json.loads((tmp_path / "out" / "about.json").read_text())["images"]) == {"query", "gallery"}
+    SiftStatistics(np.zeros(128, np.float32), np.ones((4, 128), np.float32)).save(tmp_path / "other.npz")
+    with pytest.raises(UserError, match="other SIFT statistics"):
+        sift(pictures / "a", tmp_path / "out", tmp_path / "other.npz", "--split=more")
+
+
+def test_dinov2_and_cvnet_from_files_of_their_authors(pictures: Path, tmp_path: Path) -> None:
+    vit = ViTConfig(width=64, depth=1, heads=1, mlp=32, grid=4, registers=2)
+    write_checkpoint(tmp_path / "vit.pth", random_weights(vit))
+    with np.load(GOLDEN / "resnet_tiny.npz") as file:
+        write_checkpoint(
+            tmp_path / "resnet.pyth", {n.removeprefix("param/"): file[n] for n in file if n[:6] == "param/"}
+        )
+    rng = np.random.default_rng(0)
+    for backbone, weights, width in (("dinov2", "vit.pth", 64), ("cvnet", "resnet.pyth", 32)):
+        detector = {
+            "conv1.weight": (width, width, 1, 1),
+            "conv1.bias": width,
+            "conv2.weight": (1, width, 1, 1),
+            "conv2.bias": 1,
+        }
+        detector |= {f"bn.{name}": width for name in ("weight", "bias", "running_mean", "running_var")}
+        write_checkpoint(tmp_path / "d.pt", {n: rng.uniform(0.1, 1, s).astype(np.float32) for n, s in detector.items()})
+        out = tmp_path / backbone
+        flags = [
+            f"--images={pictures / 'a'}",
+            f"--backbone={backbone}",
+            f"--out={out}",
+            "--descriptors=12",
+            "--max-side=56",
+        ]
+        assert extract.main([*flags, f"--weights={tmp_path / weights}", f"--detector={tmp_path / 'd.pt'}"]) == 0
+        source = open_split(out, "images")
+        assert source[1].descriptors.features.shape == (12, width)
+        found = reopen_backbone(out).extract([load_image(pictures / "a" / source.ids()[1])])[0]
+        np.testing.assert_allclose(source[1].descriptors.features[:12], found.local.features, atol=2e-3)
+        np.testing.assert_allclose(np.load(out / "global" / "images.npy")[1], found.global_descriptor, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--backbone=surf"], "--backbone=surf: expected one of sift, dinov2, cvnet"),
+        (["--backbone=sift", "--weights=x"], "--weights: the backbone sift has no such option"),
+        (["--backbone=sift", "--statistics=none.npz"], r"none\.npz: no such SIFT statistics; give --statistics=FILE"),
+        (["--backbone=sift", "--descriptors=0"], "--descriptors=0: must be at least 1"),
+        (["--backbone=cvnet"], r"cvnet needs --weights=CVNet_R101\.pyth.*github"),
+        (["--backbone=dinov2", "--weights=x.pth", "--detector=y.pt"], r"x\.pth is missing"),
+        (["--backbone=sift", "--process=2", "--processes=2"], "--process=2: expected 0 to 1"),
+    ],
+)
+def test_user_errors(pictures: Path, tmp_path: Path, flags: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        extract.main([f"--images={pictures}", f"--out={tmp_path / 'out'}", *flags])
+
+
+def test_help_needs_no_network_and_names_the_flags() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ames_jax.extract", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "--skip-broken" in done.stdout
