@@ -74,17 +74,17 @@ class CrossWeights(NamedTuple):
 
 
 def attend(query: jax.Array, key: jax.Array, value: jax.Array, valid: jax.Array | None, precision: object) -> jax.Array:
-    """Softmax attention of rows [B, R, H, h] over keys and values [B, C, H, h]; padding keys (valid False) get no weight.
+    """Softmax attention of rows [B, H, R, h] over keys and values [B, H, C, h]; padding keys (valid False) get no weight.
 
-    The softmax is in float32 whatever the compute type. Returns [B, R, H, h].
+    The softmax is in float32 whatever the compute type. Returns [B, H, R, h].
     """
     weights = attention_weights(query, key, valid, precision)
-    return jnp.einsum("bhrk,bkhc->brhc", weights.astype(value.dtype), value, precision=precision)
+    return jnp.einsum("bhrk,bhkc->bhrc", weights.astype(value.dtype), value, precision=precision)
 
 
 def attention_weights(query: jax.Array, key: jax.Array, valid: jax.Array | None, precision: object) -> jax.Array:
-    """The float32 softmax weights [B, H, R, C] of rows [B, R, H, h] over keys [B, C, H, h]; none for padding."""
-    scores = jnp.einsum("brhc,bkhc->bhrk", query * query.shape[-1] ** -0.5, key, precision=precision)
+    """The float32 softmax weights [B, H, R, C] of rows [B, H, R, h] over keys [B, H, C, h]; none for padding."""
+    scores = jnp.einsum("bhrc,bhkc->bhrk", query * query.shape[-1] ** -0.5, key, precision=precision)
     return _masked_softmax(scores, valid)
 
 
@@ -109,13 +109,18 @@ class Attention(nnx.Module):
         self.out = nnx.Linear(width, width, kernel_init=truncated_normal, **options)
 
     def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Query, key and value projections [B, N, H, h] of tokens [B, N, d]."""
-        parts = jnp.split(self.qkv(x), 3, axis=-1)
-        return tuple(part.reshape(*part.shape[:-1], self.heads, -1) for part in parts)
+        """Query, key and value projections [B, H, N, h] of tokens [B, N, d].
+
+        Heads come before tokens, so that the products of `attend` find each head's matrix in one piece.
+        """
+        parts = self.qkv(x).reshape(*x.shape[:-1], 3, self.heads, -1)
+        query, key, value = parts.transpose(2, 0, 3, 1, 4)
+        return query, key, value
 
     def merge(self, x: jax.Array) -> jax.Array:
-        """Joins heads [..., H, h] and applies the output projection, giving [..., d]."""
-        return self.out(x.reshape(*x.shape[:-2], -1))
+        """Joins heads [B, H, N, h] and applies the output projection, giving [B, N, d]."""
+        batch, heads, count, width = x.shape
+        return self.out(x.transpose(0, 2, 1, 3).reshape(batch, count, heads * width))
 
     def over(self, sequence: Sequence, x: jax.Array, cross: bool) -> jax.Array:
         """Every row of `x` [B, Q + 1 + T, d] over the keys that it sees, in a self or a cross block."""
@@ -124,7 +129,7 @@ class Attention(nnx.Module):
 
         def rows(which: slice, keys: slice) -> jax.Array:
             valid = None if sequence.valid is None else sequence.valid[:, keys]
-            return attend(query[:, which], key[:, keys], value[:, keys], valid, self.precision)
+            return attend(query[:, :, which], key[:, :, keys], value[:, :, keys], valid, self.precision)
 
         with_query, with_database = slice(0, split + 1), slice(split, None)
         own, other = (with_database, with_query) if cross else (with_query, with_database)
@@ -133,7 +138,7 @@ class Attention(nnx.Module):
             rows(slice(split, split + 1), slice(None)),
             rows(slice(split + 1, None), other),
         ]
-        return self.merge(jnp.concatenate(groups, axis=1))
+        return self.merge(jnp.concatenate(groups, axis=2))
 
     def cross_weights(self, sequence: Sequence, x: jax.Array) -> CrossWeights:
         """The weights by which `over(sequence, x, cross=True)` mixes values."""
@@ -142,7 +147,7 @@ class Attention(nnx.Module):
 
         def rows(which: slice, keys: slice) -> jax.Array:
             valid = None if sequence.valid is None else sequence.valid[:, keys]
-            return attention_weights(query[:, which], key[:, keys], valid, self.precision)
+            return attention_weights(query[:, :, which], key[:, :, keys], valid, self.precision)
 
         matching = rows(slice(split, split + 1), slice(None))[:, :, 0]
         with_query, with_database = slice(0, split + 1), slice(split, None)
@@ -180,7 +185,7 @@ class Attention(nnx.Module):
             start += count
         values = jnp.einsum("bhd,dhc->bhc", mixed, by_head[:, 2], precision=self.precision)
         values = values + bias[2 * width :].reshape(1, self.heads, -1)
-        return self.merge(values[:, None])
+        return self.merge(values[:, :, None])
 
     def _part_scores(self, folded: jax.Array, tokens: jax.Array, valid: jax.Array | None) -> jax.Array:
         """float32 scores [B, H, N] of the folded row [B, H, d] against one part of the keys."""
@@ -260,7 +265,7 @@ class Layer(nnx.Module):
 
         def branch(y: jax.Array) -> jax.Array:
             rows, key, value = self.self_attention.project(y)
-            attended = attend(rows[:, :count], key, value, keys_valid, self.self_attention.precision)
+            attended = attend(rows[:, :, :count], key, value, keys_valid, self.self_attention.precision)
             return jnp.pad(self.self_attention.merge(attended), ((0, 0), (0, 1), (0, 0)))
 
         attended = self._residual(together, self.norm_self, branch)[0, :count]
@@ -279,7 +284,7 @@ class Layer(nnx.Module):
 
         def branch(y: jax.Array) -> jax.Array:
             rows, key, value = self.self_attention.project(y)
-            attended = attend(rows[:, 1:], key, value, keys_valid, self.self_attention.precision)
+            attended = attend(rows[:, :, 1:], key, value, keys_valid, self.self_attention.precision)
             query_side = self.norm_self(shared.tokens) if self.pre_norm else shared.tokens
             token = self.self_attention.pool(y[:, :1], [(query_side, shared.valid), (y, keys_valid)])
             return jnp.concatenate([token, self.self_attention.merge(attended)], axis=1)
