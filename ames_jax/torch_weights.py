@@ -125,7 +125,12 @@ def from_torch(weights: Mapping[str, np.ndarray], config: AMESConfig | None = No
 
 
 def to_torch(model: AMES) -> dict[str, np.ndarray]:
-    """The model's parameters under the release's names and in its layout, float32; `from_torch` gives back the same model."""
+    """The model's parameters under the release's names and in its layout, float32; `from_torch` gives back the same model.
+
+    Raises UserError for a model that adds matching bits to its logit, which the release's code would leave out.
+    """
+    if model.config.match_weight:
+        raise UserError(f"match_weight is {model.config.match_weight:g}: the release's code cannot score such a model")
     arrays = {tuple(path): np.asarray(v[...]) for path, v in nnx.to_flat_state(nnx.state(model, nnx.Param))}
     return dict(_exported(table(model.config), arrays))
 

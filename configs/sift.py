@@ -21,9 +21,9 @@ def get_config(variant: str = "student") -> ConfigDict:
     """Variants: "teacher", "longer" (the teacher trained on, with augmentation) and "student" (binary)."""
     if variant not in VARIANTS:
         raise refuse_variant(variant, VARIANTS)
-    base = "student_bin.py" if variant == "student" else "teacher_fp.py"
+    base = "student_bin.py" if variant == "student" else "teacher_fp.py"  # what it shares with the embedded landmarks
     config = load_config(Path(__file__).with_name(base), "landmarks")
-    config.dataset = "transfer"
+    config.dataset = "transfer"  # rendered on first use, see ames_jax/data/transfer
     config.data.update(descriptors=64, lengths=(24, 65), buckets=(64,), batch=12)
     config.validation.update(query_descriptors=64, database_descriptors=64)
     if variant == "teacher":
@@ -37,9 +37,9 @@ def get_config(variant: str = "student") -> ConfigDict:
         config.optimizer.update(steps=700, learning_rate=7e-4)
         config.validation.every = 175
         return config
-    config.teacher = "runs/sift_longer"
+    config.teacher = "runs/sift_longer"  # run of the variant "longer"
     config.model.update(match_weight=2.0, match_threshold=0.3)
     config.optimizer.update(steps=300, learning_rate=1e-3)
-    config.validation.every = 100
+    config.validation.every = 100  # steps
     config.report.update(query_descriptors=(100,), database_descriptors=(16, 50, 64))
     return config

@@ -14,7 +14,7 @@ from ames_jax.descriptors import DescriptorSet
 from ames_jax.errors import UserError
 from ames_jax.match_kernel import kernel_scores
 from ames_jax.similarity import AMES, NAMED, AMESConfig
-from ames_jax.torch_weights import from_torch, infer_config
+from ames_jax.torch_weights import from_torch, infer_config, to_torch
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
@@ -235,3 +235,5 @@ def test_matches_of_bits_join_the_logit_as_the_kernel_counts_them(rng):
     np.testing.assert_allclose(short_way(counting, query[0], database)[0], expected[0], atol=1e-5)
     with pytest.raises(UserError, match="match_weight"):
         dataclasses.replace(config, bits=None, match_weight=1.0)
+    with pytest.raises(UserError, match="match_weight"):
+        to_torch(counting)
