@@ -75,11 +75,6 @@ def _read_training(path: Path) -> AMES:
 def write(model: AMES, target: Path, source: str) -> None:
     """Writes the model in the form that the name of `target` asks for; raises UserError where it cannot."""
     if target.suffix == ".pt":
-        if model.config.match_weight:
-            raise UserError(
-                f"--to={target}: the model counts matching bits (match_weight {model.config.match_weight:g}), which the "
-                "PyTorch release does not, so its scores would differ; convert a model that was trained without"
-            )
         write_checkpoint(target, to_torch(model), dataclasses.asdict(model.config))
     elif target.suffix == ".safetensors":
         _write_safetensors(model, target)

@@ -154,5 +154,5 @@ def test_an_unknown_name_is_refused():
 
 def test_a_model_that_the_release_cannot_run_is_refused(tmp_path):
     save_model(small_model(bits=16, match_weight=1.0), tmp_path / "start")
-    with pytest.raises(UserError, match="counts matching bits"):
+    with pytest.raises(UserError, match="cannot score such a model"):
         main([f"--from={tmp_path / 'start'}", f"--to={tmp_path / 'model.pt'}"])
