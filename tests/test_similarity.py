@@ -209,8 +209,8 @@ def test_cross_weights_are_those_of_the_forward_pass(golden_settings):
         weight = getattr(weights, side)
         rows = weight[:, :, None] if side == "matching" else weight
         np.testing.assert_allclose(rows.sum(-1), 1, atol=1e-6)
-        mixed.append(jnp.einsum("bhrk,bkhc->brhc", rows, value[:, which]))
-    np.testing.assert_allclose(attention.merge(jnp.concatenate(mixed, axis=1)), expected, atol=1e-5)
+        mixed.append(jnp.einsum("bhrk,bhkc->bhrc", rows, value[:, :, which]))
+    np.testing.assert_allclose(attention.merge(jnp.concatenate(mixed, axis=2)), expected, atol=1e-5)
     assert np.all(
         np.asarray(weights.query)[..., 1:][
             ~np.broadcast_to(database.valid[:, None, None], weights.query[..., 1:].shape)
