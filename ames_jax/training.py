@@ -24,6 +24,7 @@ from ames_jax.triplet_batch import (
     count_totals,
     kept_tokens,
     pairs,
+    parts_of,
     real_pairs,
     shorten,
     split_parts,
@@ -44,8 +45,8 @@ class Recipe:
       distillation: β, weight of the token loss of a student (release: 10); unused without a teacher.
       distil_padding: the release's mean over tokens counts padding rows below the drawn length; ours leaves them out.
       buckets: padded numbers of descriptors, rising; each (query, database) pair of them is one compiled program.
-      accumulate: parts in which a device takes its share of a batch, one after another, where memory is short; the
-        gradient is the same up to rounding.
+      accumulate: parts in which a device takes its share of a batch, one after another, where memory is short (on CPU
+        more, for the cache); the gradient is the same up to rounding.
     """
 
     steps: int
@@ -91,7 +92,7 @@ class TrainState:
 
 def make_teacher(teacher: AMES, parts: int = 1, mesh: Mesh | None = None) -> Callable[[TripletArrays], TeacherTokens]:
     """A compiled function from a batch at full length to the frozen teacher's tokens; `parts` and `mesh` as in a step."""
-    graph, params = nnx.split(teacher)
+    (graph, params), platform = nnx.split(teacher), _platform(mesh)
 
     def tokens_of(params: nnx.State, batch: TripletArrays) -> TeacherTokens:
         query, database = pairs(batch)
@@ -100,10 +101,12 @@ def make_teacher(teacher: AMES, parts: int = 1, mesh: Mesh | None = None) -> Cal
         return TeacherTokens(tokens[:, :1], tokens[:, 1 : 1 + queries], tokens[:, 1 + queries :])
 
     def forward(params: nnx.State, batch: TripletArrays) -> TeacherTokens:
-        if parts == 1:
+        triplets, full = batch.anchor.features.shape[:2]
+        split = parts_of(triplets, (full, full), parts, platform)
+        if split == 1:
             return tokens_of(params, batch)
         tokens = jax.lax.map(
-            lambda sets: tokens_of(params, dataclasses.replace(batch, **sets)), split_parts(batch, parts)
+            lambda sets: tokens_of(params, dataclasses.replace(batch, **sets)), split_parts(batch, split)
         )
         return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), tokens)
 
@@ -152,21 +155,21 @@ def _parts(
 def make_gradient(graph: nnx.GraphDef, recipe: Recipe, mesh: Mesh | None) -> Callable[..., Any]:
     """`gradient(params, batch, teacher, rows) -> ((loss, parts), gradient)` of a whole batch.
 
-    Every device takes its share in `recipe.accumulate` parts and adds their gradients up in float32; one all-reduce, in
+    Every device takes its share in parts (`parts_of`) and adds their gradients up in float32; one all-reduce, in
     float32 whatever the compute type, adds the shares.
     """
-    differentiate = jax.value_and_grad(make_loss(graph, recipe), has_aux=True)
+    differentiate, platform = jax.value_and_grad(make_loss(graph, recipe), has_aux=True), _platform(mesh)
 
     def gradient(params: nnx.State, batch: TripletArrays, teacher: TeacherTokens | None, rows: Rows) -> Any:
         def share(params: nnx.State, batch: TripletArrays, teacher: TeacherTokens | None) -> Any:
             totals = summed(count_totals(batch, rows, recipe.distil_padding), mesh)
-            if recipe.accumulate == 1:
+            parts = parts_of(batch.anchor.features.shape[0], rows, recipe.accumulate, platform)
+            if parts == 1:
                 return summed(differentiate(params, batch, teacher, rows, totals), mesh)
 
             def one(part: tuple[dict[str, Any], TeacherTokens | None]) -> Any:
                 return differentiate(params, dataclasses.replace(batch, **part[0]), part[1], rows, totals)
 
-            parts = recipe.accumulate
             split = split_parts(batch, parts), jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), teacher)
             zeros = jax.tree.map(
                 lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(one, jax.tree.map(lambda a: a[0], split))
@@ -177,6 +180,11 @@ def make_gradient(graph: nnx.GraphDef, recipe: Recipe, mesh: Mesh | None) -> Cal
         return over_shares(share, mesh, (EVERYWHERE, BATCH_AXES, BATCH_AXIS), EVERYWHERE)(params, batch, teacher)
 
     return gradient
+
+
+def _platform(mesh: Mesh | None) -> str:
+    """Where a step runs: "cpu", "gpu", "tpu"."""
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
 
 
 def make_step(

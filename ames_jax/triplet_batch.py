@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ames_jax.descriptors import DescriptorSet
+from ames_jax.scoring import micro_batch_size
 from ames_jax.sharding import BATCH_AXIS, EVERYWHERE
 
 Rows = tuple[int, int]  # padded numbers of query and database descriptors
@@ -60,6 +61,17 @@ def shorten(descriptors: DescriptorSet, length: jax.Array) -> DescriptorSet:
     kept = jnp.broadcast_to(kept, descriptors.features.shape[:-1])
     valid = kept if descriptors.valid is None else kept & descriptors.valid
     return DescriptorSet(descriptors.features, valid)
+
+
+def parts_of(triplets: int, rows: Rows, at_least: int, platform: str) -> int:
+    """Parts in which a device takes its `triplets` at `rows` descriptors a side: `at_least`, and on CPU more.
+
+    On CPU the activations of a part should stay in the cache, as in scoring; elsewhere small parts leave a device idle.
+    """
+    if platform != "cpu":
+        return at_least
+    fitting, share = micro_batch_size(*rows, platform) // 2, triplets // at_least
+    return triplets // max(size for size in range(1, share + 1) if share % size == 0 and size <= max(1, fitting))
 
 
 def split_parts(batch: TripletArrays, parts: int) -> dict[str, Any]:

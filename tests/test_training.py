@@ -15,6 +15,7 @@ from ames_jax.sharding import data_mesh, local_copy, on_all, split_over
 from ames_jax.similarity import AMES, AMESConfig
 from ames_jax.torch_weights import from_torch, infer_config, to_torch
 from ames_jax.training import Recipe, TrainState, TripletArrays, make_loss, make_step, make_teacher
+from ames_jax.triplet_batch import parts_of
 
 GOLDEN = Path(__file__).parent / "golden"
 ROLES = ("anchor", "positive", "negative")
@@ -154,6 +155,33 @@ def distance(found, expected):
 )
 def test_devices_and_parts_do_not_change_what_is_learned(one_device, devices, options):
     assert distance(five_steps(jax.devices()[:devices], **options)[0], one_device) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("triplets", "rows", "at_least", "platform", "parts"),
+    [
+        (100, (400, 400), 1, "gpu", 1),
+        (100, (400, 400), 5, "gpu", 5),
+        (100, (400, 400), 1, "cpu", 100),
+        (100, (100, 100), 1, "cpu", 50),
+        (9, (100, 100), 3, "cpu", 9),
+        (100, (10, 10), 1, "cpu", 5),
+        (8, (6, 6), 1, "cpu", 1),
+    ],
+)
+def test_parts_fit_the_cache_on_cpu_and_follow_the_recipe_elsewhere(triplets, rows, at_least, platform, parts):
+    assert parts_of(triplets, rows, at_least, platform) == parts
+
+
+def test_lengths_of_one_bucket_share_a_program(rng):
+    graph, params, batch = small(rng)
+    recipe = Recipe(steps=10, buckets=(4, 6))
+    step, state = make_step(graph, recipe), TrainState.create(params, recipe)
+    for lengths in ([2, 3], [4, 1], [3, 6], [1, 5], [4, 4]):
+        batch = dataclasses.replace(batch, lengths=jnp.array(lengths, jnp.int32))
+        state, metrics = step(state, batch, None, tuple(recipe.bucket(n) for n in lengths))
+    assert np.isfinite(metrics["loss"])
+    assert step._cache_size() == 2  # of buckets (4, 4) and (4, 6)
 
 
 def test_bfloat16_keeps_parameters_and_reductions_in_float32(one_device):

@@ -136,8 +136,8 @@ class _Ours:
         self._state = jax.device_put(TrainState.create(params, recipe), everywhere)
         sides = {role: DescriptorSet(jax.device_put(values, split)) for role, values in images.items()}
         self._batch = TripletArrays(**sides, lengths=jax.device_put(np.array(shape, np.int32), everywhere))
-        self._teacher = teacher and make_teacher(teacher)
-        self._step, self._rows = make_step(graph, recipe), tuple(recipe.bucket(length) for length in shape)
+        self._teacher = teacher and make_teacher(teacher, mesh=mesh)
+        self._step, self._rows = make_step(graph, recipe, mesh), tuple(recipe.bucket(length) for length in shape)
 
     def step(self) -> dict[str, float]:
         """One step; its metrics."""
