@@ -14,11 +14,10 @@ done
 set -- "${ARGUMENTS[@]}"
 ACTION="${1:-help}"
 
-show() {
-  printf '%q' "$1"
-  shift
-  if [ $# -gt 0 ]; then printf ' %q' "$@"; fi
-  printf '\n'
+show() { # one write a line: hosts that run at the same time must not mix theirs
+  local line
+  printf -v line ' %q' "$@"
+  printf '%s\n' "${line:1}"
 }
 
 run() {

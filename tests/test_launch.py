@@ -19,7 +19,8 @@ if [ -n "$answers" ]; then
   head -n 1 "$CALLS/$answers"
   sed -i 1d "$CALLS/$answers"
 else
-  { printf '%s' "$name"; printf ' %q' "$@"; printf '\\n'; } >> "$CALLS/calls"
+  printf -v line ' %q' "$@"
+  printf '%s%s\\n' "$name" "$line" >> "$CALLS/calls" # in one write: hosts run at the same time
 fi
 """
 
