@@ -20,7 +20,7 @@ from ames_jax.sharding import data_mesh
 from ames_jax.similarity import AMES
 
 # Tokens of one micro-batch on one device. On CPU its activations (about 6 kB a token at the released size) should stay in
-# the cache, but one pair alone is slower than two; an accelerator needs many to be busy, and this bounds its memory instead.
+# the cache, two pairs at least; an accelerator needs many to be busy, and this bounds its memory instead.
 TOKENS_PER_MICRO_BATCH = {"cpu": 1000}
 FEWEST_PAIRS = {"cpu": 2}
 TOKENS_ON_ACCELERATOR = 1 << 17
