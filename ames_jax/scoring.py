@@ -20,16 +20,15 @@ from ames_jax.sharding import data_mesh
 from ames_jax.similarity import AMES
 
 # Tokens of one micro-batch on one device. On CPU its activations (about 6 kB a token at the released size) should stay in
-# the cache, two pairs at least; an accelerator needs many to be busy, and this bounds its memory instead.
+# the cache; an accelerator needs many to be busy, and this bounds its memory instead.
 TOKENS_PER_MICRO_BATCH = {"cpu": 1000}
-FEWEST_PAIRS = {"cpu": 2}
 TOKENS_ON_ACCELERATOR = 1 << 17
 
 
 def micro_batch_size(queries: int, databases: int, backend: str) -> int:
     """Pairs that one device scores at a time, for Q and T descriptors a side."""
     tokens = TOKENS_PER_MICRO_BATCH.get(backend, TOKENS_ON_ACCELERATOR)
-    return max(FEWEST_PAIRS.get(backend, 1), round(tokens / (1 + queries + databases)))
+    return max(1, round(tokens / (1 + queries + databases)))
 
 
 class Scorer:
