@@ -113,8 +113,10 @@ class Scorer:
         Both take few values so that few programs are compiled; the loop runs the real steps alone.
         """
         devices = self._mesh.size
-        size = self.micro_batch or micro_batch_size(queries, databases, self._mesh.devices.flat[0].platform)
-        size = min(size, _few_values(-(-count // devices))) * devices
+        most = self.micro_batch or micro_batch_size(queries, databases, self._mesh.devices.flat[0].platform)
+        # As few steps as need be, and the pairs spread evenly over them: else the last is mostly padding.
+        fewest = -(-count // (devices * most))
+        size = min(most, _few_values(-(-count // (devices * fewest)))) * devices
         steps = -(-count // size)
         capacity = _few_values(steps)
 

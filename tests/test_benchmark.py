@@ -69,7 +69,9 @@ def test_score_beside_torch(torch_python):
     for row in results["rows"]:
         assert row["difference"] <= 1e-5
         assert row["ratio"] == pytest.approx(row["pairs_per_second"] / row["torch_pairs_per_second"])
-        assert row["torch_batch"] == 2
+        assert row["torch_batch"] == 5
+        assert row["best_ratio"] == pytest.approx(row["pairs_per_second"] / row["torch_best_pairs_per_second"])
+        assert row["best_ratio"] <= row["ratio"]
     assert "PyTorch pairs/s" in text
 
 

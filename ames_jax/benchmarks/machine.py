@@ -22,7 +22,7 @@ MATMUL = 2048
 SPREAD = 4.0
 
 
-def matmul_peak(dtype: str, size: int = MATMUL, repeats: int = 5) -> float:
+def matmul_peak(dtype: str, size: int = MATMUL, repeats: int = 20) -> float:
     """FLOP/s of the fastest of some size³ products of `dtype` on one device (all cores on CPU), as the model does them."""
     precision = jax.lax.Precision.HIGHEST if dtype == "float32" else None
     a = jnp.full((size, size), 0.5, jnp.dtype(dtype))

@@ -17,7 +17,8 @@ import torch
 from memory import peak_bytes, reset_peak
 from torch_release import ReleaseAMES
 
-BATCHES = (2, 8, 32)  # pairs at a time that are tried where the job does not say
+RELEASED_BATCH = 300  # pairs that the release scores at a time, unless its configuration is changed
+BATCHES = (2, 8, 32)  # pairs at a time among which its fastest is looked for
 
 
 def main() -> None:
@@ -27,8 +28,12 @@ def main() -> None:
     settings = json.loads(str(arrays.pop("settings")))
     device = "cuda" if settings["gpu"] and torch.cuda.is_available() else "cpu"
     result = JOBS[settings["job"]](settings, arrays, device)
-    memory = torch.cuda.max_memory_allocated() if device == "cuda" else peak_bytes()
-    np.savez(sys.argv[2], peak_bytes=memory, version=torch.__version__, **result)
+    np.savez(sys.argv[2], version=torch.__version__, **{"peak_bytes": memory_peak(device), **result})
+
+
+def memory_peak(device: str) -> int:
+    """Bytes at most in use, of the GPU or else of this process, since it started or `reset_peak`."""
+    return torch.cuda.max_memory_allocated() if device == "cuda" else peak_bytes()
 
 
 def load(config: dict, arrays: dict, prefix: str, device: str) -> ReleaseAMES:
@@ -52,7 +57,11 @@ def wait(device: str) -> float:
 
 
 def score(settings: dict, arrays: dict, device: str) -> dict:
-    """Logits of query [Q, D] with database [K, T, D], and the median seconds of scoring all of them."""
+    """Logits of query [Q, D] with database [K, T, D]; the median seconds of scoring all, as released and at best.
+
+    As released: 300 pairs at a time, or as many as `batch` says, or all where they are fewer. At best: the fastest batch
+    of those tried.
+    """
     plain = load(settings["config"], arrays, "param/", device).eval()
     model = torch.compile(plain) if settings["compile"] else plain
     query = torch.from_numpy(arrays["query"]).to(device)
@@ -61,21 +70,25 @@ def score(settings: dict, arrays: dict, device: str) -> dict:
     def part(images: torch.Tensor) -> torch.Tensor:
         return model(query.expand(len(images), -1, -1), images)[0].float()
 
-    def seconds(images: torch.Tensor, batch: int) -> tuple[float, torch.Tensor]:
+    def once(batch: int, count: int) -> tuple[float, torch.Tensor]:
         start = wait(device)
-        logits = torch.cat([part(images[i : i + batch]) for i in range(0, len(images), batch)])
+        logits = torch.cat([part(database[i : min(i + batch, count)]) for i in range(0, count, batch)])
         return wait(device) - start, logits
 
+    def median(batch: int) -> float:
+        return statistics.median(once(batch, len(database))[0] for _ in range(settings["repeats"]))
+
     with torch.inference_mode(), precision(settings, device):
-        part(database[:1])
-        sizes = [settings["batch"]] if settings["batch"] else [b for b in BATCHES if b <= len(database)] or [1]
-        if len(sizes) > 1:
-            sizes.sort(key=lambda b: seconds(database[:b], b)[0] / b)
-        elif device == "cuda":
-            part(database[: sizes[0]])
+        batch = min(settings["batch"] or RELEASED_BATCH, len(database))
+        logits = once(batch, len(database))[1]
         reset_peak()
-        timed = [seconds(database, sizes[0]) for _ in range(settings["repeats"])]
-    return {"logits": timed[-1][1].cpu().numpy(), "seconds": statistics.median(t for t, _ in timed), "batch": sizes[0]}
+        seconds, peak = median(batch), memory_peak(device)
+        tried = {size: once(size, size)[0] / size for size in BATCHES if size < len(database)}
+        fastest = min(tried, key=tried.get, default=batch)
+        best = min(seconds, median(fastest))
+    return {
+        "logits": logits.cpu().numpy(), "seconds": seconds, "best_seconds": best, "batch": batch, "peak_bytes": peak,
+    }  # fmt: skip
 
 
 def train(settings: dict, arrays: dict, device: str) -> dict:

@@ -41,7 +41,7 @@ class Layer(nn.Module):
     def forward(self, x: torch.Tensor, own: torch.Tensor, other: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
         """Tokens [B, S, d]; own, other: bool [S, S] hidden in the self and cross block; padding: bool [B, S]."""
         for attention, norm, hidden in ((self.self_attn, self.norm1, own), (self.cross_attn, self.norm2, other)):
-            attended = attention(x, x, x, attn_mask=hidden, key_padding_mask=padding, need_weights=False)[0]
+            attended = attention(x, x, x, attn_mask=hidden, key_padding_mask=padding)[0]
             x = norm(x + attended)
         return self.norm3(x + self.linear2(torch.relu(self.linear1(x))))
 
