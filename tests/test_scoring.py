@@ -94,3 +94,11 @@ def test_micro_batches_on_cpu_shrink_with_the_tokens():
     assert micro_batch_size(600, 600, "cpu") == 1
     assert micro_batch_size(50, 50, "cpu") == 10
     assert micro_batch_size(50, 50, "gpu") > 1000
+
+
+@pytest.mark.parametrize("count", [1, 9, 100, 400, 1000])
+def test_few_of_the_scored_pairs_are_padding(model, rng, count):
+    scorer = Scorer(model, micro_batch=48)
+    batches, steps = scorer._micro_batches(random_set(rng, count, 4), count, 5, 4)
+    scored = steps * batches.features.shape[1]
+    assert count <= scored <= count * 9 / 8 + jax.local_device_count()

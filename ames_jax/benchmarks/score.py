@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--shortlist", type=whole_numbers, default=[100], help="images a query, comma list (default: 100)")
     add("--queries", type=int, default=4, help="queries that ours scores in a timing (default: 4; PyTorch scores one)")
     add("--torch-pairs", type=int, default=100, help="PyTorch scores no more pairs in a timing (default: 100)")
-    add("--torch-batch", type=int, help="pairs PyTorch scores at a time (default: 300, as in the release)")
+    add("--torch-batch", type=int, default=300, help="pairs PyTorch scores at a time (default: 300, as in the release)")
     add("--skip-first-call", action="store_true", help="do not time a fresh process up to its first shortlist")
     add("--torch-compile", action="store_true", help="torch.compile the PyTorch model")
     add_compute(parser, SHAPES)
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, config: AMESConfig | None = None) -> tuple[dict[str, Any], str]:
     """Measures every shape with every shortlist; `config` is the model (default: full precision of the released size)."""
-    check_positive(arguments, ["shortlist", "queries", "torch_pairs", "repeats"])
+    check_positive(arguments, ["shortlist", "queries", "torch_pairs", "torch_batch", "repeats"])
     use_devices(arguments.devices)
     opponent = Opponent(existing_python(arguments.torch_python))
     config = comparable(config or AMESConfig(), arguments.dtype)
@@ -71,9 +71,7 @@ def run(arguments: argparse.Namespace, config: AMESConfig | None = None) -> tupl
         f"device. Medians of {arguments.repeats}, warm. GFLOP/s counts only what a score needs. PyTorch: {opponent.why}"
     )
     if opponent.there:
-        title += (
-            f", {arguments.torch_batch or 300} pairs at a time or all; at its best: the fastest of some batch sizes"
-        )
+        title += f", {arguments.torch_batch} pairs at a time or all; at its best: the fastest of some batch sizes"
     title += ".\n\n"
     text = title + markdown(rows, HEADINGS)
     if "first_call_seconds" in facts:

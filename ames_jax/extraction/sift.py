@@ -79,6 +79,7 @@ def local_descriptors(image: np.ndarray, count: int, statistics: SiftStatistics)
 
 
 def as_descriptors(keypoints: Keypoints, statistics: SiftStatistics) -> DescriptorSet:
+    """N keypoints as a set, float32 [N, 128], in their order; see `local_descriptors`."""
     features = describe(keypoints.histogram, statistics)
     return DescriptorSet(features, None, keypoints.xy, keypoints.scale, keypoints.weight)
 

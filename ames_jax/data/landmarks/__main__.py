@@ -31,6 +31,7 @@ def draw_contact_sheet(settings: Settings, landmarks: int, views: int) -> np.nda
 
 
 def main() -> None:
+    """Reads the flags, builds the set or draws its contact sheet, and prints where it is."""
     parser = argparse.ArgumentParser(prog="python -m ames_jax.data.landmarks", description=__doc__.splitlines()[0])
     parser.add_argument("--contact-sheet", type=Path, metavar="FILE.png", help="draw some photos instead of building")
     parser.add_argument("--root", type=Path, help="folder for built sets (default: AMES_JAX_HOME or the user's cache)")

@@ -50,6 +50,7 @@ class Split:
 
 
 def splits(settings: Settings) -> list[Split]:
+    """Train, then queries and gallery of validation and test; the two sides show the same instances in other views."""
     found = [Split("train", "train", settings.train_landmarks, 0, settings.train_views)]
     for stage, count in (("validation", settings.validation_landmarks), ("test", settings.test_landmarks)):
         found.append(Split(f"{stage}_query", stage, count, 0, settings.query_views))

@@ -37,6 +37,7 @@ class Patch:
 
 
 def shrink(image: np.ndarray, width_height: tuple[int, int]) -> np.ndarray:
+    """The picture [h, w, …] at a smaller (width, height), averaged over areas."""
     return cv2.resize(image, width_height, interpolation=cv2.INTER_AREA)
 
 

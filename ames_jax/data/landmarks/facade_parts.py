@@ -14,6 +14,7 @@ from ames_jax.data.landmarks.windows import draw_window
 
 
 def paint_wall(canvas: Canvas, plan: Plan) -> None:
+    """The wall from roof to ground, in its texture."""
     canvas.box(plan.left, plan.top, plan.right, plan.ground, plan.texture)
 
 
