@@ -38,7 +38,7 @@ def get_config(variant: str = "student") -> ConfigDict:
         config.validation.every = 175
         return config
     config.teacher = "runs/sift_longer"  # run of the variant "longer"
-    config.model.update(match_weight=2.0, match_threshold=0.3)
+    config.model.update(match_weight=4.0, match_threshold=0.5)
     config.optimizer.update(steps=300, learning_rate=1e-3)
     config.validation.every = 100  # steps
     config.report.update(query_descriptors=(100,), database_descriptors=(16, 50, 64))

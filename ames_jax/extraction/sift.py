@@ -11,7 +11,7 @@ import numpy as np
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.errors import UserError
 from ames_jax.extraction.keypoints import SIFT_WIDTH, Keypoints, detect
-from ames_jax.extraction.vlad import learn_centres, normalised, vlad
+from ames_jax.extraction.vlad import learn_axes, learn_centres, normalised, vlad, vlad_in_axes
 
 # Histograms that the statistics are learned from; more change nothing that can be measured.
 SAMPLE = 20_000
@@ -21,7 +21,8 @@ SAMPLE = 20_000
 class SiftStatistics:
     """What is learned from training images: mean float32 [128] of RootSIFT, VLAD centres float32 [C, 128].
 
-    `spread` goes with them: how far apart the keypoints are (see `keypoints.detect`).
+    `axes`, float32 [C, 128, 128] or None, decide the kind of VLAD (see `vlad`). `spread` goes with them: how far apart the
+    keypoints are (see `keypoints.detect`).
 
     The mean matters: RootSIFT is non-negative, all its values lie in one corner of the sphere, and the sign of a
     projection (a bit) of uncentred values says little.
@@ -30,9 +31,12 @@ class SiftStatistics:
     mean: np.ndarray
     centres: np.ndarray
     spread: float = 0.0
+    axes: np.ndarray | None = None
 
     @classmethod
-    def learn(cls, histogram: np.ndarray, centres: int, seed: int = 0, spread: float = 0.0) -> SiftStatistics:
+    def learn(
+        cls, histogram: np.ndarray, centres: int, seed: int = 0, spread: float = 0.0, axes: bool = False
+    ) -> SiftStatistics:
         """From SIFT histograms uint8 [N, 128] of training images; deterministic in its arguments.
 
         Raises:
@@ -43,23 +47,33 @@ class SiftStatistics:
         rng = np.random.default_rng(seed)
         sample = _root(histogram[np.sort(rng.permutation(len(histogram))[:SAMPLE])])
         mean = sample.mean(0, dtype=np.float64).astype(np.float32)
-        return cls(mean, learn_centres(normalised(sample - mean), centres, seed), spread)
+        features = normalised(sample - mean)
+        found = learn_centres(features, centres, seed)
+        return cls(mean, found, spread, learn_axes(features, found) if axes else None)
+
+    @property
+    def global_name(self) -> str:
+        """How results name the global descriptor."""
+        return f"VLAD, {len(self.centres)} centres" + (", local axes" if self.axes is not None else "")
 
     def fingerprint(self) -> str:
         """What tells whether descriptors and a model were made with the same statistics (32 hexadecimal digits)."""
-        values = (np.asarray(getattr(self, field.name), np.float32) for field in fields(self))
-        content = b"".join(np.ascontiguousarray(value).tobytes() for value in values)
+        values = (getattr(self, field.name) for field in fields(self))
+        known = (np.asarray(value, np.float32) for value in values if value is not None)
+        content = b"".join(np.ascontiguousarray(value).tobytes() for value in known)
         return hashlib.sha256(content).hexdigest()[:32]
 
     def save(self, path: Path) -> None:
-        np.savez(path, mean=self.mean, centres=self.centres, spread=self.spread)
+        axes = {} if self.axes is None else {"axes": self.axes}
+        np.savez(path, mean=self.mean, centres=self.centres, spread=self.spread, **axes)
 
     @classmethod
     def load(cls, path: Path) -> SiftStatistics:
         """Raises UserError when the file is missing, damaged or not written by `save`."""
         try:
             with path.open("rb") as file, np.load(file) as arrays:
-                return cls(arrays["mean"], arrays["centres"], float(arrays["spread"]) if "spread" in arrays else 0.0)
+                spread = float(arrays["spread"]) if "spread" in arrays else 0.0
+                return cls(arrays["mean"], arrays["centres"], spread, arrays.get("axes"))
         except Exception as error:
             raise UserError(f"{path}: no SIFT statistics (mean, centres) can be read from it: {error}") from error
 
@@ -85,10 +99,12 @@ def as_descriptors(keypoints: Keypoints, statistics: SiftStatistics) -> Descript
 
 
 def global_descriptor(descriptors: DescriptorSet, statistics: SiftStatistics) -> np.ndarray:
-    """VLAD of the local descriptors [..., N, 128]: float32 [..., C · 128] of length 1."""
+    """VLAD of the local descriptors [..., N, 128], in local axes where there are any: float32 [..., C · 128] of length 1."""
     features = np.asarray(descriptors.features, np.float32)
     valid = np.ones(features.shape[:-1], bool) if descriptors.valid is None else np.asarray(descriptors.valid)
-    return vlad(features, valid, statistics.centres)
+    if statistics.axes is None:
+        return vlad(features, valid, statistics.centres)
+    return vlad_in_axes(features, valid, statistics.centres, statistics.axes)
 
 
 def _root(histogram: np.ndarray) -> np.ndarray:

@@ -39,8 +39,7 @@ class SiftBackbone:
             )
         self.statistics = SiftStatistics.load(path)
         self.descriptors, self.max_side = descriptors, max_side
-        centres = self.statistics.centres
-        self.global_width, self.global_name = centres.size, f"VLAD, {len(centres)} centres"
+        self.global_width, self.global_name = self.statistics.centres.size, self.statistics.global_name
         self._libraries = ThreadpoolController()
         self._threads = ThreadPoolExecutor(usable_cores(), "sift", initializer=_use_one_thread)
 

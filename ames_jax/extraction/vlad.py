@@ -1,4 +1,8 @@
-"""VLAD (Jégou et al., CVPR 2010, with the power law of 2012): a global descriptor from local ones."""
+"""VLAD (Jégou et al., CVPR 2010, with the power law of 2012): a global descriptor from local ones.
+
+In two kinds: normalised per centre (`vlad`), and of residuals of length 1 in local axes (`vlad_in_axes`; Delhumeau et al.,
+"Revisiting the VLAD image representation", ACM MM 2013), which finds more of real photographs.
+"""
 
 from __future__ import annotations
 
@@ -35,16 +39,49 @@ def vlad(features: np.ndarray, valid: np.ndarray, centres: np.ndarray) -> np.nda
     Returns:
       float32 [..., C · D] of length 1 (zeros where nothing is valid).
     """
-    member = (_nearest(features, centres)[..., None] == np.arange(len(centres))) & valid[..., None]
-    member = member.astype(np.float32)
-    residuals = np.swapaxes(member, -1, -2) @ features - member.sum(-2)[..., None] * centres
-    flat = normalised(residuals).reshape(*residuals.shape[:-2], -1)
-    return normalised(np.sign(flat) * np.sqrt(np.abs(flat)))
+    member = _members(_nearest(features, centres), valid, len(centres))
+    residuals = member @ features - member.sum(-1)[..., None] * centres
+    return _square_rooted(normalised(residuals))
+
+
+def learn_axes(features: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """float32 [C, D, D]: in its columns, the principal axes of the residuals of length 1 to each centre of features [N, D].
+
+    A centre with at most D features keeps the axes it has.
+    """
+    nearest, width = _nearest(features, centres), features.shape[-1]
+    axes = np.tile(np.eye(width, dtype=np.float32), (len(centres), 1, 1))
+    for i, centre in enumerate(centres):
+        residuals = normalised(features[nearest == i] - centre)
+        if len(residuals) > width:
+            axes[i] = np.linalg.eigh(np.cov(residuals, rowvar=False, dtype=np.float64))[1]
+    return axes
+
+
+def vlad_in_axes(features: np.ndarray, valid: np.ndarray, centres: np.ndarray, axes: np.ndarray) -> np.ndarray:
+    """Sums of residuals of length 1 to the nearest centre, in the axes of that centre, square-rooted, then L2-normalised.
+
+    Args: as `vlad`, and axes float32 [C, D, D] of `learn_axes`. Returns: as `vlad`.
+    """
+    nearest = _nearest(features, centres)
+    residuals = _members(nearest, valid, len(centres)) @ normalised(features - centres[nearest])
+    return _square_rooted(np.einsum("...cd,cde->...ce", residuals, axes))
 
 
 def normalised(values: np.ndarray) -> np.ndarray:
     """L2-normalises the last axis; rows of zeros stay zeros."""
     return values / np.maximum(np.linalg.norm(values, axis=-1, keepdims=True), 1e-9)
+
+
+def _members(nearest: np.ndarray, valid: np.ndarray, count: int) -> np.ndarray:
+    """float32 [..., C, N]: 1 where a valid point belongs to a centre."""
+    return ((np.arange(count)[:, None] == nearest[..., None, :]) & valid[..., None, :]).astype(np.float32)
+
+
+def _square_rooted(values: np.ndarray) -> np.ndarray:
+    """The power law on [..., C, D]: float32 [..., C · D] of length 1."""
+    flat = values.reshape(*values.shape[:-2], -1)
+    return normalised(np.sign(flat) * np.sqrt(np.abs(flat)))
 
 
 def _nearest(points: np.ndarray, centres: np.ndarray) -> np.ndarray:

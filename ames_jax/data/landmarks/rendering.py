@@ -71,14 +71,14 @@ def run_task(task: Task) -> Views:
     """Renders, writes and describes the photos of a task: a pure function of it."""
     scene = task.open_world(task.settings)
     landmark = scene.landmark(task.landmark)
-    views = Views.empty(task.views, task.settings.descriptors)
+    views = Views.empty(task.views, task.settings.detected)
     for j in range(task.views):
         jpeg = scene.photograph(task.landmark, task.first + j, landmark)
         if task.paths:
             task.paths[j].write_bytes(jpeg)
         # Detection runs on the compressed photo: extracting from the stored file gives the same descriptors.
         gray = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_GRAYSCALE)
-        found = detect(gray, task.settings.descriptors, task.settings.spread)
+        found = detect(gray, task.settings.detected, task.settings.spread)
         views.count[j] = len(found)
         for name in ("histogram", "xy", "scale", "weight"):
             getattr(views, name)[j, : len(found)] = getattr(found, name)

@@ -21,8 +21,10 @@ CANVAS_HEIGHT, CANVAS_WIDTH = 400, 480  # a facade seen from straight ahead; 480
 class Settings:
     """What decides the content of the set. Two equal settings give the same set; `key()` names its folder.
 
-    name, folder, version, spread and max_side belong to the kind of set: what it is called, where it lies, what its
-    renderer draws, how keypoints are chosen (see `extraction.keypoints.detect`), and the longest side of a photo.
+    name, folder, version, spread, max_side, keypoints and axes belong to the kind of set: what it is called, where it
+    lies, what its renderer draws, how keypoints are chosen (see `extraction.keypoints.detect`), the longest side of a
+    photo, how many keypoints of a photo the statistics and its global descriptor are of (None: those that are stored),
+    and whether that is a VLAD in local axes.
     """
 
     name: ClassVar[str] = NAME
@@ -30,6 +32,8 @@ class Settings:
     version: ClassVar[int] = RENDERER_VERSION
     spread: ClassVar[float] = 0.0
     max_side: ClassVar[int] = max(PHOTO_HEIGHT, PHOTO_WIDTH)
+    keypoints: ClassVar[int | None] = None
+    axes: ClassVar[bool] = False
 
     seed: int = 0
     train_landmarks: int = 448
@@ -60,6 +64,11 @@ class Settings:
                     raise UserError(f"embedded landmarks: {name} = {value!r}, expected a whole number from {lowest}")
             elif not 0 <= value <= (20 if name == "clutter" else 1):
                 raise UserError(f"embedded landmarks: {name} = {value!r}, expected a number from 0 to 1 (clutter: 20)")
+
+    @property
+    def detected(self) -> int:
+        """Keypoints found in a photo at most; the strongest `descriptors` of them are stored."""
+        return max(self.keypoints or 0, self.descriptors)
 
     def key(self) -> str:
         """Ten hex digits that change with any setting and with the renderer version."""

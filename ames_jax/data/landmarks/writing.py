@@ -16,8 +16,7 @@ from ames_jax.data.neighbours import nearest, save_neighbours
 from ames_jax.data.shards import ImageRecord, write_shards
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.extraction.keypoints import SIFT_WIDTH
-from ames_jax.extraction.sift import SiftStatistics, describe
-from ames_jax.extraction.vlad import vlad
+from ames_jax.extraction.sift import SiftStatistics, describe, global_descriptor
 
 if TYPE_CHECKING:
     from ames_jax.data.landmarks.build import Split
@@ -28,18 +27,19 @@ BATCH = 256
 
 @dataclasses.dataclass(frozen=True)
 class LandmarkRecords(Sequence):
-    """The images of one split as records, described when they are read."""
+    """The images of one split as records of the strongest `descriptors`, described when they are read."""
 
     ids: list[str]
     labels: np.ndarray
     views: Views
     statistics: SiftStatistics
+    descriptors: int
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, row: int) -> ImageRecord:
-        views, real = self.views, slice(int(self.views.count[row]))
+        views, real = self.views, slice(min(int(self.views.count[row]), self.descriptors))
         features = describe(views.histogram[row, real], self.statistics).astype(np.float16)
         geometry = (values[row, real] for values in (views.xy, views.scale, views.weight))
         return ImageRecord(self.ids[row], int(self.labels[row]), DescriptorSet(features, None, *geometry))
@@ -49,7 +49,10 @@ def write_set(target: Path, parts: Sequence[Split], views: dict[str, Views], set
     """Writes everything that belongs to the set into `target`."""
     statistics = learn_statistics(views["train"], settings)
     statistics.save(target / "sift_statistics.npz")
-    records = {part.name: LandmarkRecords(part.ids, part.numbers, views[part.name], statistics) for part in parts}
+    records = {
+        part.name: LandmarkRecords(part.ids, part.numbers, views[part.name], statistics, settings.descriptors)
+        for part in parts
+    }
     write_shards(
         target, f"embedded_{settings.folder}", records, descriptors=settings.descriptors, width=SIFT_WIDTH, processes=1
     )
@@ -63,8 +66,8 @@ def write_set(target: Path, parts: Sequence[Split], views: dict[str, Views], set
         "name": settings.name,
         "backbone": "sift",
         "width": SIFT_WIDTH,
-        "global": f"VLAD, {settings.vlad_centres} centres",
-        "extraction": {"name": "sift", "descriptors": settings.descriptors, "max_side": settings.max_side},
+        "global": statistics.global_name,
+        "extraction": {"name": "sift", "descriptors": settings.detected, "max_side": settings.max_side},
         "renderer_version": settings.version,
         "settings": dataclasses.asdict(settings),
     }
@@ -72,9 +75,11 @@ def write_set(target: Path, parts: Sequence[Split], views: dict[str, Views], set
 
 
 def learn_statistics(train: Views, settings: Settings) -> SiftStatistics:
-    """Mean and VLAD centres of the real descriptors of the training photos."""
+    """Mean, VLAD centres and, where the set has them, local axes of the real descriptors of the training photos."""
     real = np.arange(train.histogram.shape[1]) < train.count[:, None]
-    return SiftStatistics.learn(train.histogram[real], settings.vlad_centres, settings.seed, settings.spread)
+    return SiftStatistics.learn(
+        train.histogram[real], settings.vlad_centres, settings.seed, settings.spread, settings.axes
+    )
 
 
 def describe_globally(views: Views, statistics: SiftStatistics) -> np.ndarray:
@@ -83,7 +88,8 @@ def describe_globally(views: Views, statistics: SiftStatistics) -> np.ndarray:
     batches = []
     for start in range(0, len(real), BATCH):
         rows = slice(start, start + BATCH)
-        batches.append(vlad(describe(views.histogram[rows], statistics), real[rows], statistics.centres))
+        described = DescriptorSet(describe(views.histogram[rows], statistics), real[rows])
+        batches.append(global_descriptor(described, statistics))
     return np.concatenate(batches)
 
 

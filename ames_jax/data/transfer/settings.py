@@ -19,9 +19,11 @@ class TransferSettings(Settings):
 
     name: ClassVar[str] = NAME
     folder: ClassVar[str] = "transfer"
-    version: ClassVar[int] = 1  # raise by one with every change that alters pixels or descriptors
+    version: ClassVar[int] = 3  # raise by one with every change that alters pixels or descriptors
     max_side: ClassVar[int] = 640  # to which photographs are shrunk; the rendered ones are 320 to 560 wide
     spread: ClassVar[float] = 0.0125  # 8 pixels of a photo of 640
+    keypoints: ClassVar[int] = 600  # as `extract` takes of a photo
+    axes: ClassVar[bool] = True
 
     train_landmarks: int = 360
     validation_landmarks: int = 40
