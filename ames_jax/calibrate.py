@@ -1,7 +1,8 @@
 """Makes a model for `sift` search of a trained student: python -m ames_jax.calibrate --run=RUN --out=DIR
 
-λ and γ are chosen on the validation pictures of a rendered data set, extracted as `python -m ames_jax.extract` extracts
-photos: 100 query and 64 database descriptors. DIR then holds model.safetensors and sift_statistics.npz.
+λ and γ are chosen on the validation pictures of a rendered data set or, better for photographs, on photos of your own
+(--photos, a subfolder a scene, among rendered distractors); extracted as `python -m ames_jax.extract` extracts photos, with
+100 query and 64 database descriptors. DIR then holds model.safetensors and sift_statistics.npz.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ames_jax import runtime
-from ames_jax.benchmarks.photos import photo_set, rendered_scenes
+from ames_jax.benchmarks.photos import photo_set, read_scenes, rendered_distractors, rendered_scenes
 from ames_jax.checkpoints import facts_of, find_model, read_model, save_model
 from ames_jax.data import transfer
 from ames_jax.errors import run_main
@@ -30,8 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     directory = find_model(arguments.run)
     model, root = read_model(directory), arguments.data or transfer.build()
     statistics = root / STATISTICS_FILE
-    pictures = rendered_scenes(root / "images")
-    validation = photo_set(pictures, [], open_backbone("sift", statistics=statistics), arguments.queries)
+    backbone = open_backbone("sift", statistics=statistics)
+    if arguments.photos:
+        validation = photo_set(read_scenes(arguments.photos), rendered_distractors(), backbone)
+    else:
+        validation = photo_set(rendered_scenes(root / "images"), [], backbone, arguments.queries)
     shortlist = min(arguments.shortlist, validation.ranks.shape[1])
     bits = model.tokenizer.binarize
     query, database = bits(validation.queries.truncate(100)), bits(validation.database.truncate(64))
@@ -44,9 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         **facts_of(directory), "validation_map": found, "lam": setting.lam, "gamma": setting.gamma,
         "backbone": "sift", "statistics": SiftStatistics.load(statistics).fingerprint(),
     }  # fmt: skip
-    print(
-        f"validation mAP {validation.map_of(validation.ranks):.1f} → {found:.1f} at λ {setting.lam:g}, γ {setting.gamma:g}"
-    )
+    before = validation.map_of(validation.ranks)
+    print(f"{validation.name}: mAP {before:.1f} → {found:.1f} at λ {setting.lam:g}, γ {setting.gamma:g}")
     print(save_model(model, arguments.out, facts))
     shutil.copyfile(statistics, arguments.out / STATISTICS_FILE)
     return 0
@@ -58,7 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--run", type=Path, required=True, help="run of a binary student, or a model directory")
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the calibrated model")
     add("--data", type=Path, metavar="DIR", help="rendered set with validation pictures (default: transfer scenes)")
-    add("--queries", type=int, default=120, help="validation pictures that ask (default: 120)")
+    add("--photos", type=Path, metavar="DIR", help="choose on these photos instead: a subfolder a scene")
+    add("--queries", type=int, default=120, help="rendered pictures that ask (default: 120)")
     add("--shortlist", type=int, default=100, help="images re-ranked a query (default: 100)")
     return parser
 

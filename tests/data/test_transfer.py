@@ -22,7 +22,7 @@ from ames_jax.data.transfer import NAME, TransferSettings, build
 from ames_jax.data.transfer.scene import transfer_world
 from ames_jax.data.transfer.textures import dead_leaves, draw_texture, fractal_noise
 from ames_jax.errors import UserError
-from ames_jax.extraction.sift import SiftStatistics
+from ames_jax.extraction.sift import SiftStatistics, global_descriptor, local_descriptors
 
 TINY = TransferSettings(
     train_landmarks=3, train_views=2, validation_landmarks=2, test_landmarks=2, query_views=1, gallery_views=2,
@@ -40,6 +40,19 @@ def test_it_is_a_data_set_like_any_other(folder: Path) -> None:
     assert json.loads((folder / "about.json").read_text())["name"] == NAME == "transfer scenes (rendered)"
     assert open_split(folder, "train")[5].descriptors.features.shape == (40, 128)
     assert SiftStatistics.load(folder / "sift_statistics.npz").spread == TINY.spread > 0
+
+
+def test_statistics_and_global_descriptor_are_of_all_keypoints_that_extraction_takes(folder: Path) -> None:
+    name = "test_query/0000_0"
+    photo = cv2.imread(str(folder / "images" / f"{name}.jpg"), cv2.IMREAD_GRAYSCALE)
+    statistics = SiftStatistics.load(folder / "sift_statistics.npz")
+    found = local_descriptors(photo, TINY.keypoints, statistics)
+    stored = open_split(folder, "test_query")[0]
+    assert len(found.features) > len(stored.descriptors.features) == TINY.descriptors
+    np.testing.assert_allclose(found.features[: TINY.descriptors], stored.descriptors.features, atol=1e-3)
+    expected = np.load(folder / "global" / "test_query.npy")[0]
+    np.testing.assert_allclose(global_descriptor(found, statistics), expected, atol=1e-5)
+    assert json.loads((folder / "about.json").read_text())["global"] == "VLAD, 2 centres, local axes"
 
 
 def test_another_process_renders_and_describes_the_same() -> None:
@@ -89,7 +102,13 @@ def test_a_calibrated_model_searches_photos_among_distractors(
         f"--distractors={folder / 'images' / 'validation_gallery'}", f"--json={tmp_path / 'table.json'}",
     ]  # fmt: skip
     assert photos.main(command) == 0
-    assert "photographs of 2 scenes, 4 rendered distractors" in capsys.readouterr().out
+    chosen = json.loads((tmp_path / "table.json").read_text())["settings"]
+    assert photos.main([*command, "--choose-on=photos"]) == 0
+    assert json.loads((tmp_path / "table.json").read_text())["settings"] != chosen
+    assert (
+        calibrate.main([f"--run={model}", f"--out={model}", f"--data={folder}", f"--photos={tmp_path / 'scenes'}"]) == 0
+    )
+    assert "pictures of 2 scenes, 4 distractors" in capsys.readouterr().out
     rows = json.loads((tmp_path / "table.json").read_text())["rows"]
     assert {row["method"] for row in rows} == {"global only", "student", "hand-made, floats", "hand-made, bits"}
     with pytest.raises(UserError, match="--photos"):

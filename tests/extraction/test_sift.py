@@ -10,7 +10,7 @@ from ames_jax.descriptors import DescriptorSet
 from ames_jax.errors import UserError
 from ames_jax.extraction.keypoints import detect
 from ames_jax.extraction.sift import SiftStatistics, describe, global_descriptor, local_descriptors
-from ames_jax.extraction.vlad import learn_centres, vlad
+from ames_jax.extraction.vlad import learn_axes, learn_centres, vlad, vlad_in_axes
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +76,14 @@ def test_descriptors_are_centred_root_sift() -> None:
     np.testing.assert_allclose(found[0], expected / np.linalg.norm(expected), atol=1e-6)
 
 
-def test_statistics_survive_a_round_trip_and_name_a_damaged_file(statistics: SiftStatistics, tmp_path) -> None:
+@pytest.mark.parametrize("axes", [False, True])
+def test_statistics_survive_a_round_trip_and_name_a_damaged_file(image: np.ndarray, axes: bool, tmp_path) -> None:
     path = tmp_path / "statistics.npz"
+    statistics = SiftStatistics.learn(detect(image, 400).histogram, centres=2, spread=0.1, axes=axes)
     statistics.save(path)
     loaded = SiftStatistics.load(path)
+    assert loaded.fingerprint() == statistics.fingerprint()
+    assert (loaded.axes is not None, loaded.spread) == (axes, 0.1)
     np.testing.assert_array_equal(loaded.mean, statistics.mean)
     np.testing.assert_array_equal(loaded.centres, statistics.centres)
     path.write_bytes(path.read_bytes()[:100])
@@ -101,7 +105,31 @@ def test_vlad_by_hand() -> None:
     np.testing.assert_allclose(vlad(features, valid, centres), expected / np.linalg.norm(expected), atol=1e-6)
 
 
-def test_global_descriptor_ignores_padding(image: np.ndarray, statistics: SiftStatistics) -> None:
+def test_vlad_in_local_axes_by_hand() -> None:
+    centres = np.array([[0, 0], [10, 0]], np.float32)
+    features = np.array([[3, 4], [0, 2], [12, 0], [99, 99]], np.float32)
+    valid = np.array([True, True, True, False])
+    swapped = np.array([[0, 1], [1, 0]], np.float32)
+    axes = np.stack([swapped, np.eye(2, dtype=np.float32)])
+    # residuals of length 1: (0.6, 0.8) + (0, 1), and (1, 0); the first centre's axes swapped; square root; length 1
+    expected = np.sqrt([1.8, 0.6, 1, 0])
+    found = vlad_in_axes(np.stack([features, features]), np.stack([valid, valid]), centres, axes)
+    np.testing.assert_allclose(found[1], expected / np.linalg.norm(expected), atol=1e-6)
+
+
+def test_axes_are_the_principal_ones_of_each_centre(rng: np.random.Generator) -> None:
+    centres = np.array([[0, 0, 0], [50, 0, 0], [0, 90, 0]], np.float32)
+    spread = rng.standard_normal((400, 3)) * [0.1, 1, 3] + [0.01, 0, 0]
+    features = np.concatenate([spread, spread[:, [2, 0, 1]] + centres[1]]).astype(np.float32)
+    axes = np.abs(learn_axes(features, centres))
+    np.testing.assert_allclose(axes[0], np.eye(3), atol=0.2)
+    np.testing.assert_allclose(axes[1], np.eye(3)[:, [1, 2, 0]], atol=0.2)
+    np.testing.assert_array_equal(axes[2], np.eye(3))  # a centre that too few descriptors belong to
+
+
+@pytest.mark.parametrize("axes", [False, True])
+def test_global_descriptor_ignores_padding(image: np.ndarray, axes: bool) -> None:
+    statistics = SiftStatistics.learn(detect(image, 400).histogram, centres=2, axes=axes)
     found = local_descriptors(image, 30, statistics)
     padded = DescriptorSet(found.features).pad(50)
     np.testing.assert_allclose(global_descriptor(padded, statistics), global_descriptor(found, statistics), atol=1e-6)
