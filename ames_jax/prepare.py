@@ -38,8 +38,9 @@ def _import(arguments: argparse.Namespace) -> int:
     query, database = arguments.query, arguments.database or arguments.query
     if arguments.neighbours:
         folder = arguments.root / "neighbours" / f"{query}.{database}"
+        about = {"global": arguments.global_name} if arguments.global_name else None
         count, columns = import_neighbours(
-            arguments.neighbours, folder, columns=arguments.columns, dtype=arguments.dtype
+            arguments.neighbours, folder, columns=arguments.columns, dtype=arguments.dtype, about=about
         )
         print(f"{folder}: {columns} neighbours of {count} images")
     if arguments.ground_truth:

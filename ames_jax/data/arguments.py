@@ -48,6 +48,7 @@ def _import(add: Callable) -> None:
     add("--neighbours", type=Path, help="nn_*.pkl")
     add("--columns", type=positive, help="only the first so many neighbours (training uses 300, itself left out: 301)")
     add("--dtype", choices=("float32", "float16"), default="float32", help="of the similarities")
+    add("--global-name", help="how results name the search that made the neighbours, e.g. 'DINOv2 CLS'")
     add("--ground-truth", type=Path, help="gnd_*.pkl")
     add("--name", help="of the ground truth; by default that of the file")
     add("--public", action="store_true", help="GLDv2: only the public queries count, not the last 750 (for validation)")

@@ -90,7 +90,7 @@ class EvaluationSet:
         loaded = np.unique(ranks[:, : limits.shortlist]) if limits.shortlist else np.arange(len(database))
         about, query_ids = read_about(root), query.ids()
         return cls(
-            about["name"], about.get("global", "the given lists"), root,
+            about["name"], lists.first_stage(about.get("global")), root,
             read_rows(query, rows, limits.query_descriptors), read_rows(database, loaded, limits.database_descriptors),
             loaded, [query_ids[i] for i in rows], database.ids(), ranks, np.asarray(lists.similarities[rows]),
             [truth["queries"][i] for i in rows],

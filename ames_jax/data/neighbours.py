@@ -36,6 +36,10 @@ class Neighbours:
     def __len__(self) -> int:
         return len(self.indices)
 
+    def first_stage(self, otherwise: str | None) -> str:
+        """How results name the search that made the lists: what the lists say, else `otherwise`, else that they are given."""
+        return self.about.get("global") or otherwise or "the given lists"
+
 
 def nearest(
     queries: np.ndarray,

@@ -64,7 +64,7 @@ def _open_prepared(root: Path, name: str, dataset: str) -> RetrievalTask:
     kind = "revisited" if any("easy" in entry for entry in truth["queries"]) else "map"
     return RetrievalTask(
         name=f"{about.get('name', root.name)}, {dataset}",
-        first_stage=about.get("global", "the given lists"),
+        first_stage=lists.first_stage(about.get("global")),
         ranks=lists.indices,
         similarities=lists.similarities,
         judged=judge(lists.indices, truth["queries"]),

@@ -1,5 +1,6 @@
 """The command line from the release's files to a data set, and what a kill leaves behind."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -109,13 +110,15 @@ def test_import(release, capsys):
     root = release.folder / "set"
     assert run(
         "import", "--root", root, "--query", "test_query", "--database", "test_gallery", "--neighbours",
-        release.neighbours(), "--columns", 5, "--dtype", "float16", "--ground-truth", path,
+        release.neighbours(), "--columns", 5, "--dtype", "float16", "--ground-truth", path, "--global-name", "toy CLS",
     ) == 0  # fmt: skip
     assert "5 neighbours of 60 images" in capsys.readouterr().out
     lists = open_neighbours(root / "neighbours" / "test_query.test_gallery")
     np.testing.assert_array_equal(lists.indices, indices[:, :5])
     np.testing.assert_array_equal(lists.similarities, similarities[:, :5].astype(np.float16))
     assert lists.indices.dtype == np.int32
+    assert lists.first_stage("VLAD of the set") == "toy CLS"
+    assert dataclasses.replace(lists, about={}).first_stage(None) == "the given lists"
     found = json.loads((root / "ground_truth" / "toy.json").read_text())
     assert found == {"query": "test_query", "database": "test_gallery", "queries": truth}
 
