@@ -1,22 +1,27 @@
 """Makes a model for `sift` search of a trained student: python -m ames_jax.calibrate --run=RUN --out=DIR
 
-λ and γ are chosen on the validation pictures of a rendered data set or, better for photographs, on photos of your own
-(--photos, a subfolder a scene, among rendered distractors); extracted as `python -m ames_jax.extract` extracts photos, with
-100 query and 64 database descriptors. DIR then holds model.safetensors and sift_statistics.npz.
+λ and γ are chosen on the validation pictures of a rendered data set or on some tens of your own photos (--photos, a
+subfolder a scene, among distractors). Both are extracted with the statistics beside the run, as `python -m ames_jax.extract`
+extracts photos, with 100 query and 64 database descriptors. DIR then holds model.safetensors and sift_statistics.npz.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from ames_jax import runtime
-from ames_jax.benchmarks.photos import photo_set, read_scenes, rendered_distractors, rendered_scenes
+from ames_jax.benchmarks.photos import (
+    distractors_in,
+    photo_set,
+    read_scenes,
+    rendered_scenes,
+    statistics_beside,
+)
 from ames_jax.checkpoints import facts_of, find_model, read_model, save_model
 from ames_jax.data import transfer
-from ames_jax.errors import run_main
+from ames_jax.errors import UserError, run_main
 from ames_jax.extraction.backbones import STATISTICS_FILE, open_backbone
 from ames_jax.extraction.sift import SiftStatistics
 from ames_jax.ranking import tune
@@ -29,11 +34,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     runtime.start()
     directory = find_model(arguments.run)
-    model, root = read_model(directory), arguments.data or transfer.build()
-    statistics = root / STATISTICS_FILE
-    backbone = open_backbone("sift", statistics=statistics)
-    if arguments.photos:
-        validation = photo_set(read_scenes(arguments.photos), rendered_distractors(), backbone)
+    model, facts = read_model(directory), facts_of(directory)
+    scenes = read_scenes(arguments.photos) if arguments.photos else None
+    root = arguments.data or transfer.build()
+    file = statistics_beside(arguments.run, root)
+    statistics = SiftStatistics.load(file)
+    if facts.get("statistics", statistics.fingerprint()) != statistics.fingerprint():
+        raise UserError(
+            f"{arguments.run}: was trained with other SIFT statistics ({facts['statistics'][:8]}) than {file} holds "
+            f"({statistics.fingerprint()[:8]}); put the {STATISTICS_FILE} of its run beside it"
+        )
+    backbone = open_backbone("sift", statistics=file)
+    if scenes:
+        validation = photo_set(scenes, distractors_in(arguments.distractors), backbone)
     else:
         validation = photo_set(rendered_scenes(root / "images"), [], backbone, arguments.queries)
     shortlist = min(arguments.shortlist, validation.ranks.shape[1])
@@ -45,13 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     found = next(row.scores["map"] for row in rows if row.setting == setting)
     facts = {
-        **facts_of(directory), "validation_map": found, "lam": setting.lam, "gamma": setting.gamma,
-        "backbone": "sift", "statistics": SiftStatistics.load(statistics).fingerprint(),
+        **facts, "validation_map": found, "lam": setting.lam, "gamma": setting.gamma,
+        "backbone": "sift", "statistics": statistics.fingerprint(),
     }  # fmt: skip
     before = validation.map_of(validation.ranks)
     print(f"{validation.name}: mAP {before:.1f} → {found:.1f} at λ {setting.lam:g}, γ {setting.gamma:g}")
     print(save_model(model, arguments.out, facts))
-    shutil.copyfile(statistics, arguments.out / STATISTICS_FILE)
+    statistics.save(arguments.out / STATISTICS_FILE)
     return 0
 
 
@@ -62,6 +75,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the calibrated model")
     add("--data", type=Path, metavar="DIR", help="rendered set with validation pictures (default: transfer scenes)")
     add("--photos", type=Path, metavar="DIR", help="choose on these photos instead: a subfolder a scene")
+    add(
+        "--distractors",
+        type=Path,
+        metavar="DIR",
+        help="among these pictures (default: the rendered gallery of the landmarks)",
+    )
     add("--queries", type=int, default=120, help="rendered pictures that ask (default: 120)")
     add("--shortlist", type=int, default=100, help="images re-ranked a query (default: 100)")
     return parser

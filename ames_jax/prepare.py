@@ -35,6 +35,8 @@ def _import(arguments: argparse.Namespace) -> int:
 
     if not arguments.neighbours and not arguments.ground_truth:
         raise UserError("nothing to import: give --neighbours nn_*.pkl, --ground-truth gnd_*.pkl, or both")
+    if arguments.global_name and not arguments.neighbours:
+        raise UserError("--global-name names the search that made --neighbours, which is missing")
     query, database = arguments.query, arguments.database or arguments.query
     if arguments.neighbours:
         folder = arguments.root / "neighbours" / f"{query}.{database}"

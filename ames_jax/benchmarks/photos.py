@@ -35,15 +35,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table of global only, hand-made matching and the models; returns the exit code."""
     arguments = _parser().parse_args(argv)
     runtime.start()
+    scenes = read_scenes(arguments.photos)
     student = load_model(arguments.model)
     teacher = load_model(arguments.teacher) if arguments.teacher else None
     root = arguments.validation or transfer.build()
-    statistics = arguments.statistics or _statistics_beside(arguments.model, root)
+    statistics = arguments.statistics or statistics_beside(arguments.model, root)
     backbone = open_backbone(
         "sift", statistics=statistics, descriptors=arguments.descriptors, max_side=arguments.max_side
     )
-    distractors = sorted(arguments.distractors.glob("*")) if arguments.distractors else rendered_distractors()
-    photos = photo_set(read_scenes(arguments.photos), distractors, backbone)
+    photos = photo_set(scenes, distractors_in(arguments.distractors), backbone)
     if arguments.choose_on == "photos":
         validation = photos
     else:
@@ -68,7 +68,7 @@ def read_scenes(folder: Path) -> dict[str, list[Path]]:
     """The photos of each subfolder; raises UserError where there are none, or no scene has two."""
     scenes = {}
     for scene in sorted(path for path in folder.glob("*") if path.is_dir()):
-        found = sorted(path for path in scene.iterdir() if path.suffix.lower() in SUFFIXES)
+        found = _pictures(scene)
         if found:
             scenes[scene.name] = found
     if not any(len(found) > 1 for found in scenes.values()):
@@ -86,9 +86,21 @@ def rendered_scenes(folder: Path) -> dict[str, list[Path]]:
     return scenes
 
 
-def rendered_distractors() -> list[Path]:
-    """Pictures of the gallery of the embedded landmarks, which show nothing that a photograph shows."""
-    return sorted((landmarks.build() / "images" / "test_gallery").glob("*"))
+def statistics_beside(model: str | Path, root: Path) -> Path:
+    """SIFT statistics in the folder of a run or model, else those of the data set at `root`."""
+    beside = Path(model) / STATISTICS_FILE
+    return beside if beside.is_file() else root / STATISTICS_FILE
+
+
+def distractors_in(folder: Path | None) -> list[Path]:
+    """The pictures of a folder; of None, those of the rendered gallery of the embedded landmarks.
+
+    Raises UserError for a folder without pictures.
+    """
+    found = _pictures(folder or landmarks.build() / "images" / "test_gallery")
+    if not found:
+        raise UserError(f"--distractors={folder}: no pictures there; expected files of {', '.join(sorted(SUFFIXES))}")
+    return found
 
 
 def photo_set(
@@ -123,9 +135,8 @@ def photo_set(
     )  # fmt: skip
 
 
-def _statistics_beside(model: str, root: Path) -> Path:
-    beside = Path(model) / STATISTICS_FILE
-    return beside if beside.is_file() else root / STATISTICS_FILE
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
 
 
 def _parser() -> argparse.ArgumentParser:

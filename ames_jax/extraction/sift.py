@@ -13,7 +13,7 @@ from ames_jax.errors import UserError
 from ames_jax.extraction.keypoints import SIFT_WIDTH, Keypoints, detect
 from ames_jax.extraction.vlad import learn_axes, learn_centres, normalised, vlad, vlad_in_axes
 
-# Histograms that the statistics are learned from; more change nothing that can be measured.
+# Histograms that the statistics are learned from: for mean and centres more change nothing that can be measured.
 SAMPLE = 20_000
 
 
@@ -21,8 +21,8 @@ SAMPLE = 20_000
 class SiftStatistics:
     """What is learned from training images: mean float32 [128] of RootSIFT, VLAD centres float32 [C, 128].
 
-    `axes`, float32 [C, 128, 128] or None, decide the kind of VLAD (see `vlad`). `spread` goes with them: how far apart the
-    keypoints are (see `keypoints.detect`).
+    `axes`, float32 [C, 128, 128] or None, decide the kind of VLAD (see `extraction.vlad`). `spread` goes with them: how
+    far apart the keypoints are (see `keypoints.detect`).
 
     The mean matters: RootSIFT is non-negative, all its values lie in one corner of the sphere, and the sign of a
     projection (a bit) of uncentred values says little.
@@ -73,9 +73,12 @@ class SiftStatistics:
         try:
             with path.open("rb") as file, np.load(file) as arrays:
                 spread = float(arrays["spread"]) if "spread" in arrays else 0.0
-                return cls(arrays["mean"], arrays["centres"], spread, arrays.get("axes"))
+                found = cls(arrays["mean"], arrays["centres"], spread, arrays.get("axes"))
+            if found.axes is not None and found.axes.shape != (*found.centres.shape, SIFT_WIDTH):
+                raise ValueError(f"axes {list(found.axes.shape)} do not fit centres {list(found.centres.shape)}")
+            return found
         except Exception as error:
-            raise UserError(f"{path}: no SIFT statistics (mean, centres) can be read from it: {error}") from error
+            raise UserError(f"{path}: no SIFT statistics (mean, centres, axes) can be read from it: {error}") from error
 
 
 def describe(histogram: np.ndarray, statistics: SiftStatistics) -> np.ndarray:

@@ -47,7 +47,7 @@ def vlad(features: np.ndarray, valid: np.ndarray, centres: np.ndarray) -> np.nda
 def learn_axes(features: np.ndarray, centres: np.ndarray) -> np.ndarray:
     """float32 [C, D, D]: in its columns, the principal axes of the residuals of length 1 to each centre of features [N, D].
 
-    A centre with at most D features keeps the axes it has.
+    A centre with at most D features keeps the coordinate axes.
     """
     nearest, width = _nearest(features, centres), features.shape[-1]
     axes = np.tile(np.eye(width, dtype=np.float32), (len(centres), 1, 1))

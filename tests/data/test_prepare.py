@@ -140,6 +140,8 @@ def test_import_refuses_what_cannot_be_right(release):
     indices[3, 2] = 2**24
     with pytest.raises(UserError, match="holds row 16777216 as float32"):
         import_neighbours(release.neighbours(np.stack([similarities, indices])), release.folder / "x")
+    with pytest.raises(UserError, match="--global-name"):
+        run("import", "--root", release.folder, "--query", "q", "--ground-truth", "gnd.pkl", "--global-name", "toy")
     with pytest.raises(UserError, match="nothing to import"):
         run("import", "--root", release.folder, "--query", "train")
 

@@ -105,11 +105,16 @@ def test_a_calibrated_model_searches_photos_among_distractors(
     chosen = json.loads((tmp_path / "table.json").read_text())["settings"]
     assert photos.main([*command, "--choose-on=photos"]) == 0
     assert json.loads((tmp_path / "table.json").read_text())["settings"] != chosen
-    assert (
-        calibrate.main([f"--run={model}", f"--out={model}", f"--data={folder}", f"--photos={tmp_path / 'scenes'}"]) == 0
-    )
+    others = f"--distractors={folder / 'images' / 'validation_gallery'}"
+    again = [f"--run={model}", f"--out={model}", f"--data={folder}", f"--photos={tmp_path / 'scenes'}", others]
+    assert calibrate.main(again) == 0
+    with pytest.raises(UserError, match="--distractors"):
+        photos.main([*command, f"--distractors={tmp_path / 'none'}"])
     assert "pictures of 2 scenes, 4 distractors" in capsys.readouterr().out
     rows = json.loads((tmp_path / "table.json").read_text())["rows"]
     assert {row["method"] for row in rows} == {"global only", "student", "hand-made, floats", "hand-made, bits"}
+    replace(SiftStatistics.load(model / "sift_statistics.npz"), spread=0.5).save(model / "sift_statistics.npz")
+    with pytest.raises(UserError, match="trained with other SIFT statistics"):
+        calibrate.main(again)
     with pytest.raises(UserError, match="--photos"):
         photos.read_scenes(folder / "images" / "test_query")

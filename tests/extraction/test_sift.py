@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -86,6 +88,9 @@ def test_statistics_survive_a_round_trip_and_name_a_damaged_file(image: np.ndarr
     assert (loaded.axes is not None, loaded.spread) == (axes, 0.1)
     np.testing.assert_array_equal(loaded.mean, statistics.mean)
     np.testing.assert_array_equal(loaded.centres, statistics.centres)
+    replace(statistics, axes=np.zeros((1, 128, 128), np.float32)).save(path)
+    with pytest.raises(UserError, match=r"axes \[1, 128, 128\] do not fit centres \[2, 128\]"):
+        SiftStatistics.load(path)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match=r"statistics\.npz"):
         SiftStatistics.load(path)
