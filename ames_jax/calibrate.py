@@ -36,8 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     directory = find_model(arguments.run)
     model, facts = read_model(directory), facts_of(directory)
     scenes = read_scenes(arguments.photos) if arguments.photos else None
-    root = arguments.data or transfer.build()
-    file = statistics_beside(arguments.run, root)
+    file = statistics_beside(arguments.run, arguments.data)
     statistics = SiftStatistics.load(file)
     if facts.get("statistics", statistics.fingerprint()) != statistics.fingerprint():
         raise UserError(
@@ -48,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if scenes:
         validation = photo_set(scenes, distractors_in(arguments.distractors), backbone)
     else:
+        root = arguments.data or transfer.build()
         validation = photo_set(rendered_scenes(root / "images"), [], backbone, arguments.queries)
     shortlist = min(arguments.shortlist, validation.ranks.shape[1])
     bits = model.tokenizer.binarize

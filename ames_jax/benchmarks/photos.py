@@ -86,10 +86,10 @@ def rendered_scenes(folder: Path) -> dict[str, list[Path]]:
     return scenes
 
 
-def statistics_beside(model: str | Path, root: Path) -> Path:
-    """SIFT statistics in the folder of a run or model, else those of the data set at `root`."""
+def statistics_beside(model: str | Path, root: Path | None) -> Path:
+    """SIFT statistics in the folder of a run or model, else those of the data set at `root` (None: the transfer scenes)."""
     beside = Path(model) / STATISTICS_FILE
-    return beside if beside.is_file() else root / STATISTICS_FILE
+    return beside if beside.is_file() else (root or transfer.build()) / STATISTICS_FILE
 
 
 def distractors_in(folder: Path | None) -> list[Path]:
