@@ -32,7 +32,7 @@ def draw_tradeoff(comparison: Comparison, path: str | Path) -> None:
         plain_axes(axes, "local descriptors stored per database image", f"{comparison.metric} (%)")
         _byte_axis(axes, comparison)
         axes.set_title(
-            f"{comparison.data_set}\n{comparison.first_stage}, first {comparison.shortlist} re-ranked; "
+            f"{comparison.data_set}\n{comparison.first_stage}, first {comparison.shortlist} re-ranked\n"
             "numbers at the points: descriptors per database image",
             loc="left",
         )
