@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ames_jax import runtime
 from ames_jax.benchmarks import data, extract, score, train, whole_job
-from ames_jax.benchmarks.tables import write_json
-from ames_jax.command_line import Parser
-from ames_jax.errors import run_main
+from ames_jax.report.plain_tables import write_json
+from ames_jax.runtime import cache
+from ames_jax.runtime.command_line import Parser
+from ames_jax.runtime.errors import run_main
 
 COMMANDS = {
     "data": (data, "Images a second from disk to the training step, from each storage."),
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     arguments = parser.parse_args(argv)
-    runtime.start()
+    cache.start()
     results, table = arguments.run(arguments)
     print(table)
     write_json(arguments.json, results)

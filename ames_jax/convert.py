@@ -16,15 +16,16 @@ import dataclasses
 import json
 from pathlib import Path
 
-from ames_jax.checkpoints import RunCheckpoints, save_model
-from ames_jax.command_line import Parser
-from ames_jax.errors import UserError, run_main
-from ames_jax.exporting import write_scorer
-from ames_jax.model_files import config_beside, load_model
-from ames_jax.paths import path_of
-from ames_jax.similarity import AMES, AMESConfig
-from ames_jax.torch_files import read_checkpoint, write_checkpoint
-from ames_jax.torch_weights import from_torch, infer_config, to_torch
+from ames_jax.model.ames import AMES, AMESConfig
+from ames_jax.model.exporting import write_scorer
+from ames_jax.model.released import config_beside, load_model
+from ames_jax.model.torch_files import read_checkpoint, write_checkpoint
+from ames_jax.model.torch_weights import from_torch, infer_config, to_torch
+from ames_jax.model.weights import save_model
+from ames_jax.runtime.command_line import Parser
+from ames_jax.runtime.errors import UserError, run_main
+from ames_jax.runtime.files import path_of
+from ames_jax.training.checkpoints import RunCheckpoints
 
 
 def main(arguments: list[str] | None = None) -> None:

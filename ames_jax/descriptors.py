@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ames_jax.errors import UserError
+from ames_jax.runtime.errors import UserError
 
 Array = Any  # numpy or JAX array: a DescriptorSet holds either
 

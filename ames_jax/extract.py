@@ -10,8 +10,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ames_jax import runtime
-from ames_jax.errors import UserError, run_main
+from ames_jax.runtime import cache
+from ames_jax.runtime.errors import UserError, run_main
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not 0 <= arguments.process < arguments.processes:
         raise UserError(f"--process={arguments.process}: expected 0 to {arguments.processes - 1} (--processes - 1)")
     images = list_images(arguments.images, arguments.root, arguments.boxes)
-    runtime.start()
+    cache.start()
     backbone = open_backbone(
         arguments.backbone, weights=arguments.weights, detector=arguments.detector, statistics=arguments.statistics,
         descriptors=arguments.descriptors, max_side=arguments.max_side, dtype=arguments.dtype, batch=arguments.batch,

@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ames_jax.data.arguments import make_parser
-from ames_jax.errors import UserError, run_main
+from ames_jax.runtime.errors import UserError, run_main
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _validate(arguments: argparse.Namespace) -> int:
-    from ames_jax.data.validation import validate
+    from ames_jax.data.checks.files import validate
 
     report = validate(arguments.files, full=arguments.full)
     print(report)
@@ -57,7 +57,7 @@ def _import(arguments: argparse.Namespace) -> int:
 
 def _neighbours(arguments: argparse.Namespace) -> int:
     from ames_jax.data.global_descriptors import GlobalDescriptors
-    from ames_jax.data.neighbour_jobs import race_faiss, search_to_folder
+    from ames_jax.data.neighbour_search import race_faiss, search_to_folder
 
     queries = GlobalDescriptors(arguments.queries)
     database = queries if arguments.database is None else GlobalDescriptors(arguments.database)
@@ -138,13 +138,13 @@ def _keep_global(arguments: argparse.Namespace, count: int) -> None:
 
 
 def _store(arguments: argparse.Namespace) -> int:
-    from ames_jax import runtime
+    from ames_jax.data.store import build_store
     from ames_jax.index.galleries import open_gallery
-    from ames_jax.index.packing import BitPacker
-    from ames_jax.index.store import build_store
-    from ames_jax.model_files import load_model
+    from ames_jax.model.packing import BitPacker
+    from ames_jax.model.released import load_model
+    from ames_jax.runtime import cache
 
-    runtime.start()
+    cache.start()
     reader, ids = open_gallery(arguments.features, arguments.split, arguments.list)
     store = build_store(
         arguments.out, reader, ids, BitPacker(load_model(arguments.model)), arguments.descriptors,

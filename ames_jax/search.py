@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ames_jax import runtime
-from ames_jax.errors import UserError, run_main
 from ames_jax.index.arguments import make_parser
+from ames_jax.runtime import cache
+from ames_jax.runtime.errors import UserError, run_main
 
 if TYPE_CHECKING:
     from ames_jax.index.searcher import Searcher
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "index": _index, "query": _query, "explain": _explain, "quality": _quality, "speed": _speed, "plan": _plan,
     }  # fmt: skip
     arguments = make_parser(__doc__, runs).parse_args(argv)
-    runtime.start()
+    cache.start()
     return arguments.run(arguments)
 
 
@@ -55,8 +55,8 @@ def _index(arguments: argparse.Namespace) -> int:
 def _query(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from ames_jax.benchmarks.tables import write_json
     from ames_jax.index.labels import Labels
+    from ames_jax.report.plain_tables import write_json
     from ames_jax.report.search_gallery import check_suffix, write_gallery
     from ames_jax.report.search_text import result_facts, result_text, timing_text
 
@@ -125,11 +125,11 @@ def _explain(arguments: argparse.Namespace) -> int:
 
 
 def _quality(arguments: argparse.Namespace) -> int:
-    from ames_jax.benchmarks.tables import write_json
-    from ames_jax.data import landmarks
+    from ames_jax.benchmarks.search_quality import Asked, measure_quality
     from ames_jax.index.model_choice import ChosenModel
-    from ames_jax.index.quality import Asked, measure_quality
+    from ames_jax.report.plain_tables import write_json
     from ames_jax.report.search_text import quality_text
+    from ames_jax.scenes import landmarks
 
     root = landmarks.build()
     chosen = ChosenModel.load(arguments.model, "sift")
@@ -141,9 +141,9 @@ def _quality(arguments: argparse.Namespace) -> int:
 
 
 def _speed(arguments: argparse.Namespace) -> int:
-    from ames_jax.benchmarks.tables import write_json
+    from ames_jax.benchmarks.search_speed import Load, measure_speed
     from ames_jax.index.model_choice import ChosenModel
-    from ames_jax.index.speed import Load, measure_speed
+    from ames_jax.report.plain_tables import write_json
     from ames_jax.report.search_text import speed_text
 
     chosen = ChosenModel.load(arguments.model, "sift")
@@ -157,8 +157,8 @@ def _speed(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from ames_jax.benchmarks.tables import write_json
-    from ames_jax.index.plan import make_plan
+    from ames_jax.benchmarks.search_plan import make_plan
+    from ames_jax.report.plain_tables import write_json
 
     plan = make_plan(
         images=arguments.images, budget=arguments.budget, shortlist=arguments.shortlist,

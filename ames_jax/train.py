@@ -11,47 +11,47 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from ames_jax import distributed, runtime
-from ames_jax.command_line import parse
-from ames_jax.data import landmarks, transfer
-from ames_jax.data.evaluation_set import EvaluationSet, Limits
-from ames_jax.errors import UserError, run_main
-from ames_jax.model_files import load_model
-from ames_jax.paths import is_remote, path_of
-from ames_jax.preemption import STOPPED_EARLY, StoppedEarly
+from ames_jax.model.ames import AMES
+from ames_jax.model.released import load_model
 from ames_jax.report.run_report import draw_curves, write_report
-from ames_jax.runs import keep_config, keep_statistics, train_role
-from ames_jax.similarity import AMES
+from ames_jax.retrieval.sets import EvaluationSet, Limits
+from ames_jax.runtime import cache, processes
+from ames_jax.runtime.command_line import parse
+from ames_jax.runtime.errors import UserError, run_main
+from ames_jax.runtime.files import is_remote, path_of
+from ames_jax.runtime.preemption import STOPPED_EARLY, StoppedEarly
+from ames_jax.scenes import landmarks, transfer
+from ames_jax.training.run import keep_config, keep_statistics, train_role
 
 
 def main() -> int:
     """Reads the command line and does what the configuration asks for; returns the exit code."""
     command = parse(__doc__, "configs/student_bin.py")
     config, workdir = command.config, command.workdir
-    runtime.start()
+    cache.start()
     if "backbone" in config:
-        from ames_jax.extraction.detector_training import train_detector
+        from ames_jax.training.detector import train_detector
 
         keep_config(config, workdir)
         print(train_detector(config, workdir))
         return 0
-    distributed.start(config)
+    processes.start(config)
     if is_remote(workdir) and config.get("report", {}).get("enabled"):
         raise UserError(
             "--config.report.enabled draws pictures, which needs a --workdir on disk; switch it off for gs://"
         )
-    with distributed.lead_first():
+    with processes.lead_first():
         keep_config(config, workdir)
-    with distributed.lead_first():
+    with processes.lead_first():
         root = data_root(config)
-    if distributed.is_lead():
+    if processes.is_lead():
         keep_statistics(root, workdir)
     try:
         if "train_teacher" not in config:
             train_role(config, root, workdir / "teacher", "teacher", None)
-            if distributed.is_lead() and not is_remote(workdir):
+            if processes.is_lead() and not is_remote(workdir):
                 draw_teacher_curves(config, root, workdir)
-            distributed.wait_for_all("end")
+            processes.wait_for_all("end")
             return 0
         teacher = get_teacher(config, root, workdir)
         student = train_role(config, root, workdir / "student", "student", teacher)
@@ -59,9 +59,9 @@ def main() -> int:
         print(stopped, file=sys.stderr)
         return STOPPED_EARLY
     # The lead process alone: a report scores few queries, and draws.
-    if config.report.enabled and distributed.is_lead():
+    if config.report.enabled and processes.is_lead():
         write_report(config.report, root, workdir, teacher, student)
-    distributed.wait_for_all("end")
+    processes.wait_for_all("end")
     return 0
 
 
@@ -93,7 +93,7 @@ def get_teacher(config: ConfigDict, root: Path, workdir: Path) -> AMES:
     settings = config.train_teacher
     for key in ("dataset", "data_dir", "seed", "size", "profile"):
         settings[key] = config[key]
-    distributed.say(f"no teacher given (--config.teacher): training or reusing one in {workdir / 'teacher'}")
+    processes.say(f"no teacher given (--config.teacher): training or reusing one in {workdir / 'teacher'}")
     return train_role(settings, root, workdir / "teacher", "teacher", None)
 
 

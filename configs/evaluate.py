@@ -15,7 +15,7 @@ Fields that take several values take them with commas: every combination is meas
 
 from ml_collections import ConfigDict
 
-from ames_jax.command_line import refuse_variant
+from ames_jax.runtime.command_line import refuse_variant
 
 VARIANTS = ("benchmarks", "landmarks")
 

@@ -3,7 +3,7 @@
     python -m ames_jax.train --config=configs/sift.py:teacher --workdir=runs/sift_teacher
     python -m ames_jax.train --config=configs/sift.py:longer --workdir=runs/sift_longer
     python -m ames_jax.train --config=configs/sift.py:student --workdir=runs/sift
-    python -m ames_jax.calibrate --run=runs/sift --out=ames_jax/models/sift
+    python -m ames_jax.benchmarks.calibrate --run=runs/sift --out=ames_jax/model/shipped/sift
 
 Each step starts from the one before in `runs/`. The README beside the model says how long they took and what came out.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from ames_jax.command_line import load_config, refuse_variant
+from ames_jax.runtime.command_line import load_config, refuse_variant
 
 VARIANTS = ("student", "teacher", "longer")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from ames_jax.command_line import load_config
+from ames_jax.runtime.command_line import load_config
 
 
 def get_config(variant: str = "landmarks") -> ConfigDict:

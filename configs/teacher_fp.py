@@ -6,7 +6,7 @@ GLDv2, the release's recipe:    python -m ames_jax.train --config=configs/teache
 
 from ml_collections import ConfigDict, config_dict
 
-from ames_jax.command_line import refuse_variant
+from ames_jax.runtime.command_line import refuse_variant
 
 VARIANTS = ("landmarks", "gldv2")
 

@@ -25,11 +25,11 @@ import small_run  # noqa: E402
 from gcp_storage_emulator.handlers import objects  # noqa: E402
 from gcp_storage_emulator.server import create_server  # noqa: E402
 
-from ames_jax.checkpoints import facts_of  # noqa: E402
-from ames_jax.history import read_history  # noqa: E402
-from ames_jax.model_files import load_model  # noqa: E402
-from ames_jax.paths import path_of  # noqa: E402
-from ames_jax.preemption import StoppedEarly  # noqa: E402
+from ames_jax.model.released import load_model  # noqa: E402
+from ames_jax.model.weights import facts_of  # noqa: E402
+from ames_jax.runtime.files import path_of  # noqa: E402
+from ames_jax.runtime.preemption import StoppedEarly  # noqa: E402
+from ames_jax.training.log import read_history  # noqa: E402
 
 STEPS = 6
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from ames_jax.similarity import AMES
+from ames_jax.model.ames import AMES
 
 
 def run(method: Callable[..., Any], model: AMES, *arguments: Any) -> Any:

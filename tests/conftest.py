@@ -47,7 +47,7 @@ def golden_settings() -> dict:
 @pytest.fixture(scope="session")
 def few_landmarks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded landmarks with a handful of pictures."""
-    from ames_jax.data.landmarks import Settings, build
+    from ames_jax.scenes.landmarks import Settings, build
 
     settings = Settings(
         train_landmarks=8, train_views=4, validation_landmarks=3, test_landmarks=3, query_views=1, gallery_views=2,

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 import small_run
 
-from ames_jax import distributed
-from ames_jax.command_line import load_config
-from ames_jax.evaluate import evaluate
-from ames_jax.fitting import StoppedEarly
+from ames_jax.report.evaluation import evaluate
+from ames_jax.runtime import processes
+from ames_jax.runtime.command_line import load_config
+from ames_jax.training.loop import StoppedEarly
 
 ROOT = Path(__file__).parents[1]
 STEPS, STOP = 40, 3
@@ -23,7 +23,7 @@ def main():
     data, directory, port, process = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
     config = load_config(ROOT / "configs" / "evaluate.py")
     config.update(distributed=f"127.0.0.1:{port}", process=process, processes=2, start_timeout=60.0)
-    distributed.start(config)
+    processes.start(config)
 
     def validate(model):
         validate.calls += 1
@@ -43,14 +43,14 @@ def main():
     results = evaluate(config, directory / "evaluation")
     print("RESULT", json.dumps(results["rows"]), flush=True)
 
-    skewed = distributed.facts_of(config) | {"--config.data.batch": str(8 + process)}
+    skewed = processes.facts_of(config) | {"--config.data.batch": str(8 + process)}
     try:
-        distributed.check_agreement(skewed)
-    except distributed.UserError as error:
+        processes.check_agreement(skewed)
+    except processes.UserError as error:
         print(error, flush=True)
-    assert distributed.join_shares(distributed.own_share(5), 5).tolist() == [0, 1, 2, 3, 4]
-    assert np.asarray(distributed.as_lead(np.int32(process))) == 0
-    distributed.wait_for_all("end")
+    assert processes.join_shares(processes.own_share(5), 5).tolist() == [0, 1, 2, 3, 4]
+    assert np.asarray(processes.as_lead(np.int32(process))) == 0
+    processes.wait_for_all("end")
     assert jax.device_count() == 4
 
 

@@ -10,10 +10,10 @@ import pytest
 from flax import nnx
 
 from ames_jax import extract as extraction
-from ames_jax.checkpoints import save_model
 from ames_jax.extraction.keypoints import detect
 from ames_jax.extraction.sift import SiftStatistics
-from ames_jax.similarity import AMES, AMESConfig
+from ames_jax.model.ames import AMES, AMESConfig
+from ames_jax.model.weights import save_model
 
 SCENES, VIEWS, DESCRIPTORS = 4, 3, 40
 
@@ -58,7 +58,7 @@ def extract(pictures: Path, out: Path, statistics: Path) -> Path:
     """What `python -m ames_jax.extract` writes of these pictures."""
     flags = [f"--images={pictures}", "--backbone=sift", f"--statistics={statistics}", f"--descriptors={DESCRIPTORS}"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(extraction.runtime, "start", lambda: None)
+        patch.setattr(extraction.cache, "start", lambda: None)
         assert extraction.main([*flags, f"--out={out}"]) == 0
     return out
 

@@ -6,12 +6,12 @@ import synthetic
 from flax import nnx
 
 from ames_jax.data.neighbours import open_neighbours
-from ames_jax.data.pipeline import TripletPipeline
 from ames_jax.data.shards import open_split
-from ames_jax.data.triplets import Triplets
-from ames_jax.fitting import FitSettings, fit
-from ames_jax.similarity import AMES, AMESConfig
-from ames_jax.training import Recipe
+from ames_jax.model.ames import AMES, AMESConfig
+from ames_jax.training.loop import FitSettings, fit
+from ames_jax.training.pipeline import TripletPipeline
+from ames_jax.training.step import Recipe
+from ames_jax.training.triplets import Triplets
 
 CONFIG = AMESConfig(descriptor_width=synthetic.WIDTH, model_width=8, heads=1, layers=1, feed_forward=8)
 

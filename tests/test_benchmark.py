@@ -9,12 +9,23 @@ import sys
 import numpy as np
 import pytest
 
-from ames_jax import benchmark, flops
-from ames_jax.benchmarks import data, extract, machine, options, score, synthetic_retrieval, tables, train, whole_job
+from ames_jax import benchmark
+from ames_jax.benchmarks import (
+    data,
+    extract,
+    flops,
+    machine,
+    options,
+    score,
+    synthetic_retrieval,
+    train,
+    whole_job,
+)
 from ames_jax.benchmarks.opponent import Opponent, compare
-from ames_jax.errors import UserError
 from ames_jax.extraction.vit import ViTConfig
-from ames_jax.similarity import AMESConfig
+from ames_jax.model.ames import AMESConfig
+from ames_jax.report import plain_tables
+from ames_jax.runtime.errors import UserError
 
 SMALL = AMESConfig(descriptor_width=24, model_width=32, heads=2, layers=2, feed_forward=48)
 # One layer compiles faster; the parity of deeper models has its own tests.
@@ -27,7 +38,7 @@ def quick(monkeypatch):
     """No large matrix product; no cache in the home folder."""
     for module in (score, train):
         monkeypatch.setattr(module, "matmul_peak", lambda dtype: 1e11)
-    monkeypatch.setattr(benchmark.runtime, "start", lambda: None)
+    monkeypatch.setattr(benchmark.cache, "start", lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +96,7 @@ def test_first_call_is_printed(monkeypatch):
 
 def test_logits_of_random_pairs_differ_more_than_the_tolerance():
     from ames_jax.descriptors import DescriptorSet
-    from ames_jax.scoring import score_shortlist
+    from ames_jax.retrieval.scoring import score_shortlist
 
     random = np.random.default_rng(0)
     model, _ = machine.random_model(SMALL)
@@ -199,12 +210,12 @@ def test_shapes_and_numbers():
 
 def test_table_and_json(tmp_path):
     rows = [{"a": "x", "b": 1234.5, "c": None}, {"a": "y", "b": math.nan, "c": None}]
-    lines = tables.markdown(rows, {"a": "A", "b": "B", "c": "C"}).splitlines()
+    lines = plain_tables.markdown(rows, {"a": "A", "b": "B", "c": "C"}).splitlines()
     assert lines == ["| A |     B |", "|---|------:|", "| x | 1,234 |", "| y |     – |"]
-    tables.write_json(tmp_path / "x.json", {"rows": rows})
+    plain_tables.write_json(tmp_path / "x.json", {"rows": rows})
     assert json.loads((tmp_path / "x.json").read_text())["rows"][1] == {"a": "y", "b": None, "c": None}
     with pytest.raises(UserError, match=r"--json=.* cannot be written"):
-        tables.write_json(tmp_path / "none" / "x.json", {})
+        plain_tables.write_json(tmp_path / "none" / "x.json", {})
 
 
 def test_matmul_peak_is_a_rate():

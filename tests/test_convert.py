@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ames_jax import model_files
-from ames_jax.checkpoints import save_model
 from ames_jax.convert import main, read
-from ames_jax.errors import UserError
-from ames_jax.model_files import fetch, load_model, load_released
-from ames_jax.similarity import AMES, NAMED, AMESConfig
-from ames_jax.torch_files import write_checkpoint
-from ames_jax.torch_weights import to_torch
+from ames_jax.model import released
+from ames_jax.model.ames import AMES, NAMED, AMESConfig
+from ames_jax.model.released import fetch, load_model, load_released
+from ames_jax.model.torch_files import write_checkpoint
+from ames_jax.model.torch_weights import to_torch
+from ames_jax.model.weights import save_model
+from ames_jax.runtime.errors import UserError
 
 
 def small_model(**changes) -> AMES:
@@ -102,7 +102,7 @@ def server(tmp_path, monkeypatch):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as found:
         threading.Thread(target=found.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{found.server_port}"
-        monkeypatch.setattr(model_files, "ADDRESSES", (address,))
+        monkeypatch.setattr(released, "ADDRESSES", (address,))
         yield address, asked, folder
         found.shutdown()
 

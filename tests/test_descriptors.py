@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ames_jax.descriptors import DescriptorSet, pack_bits, stack, unpack_bits, validate
-from ames_jax.errors import UserError
+from ames_jax.runtime.errors import UserError
 
 
 def make(rng, *shape, width=6):

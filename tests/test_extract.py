@@ -17,14 +17,14 @@ from ames_jax.benchmarks.extract import dead_leaves, random_weights
 from ames_jax.data.global_descriptors import GlobalDescriptors
 from ames_jax.data.release_files import ReleaseSource
 from ames_jax.data.shards import open_split
-from ames_jax.errors import UserError
 from ames_jax.extraction import extracting
 from ames_jax.extraction.backbones import open_backbone, reopen_backbone
 from ames_jax.extraction.images import load_image
 from ames_jax.extraction.keypoints import detect
 from ames_jax.extraction.sift import SiftStatistics
 from ames_jax.extraction.vit import ViTConfig
-from ames_jax.torch_files import write_checkpoint
+from ames_jax.model.torch_files import write_checkpoint
+from ames_jax.runtime.errors import UserError
 
 PICTURES = ("a/0.png", "a/1.png", "b/2.png", "b/3.png", "4.png")
 
@@ -32,7 +32,7 @@ PICTURES = ("a/0.png", "a/1.png", "b/2.png", "b/3.png", "4.png")
 @pytest.fixture(autouse=True)
 def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """No cache in the home folder."""
-    monkeypatch.setattr(extract.runtime, "start", lambda: None)
+    monkeypatch.setattr(extract.cache, "start", lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def sift(pictures: Path, out: Path, statistics: Path, *more: str) -> int:
 def data_set(pictures: Path, statistics: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("out") / "My Photos"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(extract.runtime, "start", lambda: None)
+        patch.setattr(extract.cache, "start", lambda: None)
         sift(pictures, out, statistics, "--hdf5")
     return out
 

@@ -14,11 +14,11 @@ import pytest
 import synthetic
 from flax import nnx
 
-from ames_jax import runtime
-from ames_jax.checkpoints import save_model
-from ames_jax.data import landmarks
-from ames_jax.data.evaluation_set import EvaluationSet
-from ames_jax.similarity import AMES, AMESConfig
+from ames_jax.model.ames import AMES, AMESConfig
+from ames_jax.model.weights import save_model
+from ames_jax.retrieval.sets import EvaluationSet
+from ames_jax.runtime import cache
+from ames_jax.scenes import landmarks
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
@@ -34,7 +34,7 @@ def run(name: str, model: Path, root: Path, workdir: Path, monkeypatch: pytest.M
     first = jax.local_devices()[:1]
     monkeypatch.setattr(jax, "local_devices", lambda: first)
     monkeypatch.setattr(landmarks, "build", lambda: root)
-    monkeypatch.setattr(runtime, "start", lambda: None)
+    monkeypatch.setattr(cache, "start", lambda: None)
     monkeypatch.setenv("AMES_JAX_MODEL", str(model))
     monkeypatch.setenv("AMES_JAX_NOTEBOOK", str(workdir))
     monkeypatch.chdir(NOTEBOOKS)

@@ -15,9 +15,9 @@ import pytest
 from flax import nnx
 from test_train import SMALL
 
-from ames_jax.checkpoints import save_model
-from ames_jax.data import landmarks
-from ames_jax.similarity import AMES, AMESConfig
+from ames_jax.model.ames import AMES, AMESConfig
+from ames_jax.model.weights import save_model
+from ames_jax.scenes import landmarks
 
 ROOT = Path(__file__).parents[1]
 
@@ -59,7 +59,7 @@ def test_the_recipe_runs(few_landmarks, tmp_path, monkeypatch):
         more = few_steps(tmp_path) if module == "ames_jax.train" else []
         monkeypatch.setattr(sys, "argv", [module, *flags, *more])
         entry = importlib.import_module(module)
-        monkeypatch.setattr(entry.runtime, "start", lambda: None)
+        monkeypatch.setattr(entry.cache, "start", lambda: None)
         assert entry.main() == 0
     assert "data:image/jpeg;base64" in (tmp_path / "found.html").read_text()
     assert (tmp_path / "explanation.png").stat().st_size > 1000

@@ -15,8 +15,8 @@ import synthetic
 from flax import nnx
 from safetensors.numpy import load_file
 
-from ames_jax.checkpoints import save_model
-from ames_jax.similarity import AMES, AMESConfig
+from ames_jax.model.ames import AMES, AMESConfig
+from ames_jax.model.weights import save_model
 
 ROOT = Path(__file__).parents[1]
 SMALL = [

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ames_jax.benchmarks.options import add_common, existing_python, whole_numbers
-from ames_jax.benchmarks.tables import markdown
-from ames_jax.errors import UserError
+from ames_jax.report.plain_tables import markdown
+from ames_jax.runtime.errors import UserError
 
 HEADINGS = {
     "reader": "reader",
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Measures; the results as plain values, and the table."""
-    from ames_jax.data.throughput import make_files, measure
+    from ames_jax.benchmarks.throughput import make_files, measure
 
     if arguments.images < 50 or min(arguments.descriptors, arguments.width, arguments.triplets, arguments.batches) < 1:
         raise UserError("--images must be at least 50; --descriptors, --width, --triplets and --batches at least 1")

@@ -17,8 +17,6 @@ from flax import nnx
 from ames_jax.benchmarks.machine import describe, median_seconds
 from ames_jax.benchmarks.opponent import Opponent, compare, progress
 from ames_jax.benchmarks.options import add_common, check_positive, existing_python, whole_numbers
-from ames_jax.benchmarks.tables import markdown
-from ames_jax.errors import UserError
 from ames_jax.extraction.extracting import ExtractionJob, extract_chunks
 from ames_jax.extraction.keypoints import SIFT_WIDTH
 from ames_jax.extraction.listing import ImageFiles, list_images
@@ -26,7 +24,9 @@ from ames_jax.extraction.network_weights import vit_of
 from ames_jax.extraction.sift import SiftStatistics
 from ames_jax.extraction.sift_backbone import MAX_SIDE, SiftBackbone
 from ames_jax.extraction.vit import ViT, ViTConfig, patches_of, positions_of
-from ames_jax.processors import usable_cores
+from ames_jax.report.plain_tables import markdown
+from ames_jax.runtime.cores import usable_cores
+from ames_jax.runtime.errors import UserError
 
 CENTRES = 64
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.2}

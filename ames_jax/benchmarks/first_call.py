@@ -22,9 +22,10 @@ def main() -> None:
     import numpy as np
     from flax import nnx
 
-    from ames_jax import AMES, AMESConfig, DescriptorSet, runtime, score_shortlist
+    from ames_jax import AMES, AMESConfig, DescriptorSet, score_shortlist
+    from ames_jax.runtime import cache
 
-    runtime.start()
+    cache.start()
     queries, databases, images = map(int, sys.argv[1:4])
     config = AMESConfig()
     random = np.random.default_rng(0)

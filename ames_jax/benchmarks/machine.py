@@ -14,8 +14,8 @@ import numpy as np
 from flax import nnx
 
 from ames_jax.benchmarks.memory import peak_bytes
-from ames_jax.similarity import AMES, AMESConfig
-from ames_jax.torch_weights import from_torch, to_torch
+from ames_jax.model.ames import AMES, AMESConfig
+from ames_jax.model.torch_weights import from_torch, to_torch
 
 MATMUL = 2048
 # Weights are drawn this much wider than the release starts with, so that the logits of random pairs differ visibly.

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ames_jax.errors import UserError
+from ames_jax.runtime.errors import UserError
 
 SCRIPTS = {
     "score": "torch_jobs.py",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 
-from ames_jax.errors import UserError
+from ames_jax.runtime.errors import UserError
 
 Shape = tuple[int, int]
 

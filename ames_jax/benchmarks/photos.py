@@ -16,25 +16,26 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from ames_jax import runtime
-from ames_jax.data import landmarks, transfer
-from ames_jax.data.evaluation_set import EvaluationSet
 from ames_jax.descriptors import DescriptorSet, stack
-from ames_jax.errors import UserError, run_main
-from ames_jax.extraction.backbones import STATISTICS_FILE, Backbone, open_backbone
+from ames_jax.extraction.backbone import STATISTICS_FILE, Backbone
+from ames_jax.extraction.backbones import open_backbone
 from ames_jax.extraction.images import SUFFIXES, load_image
-from ames_jax.model_files import load_model
+from ames_jax.model.released import load_model
 from ames_jax.report.comparison import Comparison
 from ames_jax.report.run_report import contestants, measure
 from ames_jax.report.tables import markdown_table, table_rows
+from ames_jax.retrieval.sets import EvaluationSet
+from ames_jax.runtime import cache
+from ames_jax.runtime.errors import UserError, run_main
+from ames_jax.scenes import landmarks, transfer
 
-SHIPPED = Path(__file__).parents[1] / "models" / "sift"
+SHIPPED = Path(__file__).parents[1] / "model" / "shipped" / "sift"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table of global only, hand-made matching and the models; returns the exit code."""
     arguments = _parser().parse_args(argv)
-    runtime.start()
+    cache.start()
     scenes = read_scenes(arguments.photos)
     student = load_model(arguments.model)
     teacher = load_model(arguments.teacher) if arguments.teacher else None

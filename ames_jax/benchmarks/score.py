@@ -9,23 +9,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from ames_jax import flops
-from ames_jax.benchmarks import first_call
-from ames_jax.benchmarks.machine import (
-    comparable,
-    describe,
-    matmul_peak,
-    median_seconds,
-    peak_memory,
-    random_model,
-)
+from ames_jax.benchmarks import first_call, flops
+from ames_jax.benchmarks.machine import comparable, describe, matmul_peak, median_seconds, peak_memory, random_model
 from ames_jax.benchmarks.memory import reset_peak
 from ames_jax.benchmarks.opponent import Opponent, compare, progress
 from ames_jax.benchmarks.options import Shape, add_compute, check_positive, existing_python, use_devices, whole_numbers
-from ames_jax.benchmarks.tables import markdown
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.scoring import Scorer
-from ames_jax.similarity import AMESConfig
+from ames_jax.model.ames import AMESConfig
+from ames_jax.report.plain_tables import markdown
+from ames_jax.retrieval.scoring import Scorer
 
 SHAPES = "600x50,600x600,100x100,100x50,50x50,10x10"
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.1}

@@ -11,18 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ames_jax import flops
+from ames_jax.benchmarks import flops
 from ames_jax.benchmarks.machine import describe, matmul_peak, median_seconds, peak_memory, random_model
 from ames_jax.benchmarks.memory import reset_peak
 from ames_jax.benchmarks.opponent import Opponent, compare, progress
 from ames_jax.benchmarks.options import Shape, add_compute, check_positive, existing_python, use_devices
-from ames_jax.benchmarks.tables import markdown
-from ames_jax.data.pipeline import ROLES
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.errors import UserError
-from ames_jax.sharding import data_mesh
-from ames_jax.similarity import AMES, AMESConfig
-from ames_jax.training import Recipe, TrainState, TripletArrays, make_step, make_teacher
+from ames_jax.model.ames import AMES, AMESConfig
+from ames_jax.report.plain_tables import markdown
+from ames_jax.runtime.devices import data_mesh
+from ames_jax.runtime.errors import UserError
+from ames_jax.training.pipeline import ROLES
+from ames_jax.training.step import Recipe, TrainState, TripletArrays, make_step, make_teacher
 
 STEPS = 100_000  # of the imagined run
 # Relative. Bits near zero are steep in the surrogate, so float32 rounding shows more than in scores.

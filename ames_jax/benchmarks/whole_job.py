@@ -19,9 +19,9 @@ from ames_jax.benchmarks.opponent import Opponent, compare, progress
 from ames_jax.benchmarks.options import Shape, add_compute, check_positive, existing_python, use_devices
 from ames_jax.benchmarks.score import TOLERANCE
 from ames_jax.benchmarks.synthetic_retrieval import Size
-from ames_jax.benchmarks.tables import markdown
-from ames_jax.errors import UserError
-from ames_jax.similarity import AMESConfig
+from ames_jax.model.ames import AMESConfig
+from ames_jax.report.plain_tables import markdown
+from ames_jax.runtime.errors import UserError
 
 CONFIG = Path(__file__).parents[2] / "configs" / "evaluate.py"
 HEADINGS = {
@@ -121,9 +121,9 @@ def _row(
 
 def _ours(model: Any, manifest: Path, scratch: Path, shape: Shape, rerank: int) -> tuple[float, np.ndarray, np.ndarray]:
     """Seconds of `ames_jax.evaluate` from a saved model to results.json; its logits [Nq, C] and their images."""
-    from ames_jax.checkpoints import save_model
-    from ames_jax.command_line import load_config
-    from ames_jax.evaluate import evaluate
+    from ames_jax.model.weights import save_model
+    from ames_jax.report.evaluation import evaluate
+    from ames_jax.runtime.command_line import load_config
 
     settings = load_config(CONFIG)
     settings.update(

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ames_jax.command_line import Parser
+from ames_jax.runtime.command_line import Parser
 
 TEXTS = {
     "validate": "Checks release files, or data sets of ours, alone and together.",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ames_jax.data.shard_tasks import ShardTask, Source, verify_shard, write_shard
 from ames_jax.data.shard_writing import finish, plan_shards
-from ames_jax.errors import UserError
+from ames_jax.runtime.errors import UserError
 
 
 def write_shards_with_beam(

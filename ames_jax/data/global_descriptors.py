@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ames_jax.data.release_hdf5 import features_of, open_hdf5
-from ames_jax.errors import UserError
+from ames_jax.runtime.errors import UserError
 
 BLOCK_BYTES = 64 * 2**20
 

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ames_jax.data.release_files import read_ground_truth, read_neighbours
+from ames_jax.data.release_files import GLDV2_PRIVATE, read_ground_truth, read_neighbours
 from ames_jax.data.shard_tasks import write_text
-from ames_jax.errors import UserError
-from ames_jax.metrics import GLDV2_PRIVATE
+from ames_jax.runtime.errors import UserError
 
 BLOCK_BYTES = 64 * 2**20
 # Whole numbers up to here are exact in float32; the release keeps row numbers as float32.

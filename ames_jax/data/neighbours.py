@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ames_jax.errors import UserError
+from ames_jax.runtime.errors import UserError
 
 BLOCK = 8192
 

@@ -13,7 +13,7 @@ from tensorflow_datasets.core.example_serializer import ExampleSerializer
 from tensorflow_datasets.proto import tf_example_pb2
 
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.errors import UserError
+from ames_jax.runtime.errors import UserError
 
 STORED = {"float16": np.float16, "int8": np.int8, "bits": np.uint8}
 GEOMETRY = {"xy": (2,), "scale": (), "weight": ()}

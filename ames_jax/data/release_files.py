@@ -12,7 +12,9 @@ import numpy as np
 from ames_jax.data.records import ImageRecord, RecordFormat
 from ames_jax.data.release_hdf5 import LocalFeatures
 from ames_jax.data.safe_pickle import read_pickle
-from ames_jax.errors import UserError
+from ames_jax.runtime.errors import UserError
+
+GLDV2_PRIVATE = 750  # queries at the end of GLDv2's test set; the others are public
 
 
 @dataclasses.dataclass(frozen=True)

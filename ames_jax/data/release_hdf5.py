@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.errors import UserError
+from ames_jax.runtime.errors import UserError
 
 # Columns before the descriptor: x, y (share of the image), scale, mask (1 = padding), weight.
 METADATA = 5

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import ml_dtypes
 import numpy as np
 
-from ames_jax.errors import UserError
+from ames_jax.runtime.errors import UserError
 
 # Bytes of a pickle from this size on stay in the file.
 MAPPED = 2**20

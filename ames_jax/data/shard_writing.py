@@ -25,7 +25,7 @@ from ames_jax.data.shard_tasks import (
     write_shard,
     write_text,
 )
-from ames_jax.errors import UserError
+from ames_jax.runtime.errors import UserError
 
 SHARD_BYTES = 512 * 2**20
 # Below this a second process costs more to start than it saves.

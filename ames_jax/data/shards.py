@@ -24,7 +24,7 @@ import tensorflow_datasets as tfds
 from ames_jax.data.records import ImageRecord, RecordFormat
 from ames_jax.data.release_files import ReleaseSource
 from ames_jax.data.shard_writing import write_shards
-from ames_jax.errors import UserError
+from ames_jax.runtime.errors import UserError
 
 __all__ = ["DescriptorSource", "ImageRecord", "link_split", "open_split", "read_about", "write_shards"]
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ames_jax.sharding import data_mesh
+from ames_jax.runtime.devices import data_mesh
 
 Item = dict[str, np.ndarray]
 # Images a device at a time: more gain nothing on CPU.

@@ -12,7 +12,7 @@ import numpy as np
 
 from ames_jax.data.records import ImageRecord
 from ames_jax.descriptors import DescriptorSet, stack
-from ames_jax.extraction.backbones import Backbone, Extracted
+from ames_jax.extraction.backbone import Backbone, Extracted
 
 UNFINISHED = ".extracted"
 

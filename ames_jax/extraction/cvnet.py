@@ -13,9 +13,7 @@ import numpy as np
 from flax import nnx
 
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.downloads import ADDRESSES, fetch_file
-from ames_jax.errors import UserError
-from ames_jax.extraction.backbones import Extracted
+from ames_jax.extraction.backbone import Extracted
 from ames_jax.extraction.batches import Batches, Item
 from ames_jax.extraction.detector import Detector, strongest, unit_length
 from ames_jax.extraction.images import resize, shrink
@@ -23,6 +21,8 @@ from ames_jax.extraction.network_weights import detector_of, read_weights, resne
 from ames_jax.extraction.pixels import standardised
 from ames_jax.extraction.resnet import STRIDE, ResNet
 from ames_jax.extraction.vlad import normalised
+from ames_jax.runtime.cache import ADDRESSES, fetch_file
+from ames_jax.runtime.errors import UserError
 
 DESCRIPTORS, MAX_SIDE = 700, 1024
 SCALES = (0.7071, 1.0, 1.4142)

@@ -12,14 +12,14 @@ import numpy as np
 from flax import nnx
 
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.downloads import ADDRESSES, fetch_file
-from ames_jax.extraction.backbones import Extracted
+from ames_jax.extraction.backbone import Extracted
 from ames_jax.extraction.batches import Batches, Item
 from ames_jax.extraction.detector import Detector, strongest, unit_length
 from ames_jax.extraction.images import resize
 from ames_jax.extraction.network_weights import detector_of, read_weights, vit_of
 from ames_jax.extraction.pixels import standardised
 from ames_jax.extraction.vit import ViT, patches_of, positions_of
+from ames_jax.runtime.cache import ADDRESSES, fetch_file
 
 DESCRIPTORS, MAX_SIDE = 700, 770
 # Images are padded to a multiple of so many patches, and all of one multiple share a compiled program.

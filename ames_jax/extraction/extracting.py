@@ -14,12 +14,12 @@ import numpy as np
 from tqdm import tqdm
 
 from ames_jax.data.shard_tasks import write_text
-from ames_jax.errors import UserError
-from ames_jax.extraction.backbones import Backbone, Extracted
+from ames_jax.extraction.backbone import Backbone, Extracted
 from ames_jax.extraction.chunks import ChunkFolder, chunk_of
 from ames_jax.extraction.images import crop, load_image
 from ames_jax.extraction.listing import ImageFile, ImageFiles
-from ames_jax.processors import usable_cores
+from ames_jax.runtime.cores import usable_cores
+from ames_jax.runtime.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

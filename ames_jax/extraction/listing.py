@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ames_jax.errors import UserError
 from ames_jax.extraction.images import SUFFIXES
+from ames_jax.runtime.errors import UserError
 
 Box = tuple[float, float, float, float]
 

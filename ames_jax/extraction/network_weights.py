@@ -11,10 +11,10 @@ import numpy as np
 from flax import nnx
 
 from ames_jax.data.safe_pickle import read_pickle
-from ames_jax.errors import UserError
 from ames_jax.extraction.detector import Detector
 from ames_jax.extraction.resnet import ResNet, ResNetConfig
 from ames_jax.extraction.vit import ViT, ViTConfig
+from ames_jax.runtime.errors import UserError
 
 Weights = Mapping[str, np.ndarray]
 Arrays = dict[tuple[str | int, ...], np.ndarray]

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ames_jax.errors import UserError
 from ames_jax.extraction.cvnet import weights_file as cvnet_file
 from ames_jax.extraction.dinov2 import weights_file as dinov2_file
 from ames_jax.extraction.network_weights import read_weights, resnet_of, vit_of
 from ames_jax.extraction.pixels import standardised
 from ames_jax.extraction.resnet import ResNet
 from ames_jax.extraction.vit import ViT, positions_of
+from ames_jax.runtime.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.errors import UserError
 from ames_jax.extraction.keypoints import SIFT_WIDTH, Keypoints, detect
 from ames_jax.extraction.vlad import learn_axes, learn_centres, normalised, vlad, vlad_in_axes
+from ames_jax.runtime.errors import UserError
 
 # Histograms that the statistics are learned from: for mean and centres more change nothing that can be measured.
 SAMPLE = 20_000

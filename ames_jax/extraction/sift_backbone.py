@@ -11,14 +11,14 @@ import cv2
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from ames_jax.errors import UserError
-from ames_jax.extraction.backbones import Extracted
+from ames_jax.extraction.backbone import Extracted
 from ames_jax.extraction.images import shrink
 from ames_jax.extraction.keypoints import SIFT_WIDTH
 from ames_jax.extraction.sift import SiftStatistics, global_descriptor, local_descriptors
-from ames_jax.processors import usable_cores
+from ames_jax.runtime.cores import usable_cores
+from ames_jax.runtime.errors import UserError
 
-SHIPPED = Path(__file__).parents[1] / "models" / "sift" / "sift_statistics.npz"
+SHIPPED = Path(__file__).parents[1] / "model" / "shipped" / "sift" / "sift_statistics.npz"
 DESCRIPTORS, MAX_SIDE = 600, 640
 
 
@@ -35,7 +35,7 @@ class SiftBackbone:
         if not path.is_file():
             raise UserError(
                 f"{path}: no such SIFT statistics; give --statistics=FILE, e.g. the sift_statistics.npz of the embedded "
-                "landmarks (python -m ames_jax.data.landmarks builds and names them)"
+                "landmarks (python -m ames_jax.scenes.landmarks builds and names them)"
             )
         self.statistics = SiftStatistics.load(path)
         self.descriptors, self.max_side = descriptors, max_side

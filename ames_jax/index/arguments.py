@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ames_jax.similarity import NAMED
+from ames_jax.model.ames import NAMED
 
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 Run = Callable[[argparse.Namespace], int]

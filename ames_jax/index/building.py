@@ -14,18 +14,18 @@ from typing import Any
 
 import numpy as np
 
-from ames_jax.checkpoints import save_model
+from ames_jax.data.readers import ShardReader
 from ames_jax.data.shards import open_split, read_about
+from ames_jax.data.store import build_store
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.errors import UserError
-from ames_jax.evaluation.readers import ShardReader
-from ames_jax.extraction.backbones import STATISTICS_FILE
+from ames_jax.extraction.backbone import STATISTICS_FILE
 from ames_jax.extraction.sift import SiftStatistics
 from ames_jax.index.collection import EMPTY, FACTS, FORMAT, GLOBAL, MODEL, VERSION, SearchIndex, read_facts
-from ames_jax.index.global_index import factory_string, make_empty, write_empty, write_part
+from ames_jax.index.first_stage import factory_string, make_empty, write_empty, write_part
 from ames_jax.index.model_choice import ChosenModel
-from ames_jax.index.packing import BitPacker
-from ames_jax.index.store import build_store
+from ames_jax.model.packing import BitPacker
+from ames_jax.model.weights import save_model
+from ames_jax.runtime.errors import UserError
 
 KILOBYTE = 1024
 LOCK = "lock"

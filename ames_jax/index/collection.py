@@ -21,15 +21,16 @@ from typing import Any
 
 import numpy as np
 
-from ames_jax.checkpoints import read_model
 from ames_jax.data.shards import read_about
+from ames_jax.data.store import PackedStore, open_store, rows_of
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.errors import UserError
-from ames_jax.extraction.backbones import STATISTICS_FILE, Backbone, reopen_backbone
-from ames_jax.index.global_index import GlobalIndex
-from ames_jax.index.packing import binarizer_fingerprint
-from ames_jax.index.store import PackedStore, open_store, rows_of
-from ames_jax.similarity import AMES
+from ames_jax.extraction.backbone import STATISTICS_FILE, Backbone
+from ames_jax.extraction.backbones import reopen_backbone
+from ames_jax.index.first_stage import GlobalIndex
+from ames_jax.model.ames import AMES
+from ames_jax.model.packing import binarizer_fingerprint
+from ames_jax.model.weights import read_model
+from ames_jax.runtime.errors import UserError
 
 FORMAT, VERSION = "ames_jax search index", 1
 FACTS, MODEL, EMPTY, GLOBAL = "index.json", "model", "empty.faiss", "global.faiss"

@@ -9,13 +9,13 @@ import jax
 import numpy as np
 from flax import nnx
 
-from ames_jax.attention import CrossWeights
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.errors import UserError
 from ames_jax.extraction.images import load_image
-from ames_jax.index.packing import BitPacker
 from ames_jax.index.reranking import Hit, ranked
 from ames_jax.index.searcher import Searcher
+from ames_jax.model.attention import CrossWeights
+from ames_jax.model.packing import BitPacker
+from ames_jax.runtime.errors import UserError
 
 # Of an image's descriptors, how many must have the stored bits again. Networks round differently from device to device.
 SAME_PICTURE = 0.9

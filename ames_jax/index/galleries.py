@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ames_jax.data.readers import ConcatenatedReader, FileReader, ShardReader
 from ames_jax.data.release_files import read_list
 from ames_jax.data.shards import open_split
-from ames_jax.errors import UserError
-from ames_jax.evaluation.readers import ConcatenatedReader, FileReader, ShardReader
-from ames_jax.index.store import DescriptorReader
+from ames_jax.data.store import DescriptorReader
+from ames_jax.runtime.errors import UserError
 
 
 def open_gallery(

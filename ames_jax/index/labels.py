@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from ames_jax.errors import UserError
+from ames_jax.runtime.errors import UserError
 
 FOLDER = "folder"
 

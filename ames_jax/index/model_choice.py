@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ames_jax.checkpoints import facts_of, find_model
-from ames_jax.errors import UserError
-from ames_jax.evaluation.options import RELEASED
-from ames_jax.model_files import load_model
-from ames_jax.similarity import AMES
+from ames_jax.model.ames import AMES
+from ames_jax.model.released import load_model
+from ames_jax.model.weights import facts_of, find_model
+from ames_jax.retrieval.options import RELEASED
+from ames_jax.runtime.errors import UserError
 
-SHIPPED = {"sift": Path(__file__).parents[1] / "models" / "sift"}
+SHIPPED = {"sift": Path(__file__).parents[1] / "model" / "shipped" / "sift"}
 
 
 @dataclasses.dataclass(frozen=True)

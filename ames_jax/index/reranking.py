@@ -10,12 +10,12 @@ from typing import Protocol
 import numpy as np
 
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.errors import UserError
-from ames_jax.evaluation.options import RELEASED
-from ames_jax.index.packing import binarizer_fingerprint
-from ames_jax.ranking import ensemble
-from ames_jax.scoring import Scorer
-from ames_jax.similarity import AMES
+from ames_jax.model.ames import AMES
+from ames_jax.model.packing import binarizer_fingerprint
+from ames_jax.retrieval.options import RELEASED
+from ames_jax.retrieval.ranking import ensemble
+from ames_jax.retrieval.scoring import Scorer
+from ames_jax.runtime.errors import UserError
 
 MOST = 1 << 16  # more than any store holds of an image
 

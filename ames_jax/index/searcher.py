@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from ames_jax.descriptors import DescriptorSet, stack
-from ames_jax.errors import UserError
-from ames_jax.extraction.backbones import STATISTICS_FILE, Backbone, Extracted
+from ames_jax.extraction.backbone import STATISTICS_FILE, Backbone, Extracted
 from ames_jax.extraction.images import load_image
 from ames_jax.extraction.sift import SiftStatistics, global_descriptor
 from ames_jax.index.collection import SearchIndex
 from ames_jax.index.reranking import Hit, ranked
-from ames_jax.processors import usable_cores
-from ames_jax.scoring import Scorer
+from ames_jax.retrieval.scoring import Scorer
+from ames_jax.runtime.cores import usable_cores
+from ames_jax.runtime.errors import UserError
 
 STAGES = ("extract", "global", "gather", "score", "rank")
 QUERIES_AT_A_TIME = 32  # pictures and shortlists held in memory

@@ -12,23 +12,23 @@ import cv2
 import numpy as np
 from ml_collections import ConfigDict
 
-from ames_jax.data.evaluation_set import EvaluationSet, Limits, sample_descriptors
 from ames_jax.data.shards import open_split
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.history import read_history
-from ames_jax.judgements import find_hits, judge
-from ames_jax.match_kernel import GAMMAS as KERNEL_GAMMAS
-from ames_jax.match_kernel import Whitening, kernel_scores
-from ames_jax.metrics import average_precision
-from ames_jax.ranking import Setting, rerank, tune
+from ames_jax.model.ames import AMES
+from ames_jax.model.matching import GAMMAS as KERNEL_GAMMAS
+from ames_jax.model.matching import Whitening, kernel_scores
 from ames_jax.report.comparison import KILOBYTE, Comparison, Method
 from ames_jax.report.curves import Curve, TrainingRun, draw_training
 from ames_jax.report.gallery import draw_gallery, gallery_query, pick_queries
 from ames_jax.report.tables import markdown_table, table_rows
 from ames_jax.report.tradeoff import draw_tradeoff
-from ames_jax.runs import GAMMAS, LAMBDAS
-from ames_jax.scoring import Scorer
-from ames_jax.similarity import AMES
+from ames_jax.retrieval.judgements import find_hits, judge
+from ames_jax.retrieval.metrics import average_precision
+from ames_jax.retrieval.ranking import Setting, rerank, tune
+from ames_jax.retrieval.scoring import Scorer
+from ames_jax.retrieval.sets import EvaluationSet, Limits, sample_descriptors
+from ames_jax.training.log import read_history
+from ames_jax.training.run import GAMMAS, LAMBDAS
 
 # (queries, database, shortlists) → logits [Nq, K], or {threshold: logits} for a kernel
 Score = Callable[[DescriptorSet, DescriptorSet, np.ndarray], np.ndarray | Mapping[float, np.ndarray]]

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ames_jax.errors import UserError
 from ames_jax.extraction.images import load_image, shrink
 from ames_jax.index.collection import SearchIndex
 from ames_jax.index.labels import Labels
 from ames_jax.index.reranking import Hit
 from ames_jax.index.searcher import SearchResult
-from ames_jax.processors import usable_cores
 from ames_jax.report.gallery import GalleryQuery, Shown, draw_gallery
 from ames_jax.report.gallery_page import write_page
+from ames_jax.runtime.cores import usable_cores
+from ames_jax.runtime.errors import UserError
 
 PICTURE_SIDE = 480
 SUFFIXES = (".html", ".htm", ".png")

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ames_jax.benchmarks.tables import markdown
 from ames_jax.index.collection import SearchIndex
 from ames_jax.index.searcher import STAGES, SearchResult
+from ames_jax.report.plain_tables import markdown
 
 
 def result_text(query: Path, result: SearchResult) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ames_jax.errors import UserError
 from ames_jax.report.comparison import Comparison, Method
+from ames_jax.runtime.errors import UserError
 
 
 def join_seeds(runs: Sequence[Path]) -> Comparison:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ames_jax.data.neighbours import BlockSearch, nearest, open_neighbours, save_neighbours
-from ames_jax.errors import UserError
+from ames_jax.runtime.errors import UserError
 
 
 def vectors(count, width=24, seed=0):

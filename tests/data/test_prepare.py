@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ames_jax.checkpoints import save_model
-from ames_jax.data import neighbour_jobs
+from ames_jax.data import neighbour_search
 from ames_jax.data.importing import import_neighbours
-from ames_jax.data.neighbour_jobs import search_to_folder
+from ames_jax.data.neighbour_search import search_to_folder
 from ames_jax.data.neighbours import nearest, open_neighbours
 from ames_jax.data.release_files import ReleaseSource
 from ames_jax.data.shards import open_split, read_about
-from ames_jax.errors import UserError, run_main
-from ames_jax.index.store import open_store
+from ames_jax.data.store import open_store
+from ames_jax.model.ames import AMES, AMESConfig
+from ames_jax.model.weights import save_model
 from ames_jax.prepare import main
-from ames_jax.similarity import AMES, AMESConfig
+from ames_jax.runtime.errors import UserError, run_main
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -209,7 +209,7 @@ def test_a_killed_search_continues_and_ends_with_the_same_bytes(release, monkeyp
     values, folder = release.globals, release.folder
     search_to_folder(folder / "unbroken", values, values, 9, exclude_self=True, block=16)
     searched = []
-    plain = neighbour_jobs.BlockSearch.run
+    plain = neighbour_search.BlockSearch.run
 
     def killed(self, queries, starts):
         for found in plain(self, queries, starts):
@@ -218,12 +218,12 @@ def test_a_killed_search_continues_and_ends_with_the_same_bytes(release, monkeyp
             searched.append(found[0])
             yield found
 
-    monkeypatch.setattr(neighbour_jobs.BlockSearch, "run", killed)
+    monkeypatch.setattr(neighbour_search.BlockSearch, "run", killed)
     with pytest.raises(KeyboardInterrupt):
         search_to_folder(folder / "killed", values, values, 9, exclude_self=True, block=16)
     with pytest.raises(UserError, match="is missing"):
         open_neighbours(folder / "killed")
-    monkeypatch.setattr(neighbour_jobs.BlockSearch, "run", plain)
+    monkeypatch.setattr(neighbour_search.BlockSearch, "run", plain)
     with pytest.raises(UserError, match="unfinished search with k = 9, now k = 8"):
         search_to_folder(folder / "killed", values, values, 8, exclude_self=True, block=16)
     done = []
@@ -247,15 +247,15 @@ def test_a_search_killed_while_it_finishes_is_finished(release, monkeypatch):
     """Also what happens when two hosts end at the same time: the other one moved a file away."""
     values, folder = release.globals, release.folder
     search_to_folder(folder / "whole", values, values, 9, block=16)
-    plain = neighbour_jobs.os.replace
+    plain = neighbour_search.os.replace
 
     def killed(source, target):
         plain(source, target)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(neighbour_jobs.os, "replace", killed)
-        patch.setattr(neighbour_jobs, "write_text", lambda path, text: path.write_text(text))
+        patch.setattr(neighbour_search.os, "replace", killed)
+        patch.setattr(neighbour_search, "write_text", lambda path, text: path.write_text(text))
         with pytest.raises(KeyboardInterrupt):
             search_to_folder(folder / "killed", values, values, 9, block=16)
     assert search_to_folder(folder / "killed", values, values, 9, block=16)

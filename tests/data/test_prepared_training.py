@@ -9,15 +9,15 @@ import pytest
 from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
 
-from ames_jax.checkpoints import read_model
 from ames_jax.data.neighbours import open_neighbours
-from ames_jax.data.pipeline import TripletPipeline
 from ames_jax.data.shards import open_split
-from ames_jax.data.triplets import Triplets
-from ames_jax.fitting import FitSettings, fit
+from ames_jax.model.ames import AMES, AMESConfig
+from ames_jax.model.weights import read_model
 from ames_jax.prepare import main
-from ames_jax.similarity import AMES, AMESConfig
-from ames_jax.training import Recipe
+from ames_jax.training.loop import FitSettings, fit
+from ames_jax.training.pipeline import TripletPipeline
+from ames_jax.training.step import Recipe
+from ames_jax.training.triplets import Triplets
 
 STEPS = 6
 

@@ -7,7 +7,7 @@ import pytest
 
 from ames_jax.data.records import ImageRecord, RecordFormat, quantize, real_rows
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.errors import UserError
+from ames_jax.runtime.errors import UserError
 
 
 def image(rows, width=16, dtype=np.float16, seed=0, **fields):

@@ -8,7 +8,7 @@ import pytest
 from ames_jax.data.global_descriptors import GlobalDescriptors
 from ames_jax.data.release_files import ReleaseSource, read_ground_truth, read_list, read_neighbours
 from ames_jax.data.release_hdf5 import LocalFeatures
-from ames_jax.errors import UserError
+from ames_jax.runtime.errors import UserError
 
 
 def check_rows(local, release, features):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ames_jax.data.safe_pickle import read_pickle
-from ames_jax.errors import UserError
+from ames_jax.runtime.errors import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -15,7 +15,7 @@ from ames_jax.data import shard_writing
 from ames_jax.data.shard_tasks import is_written, verify_shard, write_shard
 from ames_jax.data.shards import ImageRecord, open_split, write_shards
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.errors import UserError
+from ames_jax.runtime.errors import UserError
 
 
 def images(count, rows=6, width=8, seed=0):

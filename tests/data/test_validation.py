@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from ames_jax.data.hdf5_checks import sample_rows
+from ames_jax.data.checks.files import validate
+from ames_jax.data.checks.hdf5 import sample_rows
 from ames_jax.data.neighbours import save_neighbours
 from ames_jax.data.release_files import ReleaseSource
 from ames_jax.data.shards import link_split, write_shards
-from ames_jax.data.validation import validate
 
 
 def problems(*paths, **options):
@@ -222,9 +222,9 @@ def test_a_foreign_pickle(release):
 
 
 def test_large_files_are_sampled_and_say_so(release, monkeypatch):
-    monkeypatch.setattr("ames_jax.data.hdf5_checks.WHOLE_BYTES", 0)
-    monkeypatch.setattr("ames_jax.data.hdf5_checks.SAMPLE_RUNS", 3)
-    monkeypatch.setattr("ames_jax.data.hdf5_checks.SAMPLE_RUN", 4)
+    monkeypatch.setattr("ames_jax.data.checks.hdf5.WHOLE_BYTES", 0)
+    monkeypatch.setattr("ames_jax.data.checks.hdf5.SAMPLE_RUNS", 3)
+    monkeypatch.setattr("ames_jax.data.checks.hdf5.SAMPLE_RUN", 4)
     release.features[30, 0, 0] = np.nan
     release.features[10, 0, 0] = np.nan
     path = release.hdf5()

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ames_jax.errors import UserError
 from ames_jax.extraction.images import crop, load_image, resize, shrink
+from ames_jax.runtime.errors import UserError
 
 GRADIENT = np.tile(np.linspace(0, 255, 30).astype(np.uint8), (20, 1))  # dark left, bright right
 COLOUR = np.stack([GRADIENT, GRADIENT[:, ::-1], np.full_like(GRADIENT, 40)], -1)

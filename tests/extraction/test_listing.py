@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ames_jax.errors import UserError
 from ames_jax.extraction.listing import list_images
+from ames_jax.runtime.errors import UserError
 
 
 def touch(root: Path, *names: str) -> Path:

@@ -12,13 +12,13 @@ import pytest
 from conftest import GOLDEN
 from flax import nnx
 
-from ames_jax.errors import UserError
 from ames_jax.extraction.cvnet import CvnetBackbone
 from ames_jax.extraction.detector import Detector, strongest
 from ames_jax.extraction.dinov2 import Dinov2Backbone
 from ames_jax.extraction.network_weights import detector_of, detector_weights, read_weights, resnet_of, vit_of
 from ames_jax.extraction.vit import ViTOutput, patches_of, positions_of, resizing_matrix
-from ames_jax.torch_files import write_checkpoint
+from ames_jax.model.torch_files import write_checkpoint
+from ames_jax.runtime.errors import UserError
 
 TOLERANCE = 1e-4
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.errors import UserError
 from ames_jax.extraction.keypoints import detect
 from ames_jax.extraction.sift import SiftStatistics, describe, global_descriptor, local_descriptors
 from ames_jax.extraction.vlad import learn_axes, learn_centres, vlad, vlad_in_axes
+from ames_jax.runtime.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ def one_device(monkeypatch):
     """Eight fake devices only make the small programs slower to compile."""
     first = jax.local_devices()[:1]
     monkeypatch.setattr(jax, "local_devices", lambda: first)
-    monkeypatch.setattr(search.runtime, "start", lambda: None)
+    monkeypatch.setattr(search.cache, "start", lambda: None)
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +34,7 @@ def made(tmp_path_factory) -> Iterator[Path]:
     photo_folder.write_model(root / "model", statistics)
     photo_folder.write_pictures(root / "asked", range(5, 6))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search.runtime, "start", lambda: None)
+        patch.setattr(search.cache, "start", lambda: None)
         command = ["index", f"--descriptors={root / 'set'}", f"--model={root / 'model'}", f"--out={root / 'index'}"]
         assert search.main([*command, f"--budget={BUDGET}B"]) == 0
     return root

@@ -10,9 +10,9 @@ import photo_folder
 import pytest
 
 from ames_jax import search
-from ames_jax.attention import CrossWeights
-from ames_jax.data import landmarks
 from ames_jax.index.explaining import correspondences
+from ames_jax.model.attention import CrossWeights
+from ames_jax.scenes import landmarks
 
 
 def test_descriptors_that_look_at_each_other_correspond():

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ames_jax.errors import UserError
-from ames_jax.index.global_index import GlobalIndex, factory_string, make_empty, write_empty, write_part
+from ames_jax.index.first_stage import GlobalIndex, factory_string, make_empty, write_empty, write_part
+from ames_jax.runtime.errors import UserError
 
 pytest.importorskip("faiss")
 

@@ -14,13 +14,13 @@ import photo_folder
 import pytest
 
 from ames_jax import search
-from ames_jax.errors import UserError
-from ames_jax.extraction.backbones import STATISTICS_FILE
+from ames_jax.extraction.backbone import STATISTICS_FILE
 from ames_jax.index import building
 from ames_jax.index.building import Descriptors, add_images, build_index
 from ames_jax.index.collection import SearchIndex
 from ames_jax.index.model_choice import ChosenModel
 from ames_jax.index.searcher import Searcher
+from ames_jax.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 QUERY_DESCRIPTORS, BUDGET = 30, 80  # 20 descriptors of 4 bytes

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ames_jax.errors import UserError
 from ames_jax.index.labels import Labels
+from ames_jax.runtime.errors import UserError
 
 
 def test_labels(tmp_path):

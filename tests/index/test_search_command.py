@@ -12,7 +12,7 @@ import pytest
 from matplotlib.image import imread
 
 from ames_jax import search
-from ames_jax.errors import UserError
+from ames_jax.runtime.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("one_device")
 

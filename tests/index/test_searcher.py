@@ -7,14 +7,14 @@ import photo_folder
 import pytest
 
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.errors import UserError
-from ames_jax.extraction.backbones import Extracted
+from ames_jax.extraction.backbone import Extracted
 from ames_jax.extraction.images import load_image
 from ames_jax.index.model_choice import ChosenModel
 from ames_jax.index.reranking import rerank
 from ames_jax.index.searcher import STAGES, Searcher
-from ames_jax.ranking import ensemble
-from ames_jax.scoring import score_shortlist
+from ames_jax.retrieval.ranking import ensemble
+from ames_jax.retrieval.scoring import score_shortlist
+from ames_jax.runtime.errors import UserError
 
 QUERY_DESCRIPTORS = 30
 pytestmark = pytest.mark.usefixtures("one_device")

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from ames_jax.errors import UserError
-from ames_jax.report.__main__ import main
+from ames_jax.report.command import main
 from ames_jax.report.comparison import Comparison, Method
 from ames_jax.report.seeds import join_seeds
 from ames_jax.report.tables import table_rows
+from ames_jax.runtime.errors import UserError
 
 
 def write_run(folder, score, queries=10):

@@ -1,0 +1,113 @@
+"""What fits a budget of bytes an image, and what a query against such a collection costs on this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from ames_jax.benchmarks import flops
+from ames_jax.benchmarks.machine import matmul_peak
+from ames_jax.model.ames import AMESConfig
+from ames_jax.report.comparison import format_bytes
+from ames_jax.report.plain_tables import markdown
+from ames_jax.runtime.errors import UserError
+
+# Of the rate of large matrix products, what scoring reaches: softmax, LayerNorm and memory traffic take the rest.
+EXPECTED_SHARE = 0.6
+COUNT_BYTES = 2  # a packed store's count of each image's descriptors (`store.py`), beside the bits
+MOST = 700  # descriptors that the release's files hold; more was never tried
+HEADINGS = {
+    "stored": "stored", "descriptor_bytes": "B a descriptor", "descriptors": "descriptors", "image": "an image",
+    "total": "all images", "gflop": "GFLOP a query", "milliseconds": "expected ms a query",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What was asked, what was measured, and a row for each way to store descriptors (`HEADINGS`, and plain byte counts)."""
+
+    images: int
+    budget: int
+    shortlist: int
+    query_descriptors: int
+    model: str
+    device: str
+    matmul_rate: float
+    rows: list[dict[str, Any]]
+
+    def table(self) -> str:
+        """The plan for people."""
+        title = (
+            f"{self.images:,} images, {format_bytes(self.budget)} each; {self.model}, {self.query_descriptors} query "
+            f"descriptors, shortlist {self.shortlist}.\nExpected at {EXPECTED_SHARE:.0%} of this machine's "
+            f"{self.matmul_rate / 1e9:,.0f} GFLOP/s ({self.device}), re-ranking alone: the global search comes before it.\n\n"
+        )
+        return title + markdown(self.rows, HEADINGS)
+
+    def facts(self) -> dict[str, Any]:
+        """The plan for programs."""
+        return dataclasses.asdict(self)
+
+
+def make_plan(
+    *,
+    images: int,
+    budget: int,
+    shortlist: int,
+    query_descriptors: int,
+    model: str,
+    dtype: str,
+    rate: float | None = None,
+) -> Plan:
+    """Plans for `budget` bytes an image of local descriptors.
+
+    Args:
+      model: a released name: a binary model stores bits; a full-precision one tokens in float16.
+      rate: FLOP/s of matrix products; measured here where None.
+
+    Raises:
+      UserError: not even one descriptor fits in any way.
+    """
+    config = dataclasses.replace(AMESConfig.named(model), dtype=dtype)
+    stores = {"descriptors in float16": 2 * config.descriptor_width}
+    if config.bits is None:
+        stores = {"tokens in float16": 2 * config.model_width, **stores}
+    else:
+        stores = {"bits (packed store)": config.bits // 8, **stores}
+    if budget < min(stores.values()):
+        raise UserError(f"--budget={budget} B: one descriptor of {model} alone takes {min(stores.values())} B")
+    rate = rate or matmul_peak(dtype)
+    rows = []
+    for stored, size in stores.items():
+        fits = min(budget // size, MOST)
+        row: dict[str, Any] = {"stored": stored, "descriptor_bytes": size, "descriptors": fits}
+        if fits:
+            overhead = COUNT_BYTES if "packed" in stored else 0
+            total = images * (fits * size + overhead)
+            work = _work(config, stored, query_descriptors, fits, shortlist)
+            row |= {"image": format_bytes(fits * size), "total": total_text(total), "gflop": work / 1e9}
+            row |= {
+                "milliseconds": 1e3 * work / (rate * EXPECTED_SHARE),
+                "image_bytes": fits * size,
+                "total_bytes": total,
+            }
+        rows.append(row)
+    device = jax.local_devices()[0].device_kind
+    return Plan(images, budget, shortlist, query_descriptors, model, device, rate, rows)
+
+
+def _work(config: AMESConfig, stored: str, queries: int, databases: int, shortlist: int) -> int:
+    """FLOPs of one query; what is stored as bits or tokens need not be projected again."""
+    work = flops.shortlist(config, queries, databases, shortlist, packed="packed" in stored)
+    return work - shortlist * flops.tokenizer(config, databases) if "tokens" in stored else work
+
+
+def total_text(count: float) -> str:
+    """Bytes of a collection: 1638400000 → "1.53 GB" (powers of 1024)."""
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if count < 1024 or unit == "TB":
+            break
+        count /= 1024
+    return f"{count:,.3g} {unit}" if count < 1000 else f"{count:,.0f} {unit}"

@@ -1,0 +1,236 @@
+"""AMES: tokenizer, matching token, alternating attention, classifier; its configuration and named variants."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ames_jax.descriptors import DescriptorSet
+from ames_jax.model.attention import ACTIVATIONS, CrossWeights, Layer, Sequence, SharedQuery, join_valid
+from ames_jax.model.matching import matched
+from ames_jax.model.tokens import Tokenizer, layer_norm
+from ames_jax.runtime.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class AMESConfig:
+    """Shape of a model. The defaults are the released size; `descriptor_width` and `bits` tell the variants apart.
+
+    Attributes:
+      descriptor_width: D, width of the local descriptors (768 DINOv2, 1024 CVNet, 128 SIFT).
+      bits: bits stored per descriptor (128 in the release), or None for full precision.
+      model_width: d, width of the tokens.
+      heads: attention heads; model_width must be divisible by them.
+      layers: alternating-attention layers.
+      feed_forward: width of the feed-forward blocks.
+      activation: "relu" (release) or "gelu" (exact).
+      pre_norm: LayerNorm before each block and once at the end, instead of after each block (release: False).
+      binarizer: "straight_through" (hard sign forward, gradient passed through) or "erf" (the release's surrogate).
+      sigma: the erf surrogate's variance; 1e-6 in the release.
+      round_stored: full precision rounds database tokens through float16 at test time, as they are stored (release: True).
+      dtype: compute type, "float32" or "bfloat16"; parameters, bits, softmax and scores stay float32.
+      match_weight: of the count of matching bits (`match_branch.matched` above match_threshold) that is added to the
+        logit; ours, 0 in the release. Binary models only.
+    """
+
+    descriptor_width: int = 768
+    bits: int | None = None
+    model_width: int = 128
+    heads: int = 2
+    layers: int = 5
+    feed_forward: int = 1024
+    activation: str = "relu"
+    pre_norm: bool = False
+    binarizer: str = "straight_through"
+    sigma: float = 1e-6
+    round_stored: bool = True
+    dtype: str = "float32"
+    match_weight: float = 0.0
+    match_threshold: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.model_width % self.heads:
+            raise UserError(f"model_width {self.model_width} is not divisible by heads {self.heads}")
+        if self.bits is not None and self.bits % 8:
+            raise UserError(f"bits {self.bits} is not a whole number of bytes")
+        if self.match_weight and self.bits is None:
+            raise UserError("match_weight counts matches of bits, and a full-precision model has none; set it to 0")
+        if self.layers < 1:
+            raise UserError(f"layers must be at least 1, found {self.layers}")
+        choices = {
+            "activation": tuple(ACTIVATIONS), "binarizer": ("straight_through", "erf"), "dtype": ("float32", "bfloat16"),
+        }  # fmt: skip
+        for field, allowed in choices.items():
+            if getattr(self, field) not in allowed:
+                raise UserError(f"{field} must be one of {', '.join(allowed)}, found {getattr(self, field)!r}")
+
+    @classmethod
+    def named(cls, name: str) -> AMESConfig:
+        """The configuration of a released model: dinov2_ames, dinov2_ames_dist, cvnet_ames or cvnet_ames_dist."""
+        if name not in NAMED:
+            close = difflib.get_close_matches(name, NAMED, 1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise UserError(f"unknown model {name!r}: expected one of {', '.join(NAMED)}{hint}")
+        return cls(**NAMED[name])
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> AMESConfig:
+        """From `dataclasses.asdict`; raises UserError on a key that it does not know."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(fields) - known)
+        if unknown:
+            raise UserError(f"unknown model settings {', '.join(unknown)}: expected among {', '.join(sorted(known))}")
+        return cls(**fields)
+
+
+NAMED: dict[str, dict[str, Any]] = {
+    "dinov2_ames": {"descriptor_width": 768},
+    "dinov2_ames_dist": {"descriptor_width": 768, "bits": 128},
+    "cvnet_ames": {"descriptor_width": 1024},
+    "cvnet_ames_dist": {"descriptor_width": 1024, "bits": 128},
+}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """What the model says of B pairs.
+
+    Attributes:
+      logit: float32 [B]; the similarity is its sigmoid.
+      tokens: [B, 1 + Q + T, d], final-layer matching token, query tokens, database tokens (rows of padding are noise).
+    """
+
+    logit: jax.Array
+    tokens: jax.Array
+
+
+class AMES(nnx.Module):
+    """Similarity of two sets of local descriptors (Suma et al., ECCV 2024; arXiv 2408.03282).
+
+    `model(query, database)` is the whole forward pass. `share_query` and `logits` are the short way to the same logits:
+    they do a query's own work once and, in the last layer, only what the score needs.
+    """
+
+    def __init__(self, config: AMESConfig, rngs: nnx.Rngs):
+        self.config = config
+        dtype = jnp.dtype(config.dtype)
+        # On accelerators the default rounds float32 products to fewer bits, and scores would differ from the authors'.
+        precision = jax.lax.Precision.HIGHEST if config.dtype == "float32" else None
+        self.tokenizer = Tokenizer(
+            config.descriptor_width,
+            config.model_width,
+            config.bits,
+            config.binarizer,
+            config.sigma,
+            dtype,
+            precision,
+            rngs,
+        )
+        truncated_normal = nnx.initializers.truncated_normal(stddev=0.02, lower=-2.0, upper=2.0)
+        self.matching_token = nnx.Param(truncated_normal(rngs.params(), (config.model_width,)))
+        self.layers = nnx.List(
+            Layer(
+                config.model_width, config.heads, config.feed_forward, config.activation, config.pre_norm,
+                dtype, precision, rngs,
+            )
+            for _ in range(config.layers)
+        )  # fmt: skip
+        self.final_norm = layer_norm(config.model_width, dtype, rngs) if config.pre_norm else None
+        self.classifier = nnx.Linear(
+            config.model_width, 1, kernel_init=truncated_normal, dtype=jnp.float32, precision=precision, rngs=rngs
+        )
+
+    def __call__(self, query: DescriptorSet, database: DescriptorSet, train: bool = False) -> Pair:
+        """Scores pair i of query [B, Q, ·] with database [B, T, ·].
+
+        Either side may hold floats or, for a binary model, packed bits. `train=True` switches the erf surrogate on and the
+        rounding of full-precision database tokens through float16 (as they are stored) off.
+        """
+        sequence = self._sequence(query, database, train)
+        queries = sequence.queries
+        for layer in self.layers:
+            sequence = layer(sequence)
+        tokens = sequence.tokens if self.final_norm is None else self.final_norm(sequence.tokens)
+        ordered = jnp.concatenate(
+            [tokens[:, queries : queries + 1], tokens[:, :queries], tokens[:, queries + 1 :]], axis=1
+        )
+        return Pair(self._with_matches(self._classify(ordered[:, 0]), query, database, train), ordered)
+
+    def database_tokens(self, database: DescriptorSet, train: bool = False) -> jax.Array:
+        """Tokens [..., T, d] of the database side; at test time in the precision in which they are stored."""
+        tokens = self.tokenizer(database, train)
+        if self.config.round_stored and self.config.bits is None and not train:
+            tokens = tokens.astype(jnp.float16).astype(tokens.dtype)
+        return tokens
+
+    def share_query(self, query: DescriptorSet) -> SharedQuery:
+        """The work on one query [Q, ·] that its whole shortlist shares."""
+        tokens = self.tokenizer(query)
+        shared = self.layers[0].share_query(tokens, query.valid, self._matching(tokens.dtype))
+        return shared._replace(signs=self.tokenizer.signs(query)) if self.config.match_weight else shared
+
+    def logits(self, shared: SharedQuery, database: DescriptorSet) -> jax.Array:
+        """float32 logits [B] of one shared query against database images [B, T, ·]."""
+        logits = self._attended_logits(shared, database)
+        if shared.signs is None:
+            return logits
+        signs = self.tokenizer.signs(database)
+        found = matched(shared.signs, signs, shared.valid, database.valid, self.config.match_threshold)
+        return logits + self.config.match_weight * found
+
+    def _attended_logits(self, shared: SharedQuery, database: DescriptorSet) -> jax.Array:
+        tokens = self.database_tokens(database)
+        sequence = self.layers[0].join_database(shared, self._matching(tokens.dtype), tokens, database.valid)
+        if len(self.layers) == 1:
+            return self._finish(self.layers[0].matching_only(sequence, self_block_done=True))
+        sequence = self.layers[0].after_self_block(sequence)
+        return self._last_layers(sequence, start=1)
+
+    def pair_logits(self, query: DescriptorSet, database: DescriptorSet, train: bool = False) -> jax.Array:
+        """float32 logits [B] of query [B, Q, ·] with database [B, T, ·], without the tokens that a score does not need."""
+        logits = self._last_layers(self._sequence(query, database, train), start=0)
+        return self._with_matches(logits, query, database, train)
+
+    def _with_matches(self, logits: jax.Array, query: DescriptorSet, database: DescriptorSet, train: bool) -> jax.Array:
+        if not self.config.match_weight:
+            return logits
+        sides = (self.tokenizer.signs(side, train) for side in (query, database))
+        found = matched(*sides, query.valid, database.valid, self.config.match_threshold)
+        return logits + self.config.match_weight * found
+
+    def cross_weights(self, query: DescriptorSet, database: DescriptorSet) -> list[CrossWeights]:
+        """What the cross block of each layer attends to, for query [B, Q, ·] with database [B, T, ·]: why a score came out."""
+        sequence, weights = self._sequence(query, database, train=False), []
+        for layer in self.layers:
+            weights.append(layer.cross_weights(sequence))
+            sequence = layer(sequence)
+        return weights
+
+    def _sequence(self, query: DescriptorSet, database: DescriptorSet, train: bool) -> Sequence:
+        """The tokens of B pairs as they enter the first layer."""
+        query_tokens, database_tokens = self.tokenizer(query, train), self.database_tokens(database, train)
+        batch, queries, width = query_tokens.shape
+        matching = jnp.broadcast_to(self._matching(query_tokens.dtype), (batch, 1, width))
+        valid = join_valid(query.valid, database.valid, batch, queries, database_tokens.shape[1])
+        return Sequence(jnp.concatenate([query_tokens, matching, database_tokens], axis=1), valid, queries)
+
+    def _last_layers(self, sequence: Sequence, start: int) -> jax.Array:
+        for layer in self.layers[start:-1]:
+            sequence = layer(sequence)
+        return self._finish(self.layers[-1].matching_only(sequence))
+
+    def _finish(self, matching: jax.Array) -> jax.Array:
+        normed = matching if self.final_norm is None else self.final_norm(matching)
+        return self._classify(normed[:, 0])
+
+    def _classify(self, matching: jax.Array) -> jax.Array:
+        return self.classifier(matching.astype(jnp.float32))[:, 0]
+
+    def _matching(self, dtype: jnp.dtype) -> jax.Array:
+        return self.matching_token[...].astype(dtype)[None]

@@ -1,0 +1,58 @@
+"""A model as one program without Python: StableHLO with the weights inside, for any number of images and descriptors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+import jax.export
+import jax.numpy as jnp
+from flax import nnx
+
+from ames_jax.descriptors import DescriptorSet
+from ames_jax.model.ames import AMES
+from ames_jax.runtime.errors import UserError
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def export_scorer(model: AMES, platforms: tuple[str, ...] = PLATFORMS) -> jax.export.Exported:
+    """The scores of one query against its shortlist, with symbolic sizes b (images), q and t (descriptors).
+
+    `(query float32 [q, D], query_valid bool [q], database, database_valid bool [b, t]) → logits float32 [b]`; database is
+    float32 [b, t, D], or of a binary model the stored bits, uint8 [b, t, bits / 8].
+    """
+    graph, params = nnx.split(model)
+    width, bits = model.config.descriptor_width, model.config.bits
+
+    def score(query: jax.Array, query_valid: jax.Array, database: jax.Array, database_valid: jax.Array) -> jax.Array:
+        found = nnx.merge(graph, params)
+        return found.logits(
+            found.share_query(DescriptorSet(query, query_valid)), DescriptorSet(database, database_valid)
+        )
+
+    b, q, t = jax.export.symbolic_shape("b, q, t")
+    images = ((b, t, width), jnp.float32) if bits is None else ((b, t, bits // 8), jnp.uint8)
+    inputs = [((q, width), jnp.float32), ((q,), bool), images, ((b, t), bool)]
+    return jax.export.export(jax.jit(score), platforms=platforms)(*(jax.ShapeDtypeStruct(*one) for one in inputs))
+
+
+def write_scorer(model: AMES, path: Path) -> None:
+    """Writes the exported scorer, to be read with `jax.export.deserialize`, and PATH.json, which says what goes in.
+
+    Raises UserError where they cannot be written.
+    """
+    exported = export_scorer(model)
+    names = ("query", "query_valid", "database", "database_valid")
+    facts = {
+        "inputs": {name: f"{aval.dtype} {list(map(str, aval.shape))}" for name, aval in zip(names, exported.in_avals)},
+        "output": "logits float32 ['b']; the similarity is their sigmoid",
+        "platforms": list(exported.platforms),
+        "stablehlo": f"portable bytecode, jax.export calling convention {exported.calling_convention_version}",
+    }
+    try:
+        path.write_bytes(exported.serialize())
+        path.with_name(f"{path.name}.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error}") from error

@@ -1,0 +1,146 @@
+"""The hand-made opponent: a thresholded match kernel on the very descriptors that the model reads. NumPy only.
+
+The score of a pair is the sum over the query's descriptors of max(0, best similarity in the database image − t).
+Similarity is the cosine of (whitened) float descriptors, or 1 − 2·h/bits of packed bits at Hamming distance h, which is
+the cosine of their ±1 vectors. The threshold t and the weight of the global similarity are tuned on validation by
+`ranking.tune`, exactly as λ and γ of the model are: for small γ its sigmoid is a straight line, so the kernel is not
+held back by the form of the ensemble.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ames_jax.descriptors import DescriptorSet
+
+# Grids for `ranking.tune`. The scores are sums over some tens of descriptors, so γ spans the straight part of the
+# sigmoid up to its saturation.
+THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+GAMMAS = (0.01, 0.03, 0.1, 0.3, 1.0)
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """x → (x − mean) @ matrix; mean float32 [D], matrix float32 [D, d]."""
+
+    mean: np.ndarray
+    matrix: np.ndarray
+
+    @staticmethod
+    def fit(features: np.ndarray, width: int | None = None) -> Whitening:
+        """PCA whitening to `width` dimensions (default: all) of `features` [N, D], statistics of a training set.
+
+        Directions with less than 1e-6 of the largest variance carry no signal; they are left at zero.
+        """
+        features = np.asarray(features, np.float32)
+        mean = features.mean(axis=0)
+        covariance = np.cov(features, rowvar=False, dtype=np.float64)
+        variance, directions = np.linalg.eigh(covariance)
+        variance, directions = variance[::-1][:width], directions[:, ::-1][:, :width]
+        gain = np.where(variance > 1e-6 * variance[0], 1 / np.sqrt(np.maximum(variance, 1e-30)), 0)
+        return Whitening(mean, (directions * gain).astype(np.float32))
+
+
+def prepare(descriptors: DescriptorSet, whitening: Whitening | None = None) -> DescriptorSet:
+    """Float descriptors whitened (if asked) and L2-normalised, float32; packed bits as they are."""
+    if descriptors.is_packed:
+        return descriptors
+    features = np.asarray(descriptors.features, np.float32)
+    if whitening is not None:
+        # One flat product: NumPy runs a product with leading axes as many small ones.
+        flat = (features.reshape(-1, features.shape[-1]) - whitening.mean) @ whitening.matrix
+        features = flat.reshape(*features.shape[:-1], -1)
+    norm = np.linalg.norm(features, axis=-1, keepdims=True)
+    return replace(descriptors, features=features / np.maximum(norm, 1e-12))
+
+
+def best_similarities(query: DescriptorSet, database: DescriptorSet) -> np.ndarray:
+    """The best similarity of each query descriptor in each database image: float32 [K, Q] in −1..1.
+
+    query [Q, ·], database [K, T, ·], both from `prepare`, both floats or both packed bits. −1 for a query descriptor
+    that is padding and for an image without a valid descriptor, which adds nothing at any threshold.
+    """
+    if query.is_packed != database.is_packed:
+        raise ValueError("the match kernel compares floats with floats, or bits with bits")
+    match = _best_by_bits if query.is_packed else _best_by_cosine
+    best = match(np.asarray(query.features), np.asarray(database.features), database.valid)
+    return best if query.valid is None else np.where(np.asarray(query.valid), best, np.float32(-1))
+
+
+def kernel_scores(
+    queries: DescriptorSet,
+    database: DescriptorSet,
+    shortlists: np.ndarray,
+    thresholds: Sequence[float] = THRESHOLDS,
+    whitening: Whitening | None = None,
+) -> dict[float, np.ndarray]:
+    """Scores of every query against its shortlist by threshold: `{t: float32 [Nq, K]}`, `logits` for `ranking.tune`.
+
+    queries [Nq, Q, ·], database [Ng, T, ·], shortlists int [Nq, K]: database rows. The similarities are computed once
+    for all thresholds. Sums over the query's valid descriptors: 0 for a query without any.
+    """
+    needed, rows = np.unique(shortlists, return_inverse=True)
+    rows = rows.reshape(shortlists.shape)
+    queries, images = prepare(queries, whitening), prepare(database[needed], whitening)
+    scores = {threshold: np.empty(shortlists.shape, np.float32) for threshold in thresholds}
+    for i, row in enumerate(rows):
+        best = best_similarities(queries[i], images[row])
+        for threshold in thresholds:
+            scores[threshold][i] = np.maximum(best - threshold, 0).sum(axis=1)
+    return scores
+
+
+def _best_by_cosine(query: np.ndarray, database: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
+    images, per_image, width = database.shape
+    similarity = (database.reshape(-1, width) @ query.T).reshape(images, per_image, len(query))
+    if valid is not None:
+        similarity[~np.asarray(valid)] = -1
+    return similarity.max(axis=1, initial=-1)
+
+
+def _best_by_bits(query: np.ndarray, database: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
+    bits = 8 * query.shape[-1]
+    query_words, database_words = _words(query), _words(database)
+    distance = np.zeros((len(query), *database.shape[:2]), np.uint16 if bits > 255 else np.uint8)
+    for word in range(query_words.shape[-1]):
+        distance += np.bitwise_count(query_words[:, None, None, word] ^ database_words[None, ..., word])
+    if valid is not None:
+        distance[:, ~np.asarray(valid)] = bits
+    nearest = distance.min(axis=2, initial=bits).T.astype(np.float32)
+    return 1 - nearest * np.float32(2 / bits)
+
+
+def _words(packed: np.ndarray) -> np.ndarray:
+    """uint8 [..., bytes] as uint64 [..., words]; zeros fill the last word on both sides and so add no distance."""
+    missing = -packed.shape[-1] % 8
+    padded = np.pad(packed, [(0, 0)] * (packed.ndim - 1) + [(0, missing)]) if missing else np.ascontiguousarray(packed)
+    return padded.view(np.uint64)
+
+
+def matched(
+    query: jax.Array,
+    database: jax.Array,
+    query_valid: jax.Array | None,
+    database_valid: jax.Array | None,
+    threshold: float,
+) -> jax.Array:
+    """Sum over the query's descriptors of max(0, best cosine in the database image − threshold): float32 [B].
+
+    Args:
+      query: ±1 [B, Q, bits], or [Q, bits] for one query against all; query_valid: bool alike without bits, or None.
+      database: ±1 [B, T, bits]; database_valid: bool [B, T], or None.
+
+    An image without a valid descriptor adds nothing.
+    """
+    best = jnp.einsum("qc,btc->bqt" if query.ndim == 2 else "bqc,btc->bqt", query, database) / query.shape[-1]
+    if database_valid is not None:
+        best = jnp.where(database_valid[:, None], best, -1)
+    above = jnp.maximum(best.max(-1) - threshold, 0)
+    if query_valid is not None:
+        above = jnp.where(jnp.broadcast_to(query_valid, above.shape), above, 0)
+    return above.sum(-1).astype(jnp.float32)

@@ -1,0 +1,81 @@
+"""The released weights: fetched (`downloads`), converted and kept in HOME/models/NAME/."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from ames_jax.model.ames import AMES, NAMED, AMESConfig
+from ames_jax.model.torch_files import read_checkpoint, read_config
+from ames_jax.model.torch_weights import from_torch
+from ames_jax.model.weights import MODEL_FILE, find_model, read_model, save_model
+from ames_jax.runtime.cache import ADDRESSES, fetch_file, home, pin_of
+from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.files import path_of
+
+DETECTORS = ("dinov2_detector", "cvnet_detector")
+
+
+def load_model(path_or_name: str | Path) -> AMES:
+    """A model from a run directory, a model directory, a release `.pt` file, or a released name (downloaded once).
+
+    A run directory gives its best student, else its best teacher.
+
+    Raises:
+      UserError: nothing there, or not a model.
+    """
+    path = path_of(path_or_name)
+    if path.is_dir():
+        return read_model(find_model(path))
+    if path.is_file():
+        return _read_torch(path)
+    if path.suffix == ".pt" or len(path.parts) > 1:
+        raise UserError(
+            f"{path}: no such file or directory; a model is a run or model directory, a .pt file or a released name"
+        )
+    return load_released(str(path_or_name))
+
+
+def _read_torch(path: Path, config: AMESConfig | None = None) -> AMES:
+    weights, beside = read_checkpoint(path), config_beside(path)
+    try:
+        return from_torch(weights, config or beside)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def config_beside(path: Path) -> AMESConfig | None:
+    """The configuration in a `.pt` file of ours; None in one of the release, where the shapes must tell."""
+    config = read_config(path)
+    return None if config is None else AMESConfig.from_dict(config)
+
+
+def load_released(name: str) -> AMES:
+    """A released model by name, e.g. "dinov2_ames_dist"; the first time it is fetched and converted.
+
+    Raises UserError for an unknown name, a failed download, a file that changed, or weights that do not fit.
+    """
+    config = AMESConfig.named(name)
+    converted = home() / "models" / name
+    if (converted / MODEL_FILE).is_file():
+        return read_model(converted)
+    path = fetch(name)
+    model = _read_torch(path, config)
+    save_model(model, converted, {"released": name, **json.loads(pin_of(path).read_text())})
+    return model
+
+
+def fetch(name: str, addresses: Sequence[str] | None = None) -> Path:
+    """The released file `NAME.pt` in the cache, downloaded if it is not there; HTTPS is tried before HTTP.
+
+    Raises UserError: unknown name; no server answers (says where to put the file by hand); a file that is not the one
+    of its first use.
+    """
+    known = (*NAMED, *DETECTORS)
+    if name not in known:
+        close = difflib.get_close_matches(name, known, 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise UserError(f"no released file {name!r}: expected one of {', '.join(known)}{hint}")
+    return fetch_file(f"{name}.pt", addresses or ADDRESSES)

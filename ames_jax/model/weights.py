@@ -1,0 +1,104 @@
+"""Checkpoints of a run (orbax), and finished models: a directory with one file, `model.safetensors`."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from ames_jax.model.ames import AMES, AMESConfig
+from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.files import path_of, write_file
+
+MODEL_FILE = "model.safetensors"
+
+
+def save_model(model: AMES, directory: Path, facts: dict[str, Any] | None = None) -> Path:
+    """Writes a model directory and returns it; an older model there is replaced in one step.
+
+    Args:
+      facts: plain JSON that is kept beside the configuration (data set, step, validation mAP, …).
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    directory = path_of(directory)
+    metadata = {"config": json.dumps(dataclasses.asdict(model.config)), "facts": json.dumps(facts or {})}
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_file(directory / MODEL_FILE, save(weights_of(model), metadata))
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{directory}: cannot write the model: {error}") from error
+    return directory
+
+
+def weights_of(model: AMES) -> dict[str, np.ndarray]:
+    """Our names ("layers/0/expand/kernel", …) → float32 arrays."""
+    flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    return {"/".join(map(str, path)): np.asarray(variable[...]) for path, variable in flat}
+
+
+def model_fingerprint(model: AMES) -> str:
+    """A hash of the model's shape and weights (32 hexadecimal digits)."""
+    digest = hashlib.sha256(repr(model.config).encode())
+    for name, weight in sorted(weights_of(model).items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(weight).tobytes())
+    return digest.hexdigest()[:32]
+
+
+def facts_of(directory: Path) -> dict[str, Any]:
+    """The facts that were saved with a model; raises UserError where there is none."""
+    return json.loads(_metadata(path_of(directory) / MODEL_FILE)["facts"])
+
+
+def read_model(directory: Path) -> AMES:
+    """The model in a model directory; raises UserError naming the file and every weight that is missing or does not fit."""
+    path = path_of(directory) / MODEL_FILE
+    config = AMESConfig.from_dict(json.loads(_metadata(path)["config"]))
+    return model_of(config, load(path.read_bytes()), str(path))
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """What stands in the header of a safetensors file: its length in 8 bytes, then JSON."""
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        metadata = header.get("__metadata__", {})
+    except (OSError, ValueError, OverflowError, MemoryError) as error:
+        raise UserError(f"{path}: cannot be read as a model: {error}") from error
+    if "config" not in metadata:
+        raise UserError(f"{path}: holds weights without a configuration; it was not written by ames_jax")
+    return metadata
+
+
+def model_of(config: AMESConfig, weights: dict[str, np.ndarray], name: str) -> AMES:
+    """A model from weights under our names; raises UserError listing all that does not fit."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: AMES(config, nnx.Rngs(0))))
+    slots = {"/".join(map(str, path)): (path, variable) for path, variable in nnx.to_flat_state(state)}
+    faults = [f"missing {key}" for key in slots.keys() - weights.keys()]
+    faults += [f"unknown {key}" for key in weights.keys() - slots.keys()]
+    for key in slots.keys() & weights.keys():
+        if slots[key][1].shape != weights[key].shape:
+            faults.append(f"{key} has shape {weights[key].shape}, expected {slots[key][1].shape}")
+    if faults:
+        raise UserError(f"{name}: the weights do not fit the model: " + "; ".join(sorted(faults)))
+    filled = [(path, variable.replace(jax.numpy.asarray(weights[key]))) for key, (path, variable) in slots.items()]
+    return nnx.merge(graph, nnx.from_flat_state(filled))
+
+
+def find_model(directory: Path) -> Path:
+    """The model directory in a run directory (or the directory itself)."""
+    places = [directory, directory / "best", *(directory / role / "best" for role in ("student", "teacher"))]
+    for place in places:
+        if (place / MODEL_FILE).is_file():
+            return place
+    raise UserError(f"{directory}: holds no model (expected {MODEL_FILE}, or the workdir of a finished training run)")

@@ -1,0 +1,175 @@
+"""Where the judged images stand in a ranking: the part of evaluation that touches the long arrays. NumPy only.
+
+What a ranking and a ground truth are, and what holds for junk, repeats and fillers, is defined in `metrics`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ames_jax.runtime.errors import UserError
+
+KINDS = ("easy", "hard", "ok", "junk")
+GroundTruth = Sequence[Mapping[str, Sequence[int]]]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The judged images that a ranking holds, ordered by query, then place.
+
+    query, place, kind: int64 [F]; place counts from 0 in the whole ranking, kind indexes KINDS. counts: int64 [Nq, 4],
+    how many images of each kind the ground truth lists, found or not. length: R.
+    """
+
+    query: np.ndarray
+    place: np.ndarray
+    kind: np.ndarray
+    counts: np.ndarray
+    length: int
+
+    def reordered(self, order: np.ndarray) -> Judged:
+        """The same in a ranking whose column j is the old column `order[:, j]` (int [Nq, H], permutations of H)."""
+        new_place = np.empty(order.shape, np.int64)
+        np.put_along_axis(new_place, order, np.broadcast_to(np.arange(order.shape[1]), order.shape), axis=1)
+        moved = self.place < order.shape[1]
+        place = self.place.copy()
+        place[moved] = new_place[self.query[moved], place[moved]]
+        by_place = np.lexsort((place, self.query))
+        return replace(self, query=self.query[by_place], place=place[by_place], kind=self.kind[by_place])
+
+    def of_queries(self, rows: np.ndarray) -> Judged:
+        """The same for some queries alone: rows int [n], ascending, become queries 0…n−1."""
+        number = np.full(len(self.counts), -1)
+        number[rows] = np.arange(len(rows))
+        kept = number[self.query] >= 0
+        return Judged(number[self.query[kept]], self.place[kept], self.kind[kept], self.counts[rows], self.length)
+
+    def columns_of(self, kinds: Sequence[str], width: int) -> np.ndarray:
+        """bool [Nq, width]: True where one of the first `width` places holds an image of these kinds (say, junk)."""
+        chosen = np.isin(self.kind, [KINDS.index(name) for name in kinds]) & (self.place < width)
+        columns = np.zeros((len(self.counts), width), bool)
+        columns[self.query[chosen], self.place[chosen]] = True
+        return columns
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Where the right images stand once junk is gone.
+
+    query, place, before: int64 [F]; place and the number of right images before it count from 0. positives: int64 [Nq],
+    all right images of the ground truth. length: R.
+    """
+
+    query: np.ndarray
+    place: np.ndarray
+    before: np.ndarray
+    positives: np.ndarray
+    length: int
+
+    def sum_by_query(self, values: np.ndarray) -> np.ndarray:
+        """float64 [Nq] from one value a hit; NaN for queries without a right image."""
+        sums = np.bincount(self.query, weights=values, minlength=len(self.positives)).astype(np.float64)
+        return np.where(self.positives > 0, sums, np.nan)
+
+
+def judge(ranks: np.ndarray, ground_truth: GroundTruth) -> Judged:
+    """Finds the judged images of `ground_truth` in `ranks` (int [Nq, R]).
+
+    Raises UserError when the two differ in their number of queries, or an entry is malformed; TypeError when `ranks`
+    does not hold integers.
+    """
+    ranks = _checked(ranks, len(ground_truth))
+    counts = np.zeros((len(ranks), len(KINDS)), np.int64)
+    query, place, kind = [], [], []
+    for row, entry in enumerate(ground_truth):
+        listed, listed_kind = _listed(entry, row)
+        counts[row] = np.bincount(listed_kind, minlength=len(KINDS))
+        places = np.flatnonzero(np.isin(ranks[row], listed))
+        found, first = np.unique(ranks[row, places], return_index=True)
+        by_place = np.argsort(first)
+        place.append(places[first[by_place]])
+        kind.append(listed_kind[np.searchsorted(listed, found[by_place])])
+        query.append(np.full(len(found), row))
+    return Judged(_joined(query), _joined(place), _joined(kind), counts, ranks.shape[1])
+
+
+def judge_by_class(
+    ranks: np.ndarray, query_labels: np.ndarray, database_labels: np.ndarray, own: np.ndarray | None = None
+) -> Judged:
+    """For sets whose ground truth is a class label: an image is right when its label is the query's.
+
+    query_labels int [Nq], database_labels int [Ng]; own int [Nq]: the query's own row in the database (it is junk),
+    negative where it has none. Raises UserError when an entry of the ranking lies outside the database.
+    """
+    ranks = _checked(ranks, len(query_labels))
+    query_labels, database_labels = np.asarray(query_labels), np.asarray(database_labels)
+    if ranks.size and ranks.max() >= len(database_labels):
+        raise UserError(
+            f"a ranking names database row {ranks.max()}, but the database has {len(database_labels)} labels: "
+            "the ranking belongs to another database"
+        )
+    own = np.full(len(ranks), -1) if own is None else np.asarray(own)
+    right = (database_labels[ranks] == query_labels[:, None]) & (ranks >= 0)
+    itself = (ranks == own[:, None]) & (ranks >= 0)
+    query, place = np.nonzero(right | itself)
+    _, first = np.unique(query * len(database_labels) + ranks[query, place], return_index=True)
+    first.sort()
+    query, place = query[first], place[first]
+    kind = np.where(itself[query, place], KINDS.index("junk"), KINDS.index("ok"))
+    labels, sizes = np.unique(database_labels, return_counts=True)
+    slot = np.minimum(np.searchsorted(labels, query_labels), len(labels) - 1)
+    has_own = own >= 0
+    counts = np.zeros((len(ranks), len(KINDS)), np.int64)
+    counts[:, KINDS.index("ok")] = np.where(labels[slot] == query_labels, sizes[slot], 0)
+    counts[:, KINDS.index("ok")] -= has_own & (database_labels[own] == query_labels)
+    counts[:, KINDS.index("junk")] = has_own
+    return Judged(query, place, kind, counts, ranks.shape[1])
+
+
+def find_hits(judged: Judged, ok: Sequence[str] = ("ok",), junk: Sequence[str] = ("junk",)) -> Hits:
+    """The right images' places after the junk of the protocol has been taken out."""
+    right = np.isin(judged.kind, [KINDS.index(name) for name in ok])
+    out = np.isin(judged.kind, [KINDS.index(name) for name in junk])
+    place = judged.place - _count_before(out, judged.query)
+    before = _count_before(right, judged.query)
+    positives = judged.counts[:, [KINDS.index(name) for name in ok]].sum(1)
+    return Hits(judged.query[right], place[right], before[right], positives, judged.length)
+
+
+def _checked(ranks: np.ndarray, queries: int) -> np.ndarray:
+    ranks = np.asarray(ranks)
+    if not np.issubdtype(ranks.dtype, np.integer):
+        raise TypeError(f"ranks must hold integers (database rows), not {ranks.dtype}")
+    if ranks.ndim != 2 or len(ranks) != queries:
+        raise UserError(
+            f"the ground truth has {queries} queries, the ranking has shape {list(ranks.shape)}: "
+            "they belong to different query sets"
+        )
+    return ranks
+
+
+def _listed(entry: Mapping[str, Sequence[int]], row: int) -> tuple[np.ndarray, np.ndarray]:
+    """All rows that an entry lists, ascending and once each, and the kind of each."""
+    if not any(kind in entry for kind in KINDS):
+        raise UserError(
+            f"ground truth of query {row} has none of the lists {', '.join(KINDS)}; "
+            f"it has {', '.join(map(str, entry)) or 'nothing'}"
+        )
+    lists = [np.asarray(entry.get(kind, ()), np.int64).reshape(-1) for kind in KINDS]
+    rows, first = np.unique(np.concatenate(lists), return_index=True)
+    if rows.size and rows[0] < 0:
+        raise UserError(f"ground truth of query {row} lists database row {rows[0]}: rows count from 0")
+    return rows, np.repeat(np.arange(len(KINDS)), [len(rows_of_kind) for rows_of_kind in lists])[first]
+
+
+def _count_before(flag: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """How many flagged entries of the same query stand before each entry; entries are ordered by query, then place."""
+    running = np.concatenate([[0], np.cumsum(flag)])
+    return running[:-1] - running[np.searchsorted(query, query)]
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.empty(0, np.int64), *parts])

@@ -1,0 +1,184 @@
+"""Files: paths on disk or in a bucket, and the one way in which ours are written, compared and checked.
+
+A file or a folder of ours appears whole or not at all. It is written beside its place as `.NAME.partial`, which takes the
+name at the end; what a killed process left there, the next run of the same job clears. Jobs that write hold `lock`, so two
+never share a `.partial`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import socket
+import zlib
+from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+from etils import epath
+
+from ames_jax.runtime.errors import UserError
+
+BLOCK_BYTES = 1 << 22
+
+
+def path_of(text: str | os.PathLike) -> Path:
+    """A `pathlib.Path`, or for `gs://…` the same interface to a bucket (needs `pip install gcsfs`)."""
+    return epath.Path(text) if is_remote(text) else Path(text)
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+    """True for a path in a bucket."""
+    return "://" in os.fspath(path)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """The path to write a file to; it takes the name `path` when the block ends without an error. Disk only."""
+    partial = path.with_name(f".{path.name}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield partial
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_file(path: Path, content: bytes | str) -> None:
+    """Writes a file whole or not at all; text as UTF-8 with line ends as they are. Raises OSError.
+
+    An object in a bucket appears whole by itself.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    if is_remote(path):
+        path.write_bytes(data)
+        return
+    with whole_file(path) as partial:
+        partial.write_bytes(data)
+
+
+@contextmanager
+def whole_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """An empty folder to fill; it takes the name `path` when the block ends without an error.
+
+    replace: an older folder of that name makes way; otherwise one that appeared meanwhile stays, and the new one goes.
+    """
+    partial, old = (path.with_name(f".{path.name}.{kind}") for kind in ("partial", "old"))
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if replace and path.exists():
+            path.rename(old)
+        if not path.exists():
+            partial.rename(path)
+    finally:
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes plain values as JSON, whole or not at all; NaN becomes null, NumPy's numbers and arrays plain ones."""
+    write_file(path, json.dumps(_plain(value), indent=1) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of ours; raises UserError, naming the file, where there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def same_job(path: Path, facts: Mapping[str, Any], *, free: Container[str] = (), advice: str) -> bool:
+    """True where `path` holds these facts (plain JSON) already; writes them where there is no such file (False).
+
+    Args:
+      free: keys that may differ from one run of a job to the next.
+      advice: what to do about another job's facts, e.g. "use another --out, or delete it".
+
+    Raises:
+      UserError: the file holds another job's facts; every key that differs is named.
+    """
+    now = json.loads(json.dumps(_plain(dict(facts))))
+    if not path.exists():
+        write_json(path, now)
+        return False
+    before = read_json(path)
+    differs = [
+        f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and key not in free
+    ]
+    if differs:
+        raise UserError(f"{path.parent}: was begun with other settings: {'; '.join(differs)}. {advice}")
+    return True
+
+
+def checksum(path: Path) -> int:
+    """CRC-32 of a file, read in blocks."""
+    value = 0
+    with path.open("rb") as stream:
+        while block := stream.read(BLOCK_BYTES):
+            value = zlib.crc32(block, value)
+    return value
+
+
+def digest_of(*arrays: np.ndarray) -> str:
+    """A hash of the shapes, types and values of arrays: 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(repr((array.shape, array.dtype.str)).encode())
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def lock(path: Path, home: Path, wait_seconds: float = 0) -> Iterator[None]:
+    """Holds what is to be written at `path` for this process alone.
+
+    The locks lie in `home`/locks, so that nothing is left beside results and reading never needs one; a bucket has none.
+    Raises UserError, naming the holder, when another process has it for longer than `wait_seconds`.
+    """
+    if is_remote(path):
+        yield
+        return
+    name = hashlib.sha256(os.path.abspath(path).encode()).hexdigest()[:24]
+    file = home / "locks" / f"{name}.lock"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    holder = file.with_suffix(".json")
+    try:
+        with filelock.FileLock(file, timeout=wait_seconds):
+            holder.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "path": str(path)}))
+            try:
+                yield
+            finally:
+                holder.unlink(missing_ok=True)
+    except filelock.Timeout as error:
+        try:
+            who = json.loads(holder.read_text())
+            text = f"process {who['pid']} on {who['host']}"
+        except (OSError, ValueError, KeyError):
+            text = "another process"
+        raise UserError(f"{path} is being written by {text}; wait until it has finished, or stop it") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic | np.ndarray):
+        return _plain(value.tolist())
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,148 @@
+"""Checkpoints of a run (orbax), and finished models: a directory with one file, `model.safetensors`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+from flax import nnx
+
+from ames_jax.model.ames import AMES, AMESConfig
+from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.files import is_remote
+from ames_jax.training.step import TrainState
+
+MODEL_FILE = "model.safetensors"
+
+
+class RunCheckpoints:
+    """The last checkpoints of a training run: parameters, optimizer, step, data position and RNG.
+
+    Saving runs in the background and a checkpoint appears whole or not at all, so a killed process leaves the one before.
+
+    Args:
+      keep: newest checkpoints that stay.
+      writes: False for reading while another process may be writing.
+    """
+
+    def __init__(self, directory: Path, keep: int = 2, writes: bool = True):
+        import orbax.checkpoint as ocp
+
+        self._ocp = ocp
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=writes, cleanup_tmp_directories=writes)
+        self.directory = directory if is_remote(directory) else epath.Path(directory).resolve()
+        try:
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
+        except OSError as error:
+            raise UserError(f"{directory}: cannot hold checkpoints: {error}") from error
+
+    def latest(self) -> int | None:
+        """The step of the newest whole checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: TrainState, position: dict[str, Any], wait: bool = False) -> None:
+        """Saves in the background (`wait`: until it is on disk). `position` is plain JSON: data position, seed.
+
+        Raises:
+          UserError: the disk is full or not writable (perhaps from the save before); older checkpoints stay good.
+        """
+        args = self._ocp.args.Composite(
+            state=self._ocp.args.StandardSave(_plain(state)), position=self._ocp.args.JsonSave(position)
+        )
+        try:
+            self._manager.save(step, args=args)
+            if wait:
+                self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._failure(step, error) from error
+
+    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """The newest checkpoint, with the shapes and shardings of `like`, and its position.
+
+        Raises:
+          UserError: the checkpoint is of another model.
+        """
+        step, wanted = self.latest(), jax.tree.map(_abstract, _plain(like))
+        self._refuse_another_model(step, wanted)
+        args = self._ocp.args.Composite(
+            state=self._ocp.args.StandardRestore(wanted), position=self._ocp.args.JsonRestore()
+        )
+        found = self._manager.restore(step, args=args)
+        return _refill(like, found["state"]), found["position"]
+
+    def _refuse_another_model(self, step: int, wanted: dict[str, jax.ShapeDtypeStruct]) -> None:
+        # Orbax would find out as well, but after it has started to read, and in words of its own.
+        stored = {key: tuple(value.shape) for key, value in self._stored(step).items()}
+        differs = [
+            f"{stored.get(key)} instead of {tuple(array.shape)}"
+            for key, array in wanted.items()
+            if stored.get(key) != tuple(array.shape)
+        ]
+        if differs or len(stored) != len(wanted):
+            raise UserError(
+                f"{self.directory / str(step)}: the checkpoint is of another model ({len(stored)} arrays, expected "
+                f"{len(wanted)}; {len(differs)} of another shape, e.g. {differs[0] if differs else '-'}); "
+                "use another --workdir, or delete the checkpoint to start again"
+            )
+
+    def _stored(self, step: int) -> dict[str, Any]:
+        """Shapes and dtypes of the arrays of a checkpoint."""
+        handlers = {"state": self._ocp.StandardCheckpointHandler(), "position": self._ocp.JsonCheckpointHandler()}
+        with self._ocp.CheckpointManager(self.directory, item_handlers=handlers) as manager:
+            return manager.item_metadata(step)["state"]
+
+    def model(self, step: int | None = None) -> tuple[AMES, int]:
+        """The parameters alone of a checkpoint (default: the newest), on one device whatever it was saved on; its step.
+
+        Raises:
+          UserError: there is no such checkpoint.
+        """
+        steps = self._manager.all_steps()
+        if not steps or step not in (None, *steps):
+            raise UserError(f"{self.directory}: no checkpoint{'' if step is None else f' of step {step}'}; has {steps}")
+        step = max(steps) if step is None else step
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        like = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=device) for k, v in self._stored(step).items()}
+        args = self._ocp.args.Composite(
+            state=self._ocp.args.StandardRestore(like), position=self._ocp.args.JsonRestore()
+        )
+        found = self._manager.restore(step, args=args)
+        config = AMESConfig.from_dict(found["position"]["model"])
+        graph, params = nnx.split(nnx.eval_shape(lambda: AMES(config, nnx.Rngs(0))))
+        # Parameters are the first field of a training state, so its first arrays.
+        leaves = [found["state"][key] for key in sorted(found["state"])][: len(jax.tree.leaves(params))]
+        return nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(params), leaves)), step
+
+    def close(self) -> None:
+        """Waits for a save in progress; raises as `save` does."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._failure(self.latest(), error) from error
+        finally:
+            self._manager.close()
+
+    def _failure(self, step: int | None, error: Exception) -> UserError:
+        kept = self._manager.latest_step()
+        good = f"the checkpoint of step {kept} is good" if kept is not None else "there is no earlier checkpoint"
+        reason = " ".join(str(error).split())[:200]
+        return UserError(
+            f"{self.directory}: could not write the checkpoint of step {step}: {reason}; {good}. "
+            "Free some space and run the same command again"
+        )
+
+
+def _abstract(array: jax.Array) -> jax.ShapeDtypeStruct:
+    """Shape, dtype and sharding of an array, for orbax to restore into."""
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
+
+
+def _plain(state: TrainState) -> dict[str, Any]:
+    """A training state as a list of arrays in tree order: independent of the classes that hold them."""
+    return {f"{i:04d}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}
+
+
+def _refill(like: TrainState, plain: dict[str, Any]) -> TrainState:
+    return jax.tree.unflatten(jax.tree.structure(like), [plain[key] for key in sorted(plain)])

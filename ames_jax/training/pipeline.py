@@ -1,0 +1,242 @@
+"""Training batches: triplets of images read at random by Grain, the same whatever the number of hosts and workers."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol, TypeVar
+
+import grain
+import jax
+import numpy as np
+from absl import flags
+
+from ames_jax.data.records import ImageRecord
+from ames_jax.descriptors import DescriptorSet
+from ames_jax.runtime.errors import UserError
+from ames_jax.training.triplets import Triplets
+
+T = TypeVar("T")
+ROLES = 3
+# Far more steps than any run takes: Grain wants a length.
+STEPS = 2**40
+# Keep the streams of the lengths and the augmentation apart from the triplets' where the seeds are equal.
+LENGTHS, AUGMENTATION = 1, 2
+
+
+class Source(Protocol):
+    """Random access to images; picklable where worker processes read it, and safe to read from threads."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int) -> ImageRecord: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class TripletBatch:
+    """One process's part of a training step (NumPy).
+
+    Attributes:
+      anchor, positive, negative: features [B, K, D] in the pipeline's dtype, or packed bits uint8, and valid [B, K].
+      query_length, database_length: descriptors that the query and the database images are cut to in this step.
+      ids: int64 [B, 3], rows of the images.
+      step: the step this batch belongs to.
+      real: bool [B], False for the triplets that only fill the batch up.
+    """
+
+    anchor: DescriptorSet
+    positive: DescriptorSet
+    negative: DescriptorSet
+    query_length: int
+    database_length: int
+    ids: np.ndarray
+    step: int
+    real: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class TripletPipeline:
+    """Batches of triplets, each a pure function of (seed, step), so that a step number is all there is to restore.
+
+    Step s is batch s mod `steps_per_epoch` of epoch s div `steps_per_epoch`. The triplets that are left over at the end
+    of an epoch, fewer than a batch, are dropped; the next epoch has another order. Every process reads its contiguous
+    part of the same global batch, so all have the same number of steps however the records lie in shards.
+
+    Attributes:
+      source: the images; row i is row i of the triplets' labels.
+      triplets: which images form the triplets.
+      batch: triplets of a step over all processes.
+      lengths: (low, high): both lengths of a step are drawn uniformly from [low, high).
+      seed: of the lengths; the triplets have their own.
+      descriptors: K, descriptors delivered of each image; None for all that the source gives.
+      dtype: float16 or float32; None for what the source gives: float16 from float16 storage, float32 from int8, which
+        is fastest. Packed bits stay uint8.
+      process, processes: which part of a batch, of how many.
+      drop: share of an image's descriptors that are left out at random, as another detector would not have found them.
+      noise: length of the random vector that is added to a descriptor, in shares of the descriptor's own length.
+      workers: processes that read and decode; 0 reads in threads, which is faster on few cores and for small sets.
+      threads: batches that are read at the same time, in this process or in each worker.
+      prefetch: batches held ready or being read, in this process or in each worker.
+      multiple: a batch is filled up to a multiple of this (all devices must get the same number of triplets) with copies
+        of its last triplet, which do not count: `TripletBatch.real`.
+    """
+
+    source: Source
+    triplets: Triplets
+    batch: int
+    lengths: tuple[int, int]
+    seed: int = 0
+    descriptors: int | None = None
+    dtype: Any = None
+    process: int = 0
+    processes: int = 1
+    drop: float = 0.0
+    noise: float = 0.0
+    workers: int = 0
+    threads: int = 2
+    prefetch: int = 2
+    multiple: int = 1
+
+    def __post_init__(self) -> None:
+        if self.filled % self.processes:
+            raise UserError(f"a batch of {self.filled} triplets cannot be shared evenly by {self.processes} processes")
+        if not 0 < self.batch <= len(self.triplets):
+            raise UserError(
+                f"a batch of {self.batch} triplets, but an epoch has {len(self.triplets)}: take a smaller one"
+            )
+        low, high = self.lengths
+        if not 0 < low < high:
+            raise UserError(f"lengths are drawn from [{low}, {high}), which holds no positive number")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in an epoch."""
+        return len(self.triplets) // self.batch
+
+    @property
+    def filled(self) -> int:
+        """Triplets of a step over all processes with those that fill it up."""
+        return -(-self.batch // self.multiple) * self.multiple
+
+    def _positions(self) -> np.ndarray:
+        """int [B], the places of this process's triplets in the filled batch."""
+        share = self.filled // self.processes
+        return np.arange(self.process * share, (self.process + 1) * share)
+
+    def rows(self, step: int) -> np.ndarray:
+        """int64 [B, 3], the rows of this process's triplets at a step."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        return self.triplets.rows(epoch, index * self.batch + np.minimum(self._positions(), self.batch - 1))
+
+    def drawn_lengths(self, step: int) -> tuple[int, int]:
+        """Query and database length of a step, the same on every process."""
+        random = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, step, LENGTHS])))
+        query, database = random.integers(*self.lengths, size=2)
+        return int(query), int(database)
+
+    def batches(self, start_step: int = 0) -> Iterator[TripletBatch]:
+        """Batches from `start_step` on, without end, read ahead in the background; closing the iterator stops that."""
+        steps = grain.MapDataset.source(_Steps(self))[start_step:]
+        dataset = steps.to_iter_dataset(grain.ReadOptions(self.threads, prefetch_buffer_size=self.prefetch))
+        if self.workers:
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()  # Grain's workers copy absl's flags, which a plain program never parses
+            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(self.workers))
+        iterator = iter(dataset)
+        try:
+            for step in itertools.count(start_step):
+                yield self._batch(step, *(self._own(array) for array in next(iterator)))
+        finally:
+            iterator.close()
+
+    def _own(self, array: np.ndarray) -> np.ndarray:
+        # What comes from a worker lies in its shared memory, which must not outlive the iterator.
+        return np.array(array) if self.workers else array
+
+    def _batch(self, step: int, features: np.ndarray, valid: np.ndarray) -> TripletBatch:
+        sets = (DescriptorSet(features[role], valid[role]) for role in range(ROLES))
+        return TripletBatch(*sets, *self.drawn_lengths(step), self.rows(step), step, self._positions() < self.batch)
+
+
+class _Steps:
+    """The images of every step: the random-access source that Grain reads from, one element a batch.
+
+    An element is a whole batch because moving every image on its own through threads and queues costs more than
+    decoding it. Nothing is dropped by that: a batch does not depend on who reads it.
+    """
+
+    def __init__(self, pipeline: TripletPipeline) -> None:
+        self._pipeline = pipeline
+
+    def __len__(self) -> int:
+        return STEPS
+
+    def __getitem__(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """features [3, B, K, ·] and valid [3, B, K] of anchors, positives and negatives."""
+        pipeline = self._pipeline
+        rows = pipeline.rows(int(step)).T
+        first = pipeline.source[int(rows[0, 0])].descriptors
+        count = pipeline.descriptors or first.count
+        dtype = first.features.dtype if first.is_packed or pipeline.dtype is None else pipeline.dtype
+        features = np.zeros((*rows.shape, count, first.features.shape[-1]), dtype)
+        valid = np.zeros((*rows.shape, count), bool)
+        for place, row in np.ndenumerate(rows):
+            image = pipeline.source[int(row)].descriptors
+            if pipeline.drop or pipeline.noise:
+                role, position = place[0], pipeline.process * rows.shape[1] + place[1]
+                stream = np.random.SeedSequence([pipeline.seed, int(step), AUGMENTATION, role, position])
+                image = augment(image, np.random.Generator(np.random.Philox(stream)), pipeline.drop, pipeline.noise)
+            image = image.truncate(count)
+            features[place][: image.count] = image.features
+            valid[place][: image.count] = True if image.valid is None else image.valid
+        return features, valid
+
+
+def augment(descriptors: DescriptorSet, random: np.random.Generator, drop: float, noise: float) -> DescriptorSet:
+    """The features of one image, float [N, D], with some rows left out (never all) and noise on the others.
+
+    Raises UserError for packed bits, which cannot take noise.
+    """
+    if descriptors.is_packed:
+        raise UserError(
+            "data.drop and data.noise augment float descriptors, this data set holds packed bits; set both to 0"
+        )
+    kept = random.random(descriptors.count) >= drop
+    kept[int(random.integers(len(kept)))] |= not kept.any()
+    features = np.asarray(descriptors.features, np.float32)[kept]
+    length = np.linalg.norm(features, axis=-1, keepdims=True) / np.sqrt(features.shape[-1])
+    features += noise * length * random.standard_normal(features.shape, np.float32)
+    valid = None if descriptors.valid is None else descriptors.valid[kept]
+    return DescriptorSet(features.astype(descriptors.features.dtype), valid)
+
+
+def prefetch_to_device(batches: Iterable[T], place: Callable[[T], T], size: int = 2) -> Iterator[T]:
+    """Places the next `size` batches on the device while the current one is used.
+
+    `place` starts the transfer and does not wait for it, as `jax.device_put` and
+    `jax.make_array_from_process_local_data` do.
+    """
+    queue: collections.deque[T] = collections.deque()
+    for batch in batches:
+        queue.append(place(batch))
+        if len(queue) > size:
+            yield queue.popleft()
+    yield from queue
+
+
+def place_on(sharding: jax.sharding.Sharding) -> Callable[[TripletBatch], TripletBatch]:
+    """For `prefetch_to_device`: puts the sets of a batch on the devices of `sharding`, which splits the batch axis.
+
+    Every process gives its own part; the arrays that come out are of the global batch.
+    """
+
+    def place(batch: TripletBatch) -> TripletBatch:
+        def put(field: np.ndarray) -> jax.Array:
+            return jax.make_array_from_process_local_data(sharding, field)
+
+        names = ("anchor", "positive", "negative", "real")
+        return dataclasses.replace(batch, **{name: jax.tree.map(put, getattr(batch, name)) for name in names})
+
+    return place

@@ -1,0 +1,217 @@
+"""From a configuration to a training run: model, triplets, pipeline and validation put together, and the config kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from ames_jax.data.neighbours import open_neighbours
+from ames_jax.data.shards import DescriptorSource, open_split, read_about
+from ames_jax.extraction.backbone import STATISTICS_FILE
+from ames_jax.extraction.sift import SiftStatistics
+from ames_jax.model.ames import AMES, AMESConfig
+from ames_jax.model.initialisation import initialise
+from ames_jax.model.released import load_model
+from ames_jax.model.weights import read_model
+from ames_jax.retrieval.ranking import tune
+from ames_jax.retrieval.scoring import Scorer
+from ames_jax.retrieval.sets import EvaluationSet, Limits, sample_descriptors
+from ames_jax.runtime.command_line import flatten
+from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.files import write_file
+from ames_jax.runtime.processes import is_lead, join_shares, lead_first, own_share, say
+from ames_jax.training.log import trace_steps
+from ames_jax.training.loop import FitSettings, finished, fit
+from ames_jax.training.pipeline import TripletPipeline
+from ames_jax.training.step import Recipe
+from ames_jax.training.triplets import Triplets
+
+SIZES = {"mini": {"layers": 2, "feed_forward": 256}, "released": {"layers": 5, "feed_forward": 1024}}
+# λ and γ that are tried on validation (release: λ .35–.85, γ .1–.8).
+LAMBDAS = tuple(np.round(np.arange(0, 1.01, 0.1), 2).tolist())
+GAMMAS = (0.1, 0.2, 0.4, 0.8, 1.6)
+SAMPLE, SAMPLE_PER_IMAGE = 30_000, 48  # descriptors that whitening and ITQ are learned from
+# What may change between a run and its resumption: it does not touch the parameters.
+FREE = (
+    "data.rebuild", "data.workers", "data.accumulate", "checkpoint.", "log_every", "report.", "train_teacher.", "teacher",
+    "data_dir", "distributed", "process", "start_timeout", "profile",
+)  # fmt: skip
+
+
+def model_config(config: ConfigDict, descriptor_width: int) -> AMESConfig:
+    """The model that a configuration asks for, on descriptors of this width."""
+    if config.size not in SIZES:
+        raise UserError(f"size must be one of {', '.join(SIZES)}, found {config.size!r}")
+    return AMESConfig.from_dict({"descriptor_width": descriptor_width, **SIZES[config.size], **config.model.to_dict()})
+
+
+def train_role(config: ConfigDict, root: Path, directory: Path, label: str, teacher: AMES | None) -> AMES:
+    """Trains a teacher (`teacher` None) or a student in `directory`, or takes the finished run there; gives the best model."""
+    with lead_first():
+        keep_config(config, directory)
+    if finished(directory):
+        say(f"{label}: finished before, taken from {directory}")
+        return read_model(directory / "best")
+    source = open_split(root, "train")
+    about = read_about(root)
+    width = source.format.width
+    pipeline = triplet_pipeline(config, source, root)
+    recipe = make_recipe(config, pipeline)
+    model = AMES(model_config(config, width), nnx.Rngs(config.seed))
+    if teacher is not None:
+        _refuse_teacher(teacher, model, about["name"])
+    if config.start:
+        model = _started(config.start, model)
+    else:
+        sample = sample_descriptors(source, SAMPLE, SAMPLE_PER_IMAGE, config.seed)
+        initialise(model, config.init, sample, teacher, config.seed)
+    size = sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    fill = pipeline.filled - pipeline.batch
+    say(
+        f"{label}: {size:,} parameters, {recipe.steps} steps of {pipeline.batch} triplets "
+        f"({len(pipeline.triplets):,} anchors an epoch) on {about['name']}"
+        + (
+            f"; {fill} more fill a step up to {jax.device_count()} devices' equal shares and do not count"
+            if fill
+            else ""
+        )
+    )
+    settings = FitSettings(
+        directory, label, config.log_every, config.validation.every, config.checkpoint.every, config.checkpoint.minutes,
+        config.checkpoint.keep, trace_steps(config.profile),
+        {"data_set": about["name"], "backbone": about.get("backbone"), "role": label, **_statistics_fact(root)},
+    )  # fmt: skip
+    return fit(model, recipe, pipeline, settings, make_validation(config, root), teacher)
+
+
+def _started(path: str, fresh: AMES) -> AMES:
+    """The model to go on from; raises UserError where it is not of the shape that the configuration asks for."""
+    found = load_model(path)
+    if found.config != fresh.config:
+        raise UserError(f"--config.start={path}: expected a model of {fresh.config}, found one of {found.config}")
+    return found
+
+
+def keep_statistics(root: Path, directory: Path) -> None:
+    """Copies a SIFT data set's statistics into a run's directory: what its model is to read is extracted with them."""
+    if (root / STATISTICS_FILE).is_file():
+        write_file(directory / STATISTICS_FILE, (root / STATISTICS_FILE).read_bytes())
+
+
+def _statistics_fact(root: Path) -> dict[str, str]:
+    """The fingerprint of a SIFT data set's statistics: only descriptors made with them mean something to the model."""
+    file = root / STATISTICS_FILE
+    return {"statistics": SiftStatistics.load(file).fingerprint()} if file.is_file() else {}
+
+
+def _refuse_teacher(teacher: AMES, student: AMES, data_set: str) -> None:
+    for key, why in (("descriptor_width", f"the descriptors of {data_set}"), ("model_width", "the student's tokens")):
+        found, expected = getattr(teacher.config, key), getattr(student.config, key)
+        if found != expected:
+            raise UserError(
+                f"--config.teacher: its {key} is {found}, but {why} have width {expected}; give another teacher"
+            )
+
+
+def triplet_pipeline(config: ConfigDict, source: DescriptorSource, root: Path) -> TripletPipeline:
+    """Batches of the training split, the part of this process."""
+    data = config.data
+    neighbours = open_neighbours(root / "neighbours" / "train.train")
+    triplets = Triplets(
+        source.labels(), neighbours, seed=config.seed, top=data.top, minimum=data.minimum, power=data.power
+    )
+    if data.lengths[1] - 1 > data.descriptors or data.lengths[1] - 1 > max(data.buckets):
+        raise UserError(
+            f"data.lengths {tuple(data.lengths)} draws up to {data.lengths[1] - 1} descriptors, but data.descriptors is "
+            f"{data.descriptors} and the largest of data.buckets {max(data.buckets)}"
+        )
+    return TripletPipeline(
+        source, triplets, batch=data.batch, lengths=tuple(data.lengths), seed=config.seed, descriptors=data.descriptors,
+        process=jax.process_index(), processes=jax.process_count(), drop=data.drop, noise=data.noise, workers=data.workers,
+        multiple=jax.device_count() * data.accumulate,
+    )  # fmt: skip
+
+
+def make_recipe(config: ConfigDict, pipeline: TripletPipeline) -> Recipe:
+    """The optimizer's part of a configuration; epochs become steps."""
+    optimizer = config.optimizer
+    steps = optimizer.steps if optimizer.epochs is None else round(optimizer.epochs * pipeline.steps_per_epoch)
+    if steps < 1:
+        raise UserError(f"optimizer.steps must be at least 1, found {steps}")
+    student = {name: config[name] for name in ("distillation", "distil_padding") if name in config}
+    return Recipe(
+        steps=steps, learning_rate=optimizer.learning_rate, weight_decay=optimizer.weight_decay, beta2=optimizer.beta2,
+        warmup=optimizer.warmup, clip=optimizer.clip, buckets=tuple(sorted(config.data.buckets)),
+        accumulate=config.data.accumulate, **student,
+    )  # fmt: skip
+
+
+def make_validation(config: ConfigDict, root: Path) -> Callable[[AMES], dict[str, float]]:
+    """model → validation mAP (percent) of the re-ranked lists at the best λ and γ, these, and the logits' balanced accuracy."""
+    settings = config.validation
+    limits = Limits(settings.queries, settings.shortlist, settings.query_descriptors, settings.database_descriptors)
+    subset = EvaluationSet.load(root, "validation", limits)
+    shortlist = min(settings.shortlist, subset.ranks.shape[1])
+    right = [set(truth["ok"]) for truth in subset.ground_truth]
+    labels = np.array([[row in ok for row in rows] for ok, rows in zip(right, subset.ranks[:, :shortlist].tolist())])
+    measure = subset.measure()
+
+    def validate(model: AMES) -> dict[str, float]:
+        scorer = Scorer(model)
+        # Every process scores its share of the queries.
+        own = own_share(len(subset.ranks))
+        queries, lists = subset.queries[own], subset.shortlists(shortlist)[own]
+        logits = join_shares(
+            scorer.shortlists(queries, subset.database, lists, progress="validation"), len(subset.ranks)
+        )
+        setting, rows = tune(subset.similarities, logits, measure, k=[shortlist], lam=LAMBDAS, gamma=GAMMAS)
+        best = next(row.scores["map"] for row in rows if row.setting == setting)
+        accuracy = 0.5 * ((logits > 0)[labels].mean() + (logits <= 0)[~labels].mean())
+        return {"map": best, "accuracy": float(accuracy), "lam": setting.lam, "gamma": setting.gamma}
+
+    return validate
+
+
+def keep_config(config: ConfigDict, directory: Path) -> None:
+    """Writes the configuration into a run's directory; where one is there already it must agree.
+
+    Raises:
+      UserError: the directory cannot be written, or holds a run with another configuration (all differences are listed).
+    """
+    path = directory / "config.json"
+    wanted = _plain(flatten(config))
+    if path.exists():
+        found = json.loads(path.read_text())
+        differs = [
+            f"{key} was {found.get(key)!r}, is {wanted.get(key)!r}"
+            for key in sorted(found.keys() | wanted.keys())
+            if found.get(key) != wanted.get(key) and not key.startswith(FREE)
+        ]
+        if differs:
+            raise UserError(
+                f"{directory} holds a run with another configuration: {'; '.join(differs)}. "
+                "Use another --workdir, or delete this one"
+            )
+    if not is_lead():
+        if not path.exists():
+            raise UserError(
+                f"workdir {directory}: process {jax.process_index()} does not see what process 0 has written there; all "
+                "hosts need the same folder: gs://BUCKET/…, or a mount of one"
+            )
+        return
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_file(path, json.dumps(wanted, indent=1).encode())
+    except OSError as error:
+        raise UserError(f"workdir {directory} cannot be written: {error.strerror or error}") from error
+
+
+def _plain(flat: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(flat))

@@ -1,0 +1,380 @@
+"""The whole of `python -m ames_jax.evaluate`: the release's figures, own data, resumption, and bad input."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import jax
+import numpy as np
+import pytest
+import synthetic
+from flax import nnx
+from jax.experimental.compilation_cache import compilation_cache
+
+from ames_jax.data.neighbours import save_neighbours
+from ames_jax.data.store import build_store
+from ames_jax.model.ames import AMES, AMESConfig
+from ames_jax.model.packing import BitPacker
+from ames_jax.model.released import load_model
+from ames_jax.model.torch_weights import from_torch, infer_config
+from ames_jax.model.weights import save_model
+from ames_jax.report.evaluation import evaluate
+from ames_jax.retrieval.layouts import open_task
+from ames_jax.retrieval.metrics import gldv2_protocols, mean_average_precision
+from ames_jax.retrieval.sets import EvaluationSet
+from ames_jax.runtime.command_line import load_config
+from ames_jax.runtime.errors import UserError
+
+REPO = Path(__file__).resolve().parents[2]
+REFERENCE = REPO.parent / "shared" / "reference" / "evaluation"
+WIDTH, QUERIES, IMAGES, STORED = 16, 5, 30, 6
+
+
+def config(**fields):
+    found = load_config(REPO / "configs" / "evaluate.py")
+    found.update(fields)
+    return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Every evaluation compiles anew; a compilation cache lets the tests of this file share the programs."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch, request):
+    """The small shortlists here, spread over 8 fake devices, would compile a program for nearly every length."""
+    if "many_devices" not in request.fixturenames:
+        first = jax.local_devices()[:1]
+        monkeypatch.setattr(jax, "local_devices", lambda: first)
+
+
+@pytest.fixture
+def many_devices() -> None:
+    """Asked for by a test that shall run on all devices."""
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, str]:
+    """A full-precision and a binary model of random weights, saved."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, bits in (("floats", None), ("bits", 32)):
+        shape = AMESConfig(descriptor_width=WIDTH, bits=bits, model_width=16, heads=2, layers=1, feed_forward=16)
+        save_model(AMES(shape, nnx.Rngs(0)), folder / name)
+    return {name: str(folder / name) for name in ("floats", "bits")}
+
+
+@pytest.fixture
+def own_data(tmp_path) -> Path:
+    """A folder with a manifest: HDF5 descriptors of the release's flat layout, lists with labels, neighbours."""
+    rng = np.random.default_rng(0)
+    labels = {"query": np.arange(QUERIES), "gallery": rng.integers(0, QUERIES, IMAGES)}
+    for side, count in (("query", QUERIES), ("gallery", IMAGES)):
+        rows = np.zeros((count, STORED, 5 + WIDTH), np.float16)
+        rows[..., 5:] = rng.normal(size=(count, STORED, WIDTH))
+        rows[..., 3] = np.arange(STORED) >= rng.integers(2, STORED + 1, count)[:, None]
+        with h5py.File(tmp_path / f"{side}.hdf5", "w") as file:
+            file["features"] = rows
+        lines = [f"{side}{row},{label}\n" for row, label in enumerate(labels[side])]
+        (tmp_path / f"{side}.txt").write_text("".join(lines))
+    ranks = np.stack([rng.permutation(IMAGES) for _ in range(QUERIES)])
+    save_neighbours(tmp_path / "neighbours", -np.sort(-rng.random(ranks.shape), axis=1), ranks)
+    manifest = {
+        "name": "own photos", "metric": "map@100", "first_stage": "random", "neighbours": "neighbours",
+        "query": {"descriptors": "query.hdf5", "list": "query.txt"},
+        "gallery": {"descriptors": "gallery.hdf5", "list": "gallery.txt"},
+    }  # fmt: skip
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    return tmp_path
+
+
+def run(data: Path, workdir: Path, model: str, **fields):
+    settings = {
+        "data_dir": str(data),
+        "dataset": "custom",
+        "model": model,
+        "rerank": "10",
+        "lam": "0.4",
+        "gamma": "0.5",
+    }
+    return evaluate(config(**(settings | fields)), workdir)
+
+
+def change_manifest(data: Path, **changes) -> None:
+    manifest = json.loads((data / "manifest.json").read_text()) | changes
+    kept = {key: value for key, value in manifest.items() if value is not None}
+    (data / "manifest.json").write_text(json.dumps(kept))
+
+
+@pytest.mark.skipif(not REFERENCE.is_dir(), reason="the golden files of the release are not beside the repository")
+@pytest.mark.parametrize(("dataset", "count"), [("roxford5k", 12), ("rparis6k", 6), ("gldv2-val", 12)])
+def test_figures_equal_the_release(dataset, count, tmp_path):
+    """The settings in results.json of the golden files, from the release's own HDF5 and pickles."""
+    weights = dict(np.load(REFERENCE / "matcher_fp.npz"))
+    save_model(from_torch(weights, infer_config(weights, heads=2)), tmp_path / "matcher")
+    names = {"M_map": "medium", "H_map": "hard", "pub_map": "public", "priv_map": "private", "map": "combined"}
+    if dataset == "gldv2-val":
+        names["map"] = "public"
+    golden = json.loads((REFERENCE / "results.json").read_text())[dataset]["rerank"]
+    golden = [row for row in golden if row["db_desc_num"] == count]
+    lists = {
+        ours: ",".join(str(value) for value in sorted({row[theirs] for row in golden}))
+        for ours, theirs in (("rerank", "rerank"), ("lam", "lamb"), ("gamma", "temp"))
+    }
+    fields = {"data_dir": str(REFERENCE), "dataset": dataset, "model": str(tmp_path / "matcher")}
+    fields |= {"query_descriptors": 12, "database_descriptors": count}
+    found = evaluate(config(**fields, **lists), tmp_path / "run")["rows"]
+    by_setting = {(row["rerank"], row["lam"], row["gamma"]): row for row in found}
+    for row in golden:
+        for theirs, value in row["metrics"].items():
+            ours = by_setting[row["rerank"], row["lamb"], row["temp"]][names[theirs]]
+            assert round(ours, 3) == value, (row, names[theirs])
+
+
+def test_all_devices_give_the_scores_of_one(own_data, models, tmp_path, many_devices, monkeypatch):
+    def logits(name: str) -> np.ndarray:
+        run(own_data, tmp_path / name, models["floats"])
+        return np.load(tmp_path / name / "logits.npz")["logits"]
+
+    many = logits("many")
+    first = jax.local_devices()[:1]
+    monkeypatch.setattr(jax, "local_devices", lambda: first)
+    np.testing.assert_allclose(many, logits("one"), atol=1e-6)
+
+
+def test_what_a_run_writes(own_data, models, tmp_path):
+    results = run(
+        own_data, tmp_path / "run", models["floats"], rerank="5,10", lam="0,1", gamma="0.5", database_descriptors=4
+    )
+    assert results == json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["dataset"] == "own photos"
+    assert results["first_stage"]["name"] == "random"
+    assert len(results["rows"]) == 4
+    for row in results["rows"]:
+        assert row["bytes_per_image"] == 4 * 2 * 16
+        if row["lam"] == 1:
+            assert row["mAP@100"] == pytest.approx(results["first_stage"]["mAP@100"])
+    assert "after random" in (tmp_path / "run" / "results.md").read_text()
+
+
+def test_saved_logits_sweep_without_a_model(own_data, models, tmp_path):
+    straight = run(own_data, tmp_path / "a", models["floats"], rerank="10", lam="0.3", gamma="2")
+    run(own_data, tmp_path / "b", models["floats"], rerank="10")
+    swept = run(own_data, tmp_path / "c", "", logits=str(tmp_path / "b" / "logits.npz"), lam="0.3", gamma="2")
+    assert swept["rows"] == straight["rows"]
+    assert swept["model"] == straight["model"]
+
+
+def test_fewer_descriptors_change_the_scores(own_data, models, tmp_path):
+    def logits(**fields) -> np.ndarray:
+        run(own_data, tmp_path / "run", models["floats"], **fields)
+        return np.load(tmp_path / "run" / "logits.npz")["logits"]
+
+    full = logits()
+    for fields in ({"query_descriptors": 2}, {"database_descriptors": 2}):
+        assert np.abs(logits(**fields) - full).max() > 1e-4
+
+
+def test_relevance_by_id_equals_labels(own_data, models, tmp_path):
+    by_label = run(own_data, tmp_path / "a", models["floats"])
+    lines = [line.split(",") for line in (own_data / "gallery.txt").read_text().split()]
+    truth = [{"ok": [name for name, label in lines if int(label) == query]} for query in range(QUERIES)]
+    (own_data / "truth.json").write_text(json.dumps(truth))
+    change_manifest(own_data, ground_truth="truth.json")
+    assert run(own_data, tmp_path / "b", models["floats"])["rows"] == by_label["rows"]
+
+
+def test_a_packed_store_gives_exactly_the_figures_of_its_floats(own_data, models, tmp_path):
+    floats = run(own_data, tmp_path / "a", models["bits"], database_descriptors=5)
+    assert floats["rows"][0]["bytes_per_image"] == 5 * 4
+    task = open_task(own_data, "custom", "", "", tmp_path / "lists")
+    packer = BitPacker(load_model(models["bits"]))
+    ids = [str(row) for row in range(IMAGES)]
+    build_store(tmp_path / "g.store", task.database, ids, packer, STORED, model="bits", source="own photos")
+    stored = run(own_data, tmp_path / "b", models["bits"], database_descriptors=5, store=str(tmp_path / "g.store"))
+    assert stored["rows"] == floats["rows"]
+    logits = [np.load(tmp_path / name / "logits.npz")["logits"] for name in "ab"]
+    np.testing.assert_array_equal(*logits)
+
+
+def test_a_prepared_data_set_is_tuned_on_validation_and_measured_on_test(tmp_path):
+    root = synthetic.write(tmp_path / "set")
+    shape = AMESConfig(descriptor_width=synthetic.WIDTH, model_width=16, heads=2, layers=1, feed_forward=16)
+    save_model(AMES(shape, nnx.Rngs(0)), tmp_path / "model")
+    fields = {"dataset": "test", "tune_on": "validation", "lam": "0,1", "gamma": "1"}
+    results = run(root, tmp_path / "run", str(tmp_path / "model"), **fields)
+    truth = (root / "ground_truth" / "test.json").read_text()
+    (root / "ground_truth" / "gldv2-test.json").write_text(truth)  # a benchmark's shards are judged as the benchmark is
+    for name, protocols in (("gldv2-test", gldv2_protocols()), ("gldv2-val", gldv2_protocols()[:1])):
+        assert open_task(root, name, "", "", tmp_path).protocols == protocols
+    assert results["tuned_on"]["dataset"] == "synthetic, validation"
+    assert results["dataset"] == "synthetic, test"
+    assert results["first_stage"]["name"] == "mean"
+    test = EvaluationSet.load(root, "test")
+    assert results["first_stage"]["mAP"] == pytest.approx(test.map_of(test.ranks))
+
+
+def test_tuning_chooses_the_best_mean(own_data, models, tmp_path):
+    results = run(own_data, tmp_path / "run", models["floats"], tune_on="custom", lam="0,0.5,1", gamma="0.1,1")
+    assert len(results["tuned_on"]["rows"]) == 6
+    chosen = results["tuned_on"]["chosen"]
+    (row,) = results["rows"]
+    assert (row["lam"], row["gamma"]) == (chosen["lam"], chosen["gamma"])
+    names = ("mAP@100", "R@1", "R@10", "R@100")
+    best = max(np.mean([row[name] for name in names]) for row in results["tuned_on"]["rows"])
+    assert np.mean([row[name] for name in names]) == pytest.approx(best)
+
+
+def test_the_memory_sweep_draws_and_tabulates(own_data, models, tmp_path):
+    results = run(own_data, tmp_path / "run", models["bits"], tune_on="custom", sweep_memory=True)
+    rows = results["memory"]["mAP@100"]
+    assert [row["kind"] for row in rows] == ["global", "student", "kernel on bits"]
+    assert (tmp_path / "run" / "tradeoff-mAP@100.png").stat().st_size > 10_000
+    assert "own photos" in (tmp_path / "run" / "memory.md").read_text()
+
+
+def test_first_stage_is_its_own_map(own_data, models, tmp_path):
+    results = run(own_data, tmp_path / "run", models["floats"])
+    labels = [int(line.split(",")[1]) for line in (own_data / "gallery.txt").read_text().split()]
+    truth = [{"ok": np.flatnonzero(np.array(labels) == query)} for query in range(QUERIES)]
+    expected = mean_average_precision(np.load(own_data / "neighbours" / "indices.npy"), truth, depth=100)
+    assert results["first_stage"]["mAP@100"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"lam": "1.5"}, "lam=1.5"),
+        ({"lam": "a"}, "--config.lam=a: expected numbers"),
+        ({"gamma": "-1"}, "gamma=-1"),
+        ({"rerank": "0"}, "rerank=0"),
+        ({"rerank": ""}, "--config.rerank is empty"),
+        ({"rerank": "31"}, "rerank=31: the first stage lists 30"),
+        ({"lam": ""}, "is not a released model"),
+        ({"model": ""}, "--config.model is empty"),
+        ({"data_dir": ""}, "--config.data_dir is empty"),
+        ({"data_dir": "/nowhere"}, "/nowhere"),
+        ({"dataset": "roxfrd5k"}, "did you mean 'roxford5k'"),
+        ({"dataset": "roxford5k"}, "no data of roxford5k"),
+        ({"store": "x.store"}, "which a full-precision model cannot read"),
+        ({"logits": "x.npz", "model": ""}, "x.npz is not a logits.npz"),
+        ({"sweep_memory": True, "lam": "0,1"}, "takes one lam"),
+    ],
+)
+def test_bad_options_are_one_clear_line(own_data, models, tmp_path, fields, message):
+    with pytest.raises(UserError, match=message) as caught:
+        run(own_data, tmp_path / "run", **({"model": models["floats"]} | fields))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_command_ends_with_code_2_and_one_line():
+    command = [sys.executable, "-m", "ames_jax.evaluate", "--config=configs/evaluate.py", "--config.modle=x"]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "did you mean --config.model" in done.stderr
+
+
+def foreign_lists(data):
+    ranks = np.load(data / "neighbours" / "indices.npy")
+    np.save(data / "neighbours" / "indices.npy", ranks + 1)
+
+
+def short_truth(data):
+    (data / "truth.json").write_text(json.dumps([{"ok": [0]}] * 4))
+    change_manifest(data, ground_truth="truth.json")
+
+
+def wide_descriptors(data):
+    with h5py.File(data / "gallery.hdf5", "w") as file:
+        file["features"] = np.ones((IMAGES, STORED, 5 + 3), np.float32)
+
+
+def unknown_id(data):
+    (data / "truth.json").write_text(json.dumps([{"ok": ["nobody"]}] * QUERIES))
+    change_manifest(data, ground_truth="truth.json")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (foreign_lists, "belongs? to another database"),
+        (short_truth, "ground truth has 4 queries"),
+        (wide_descriptors, "width"),
+        (unknown_id, "names 'nobody'"),
+        (lambda data: (data / "gallery.hdf5").unlink(), "'gallery.hdf5' is neither an HDF5 file"),
+        (lambda data: (data / "gallery.txt").unlink(), "gallery.txt is missing"),
+        (lambda data: change_manifest(data, metric="mAP"), "metric 'mAP' is not known"),
+        (lambda data: change_manifest(data, galery={}), "unknown key 'galery'; did you mean 'gallery'"),
+        (lambda data: change_manifest(data, neighbours=None), "missing neighbours"),
+        (lambda data: (data / "manifest.json").write_text("{"), "is not valid JSON"),
+    ],
+)
+def test_bad_data_is_one_clear_line(own_data, models, tmp_path, damage, message):
+    damage(own_data)
+    with pytest.raises(UserError, match=message):
+        run(own_data, tmp_path / "run", models["floats"])
+
+
+@pytest.fixture
+def other_store(own_data, tmp_path) -> Path:
+    """The gallery packed by another binary model."""
+    shape = AMESConfig(descriptor_width=WIDTH, bits=32, model_width=16, layers=1, feed_forward=16)
+    other = BitPacker(AMES(shape, nnx.Rngs(1)))
+    database = open_task(own_data, "custom", "", "", tmp_path / "lists").database
+    build_store(own_data / "g.store", database, ["x"] * IMAGES, other, STORED, model="other", source="own photos")
+    return own_data / "g.store"
+
+
+@pytest.mark.parametrize(
+    ("model", "message"), [("bits", "made by another model"), ("floats", "which a full-precision model cannot read")]
+)
+@pytest.mark.parametrize("where", ["config", "manifest"])
+def test_a_store_that_the_model_cannot_read_is_refused(own_data, models, other_store, tmp_path, where, model, message):
+    if where == "manifest":
+        change_manifest(own_data, gallery={"descriptors": "g.store", "list": "gallery.txt"})
+    with pytest.raises(UserError, match=message):
+        run(own_data, tmp_path / "run", models[model], store=str(other_store) if where == "config" else "")
+
+
+def test_pickled_lists_are_imported_once(own_data, models, tmp_path):
+    lists = own_data / "neighbours"
+    values = np.stack([np.load(lists / f"{name}.npy").astype(np.float32) for name in ("similarities", "indices")])
+    expected = run(own_data, tmp_path / "a", models["floats"])
+    (own_data / "nn_random.pkl").write_bytes(pickle.dumps(values))
+    change_manifest(own_data, neighbours="nn_random.pkl")
+    assert run(own_data, tmp_path / "b", models["floats"])["rows"] == expected["rows"]
+    (copy,) = (tmp_path / "b" / "lists").iterdir()
+    before = (copy / "indices.npy").stat().st_mtime_ns
+    run(own_data, tmp_path / "b", models["floats"])
+    assert (copy / "indices.npy").stat().st_mtime_ns == before
+    values[1] = values[1, :, ::-1]
+    (own_data / "nn_random.pkl").write_bytes(pickle.dumps(values))
+    assert run(own_data, tmp_path / "b", models["floats"])["rows"] != expected["rows"]
+
+
+def test_the_release_layout_is_found(own_data, tmp_path):
+    """A folder a data set, `gldv2-val` in that of `gldv2-test`; names what is missing."""
+    folder = own_data / "gldv2-test"
+    folder.mkdir()
+    (folder / "gnd_gldv2-test.pkl").write_bytes(pickle.dumps({"gnd": [{"ok": [0]}] * QUERIES}))
+    with pytest.raises(UserError, match=r"dinov2_gallery_local.hdf5 is missing"):
+        open_task(own_data, "gldv2-val", "dinov2", "dinov2", tmp_path)

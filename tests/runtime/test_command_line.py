@@ -1,0 +1,63 @@
+from pathlib import Path
+
+import pytest
+
+from ames_jax.runtime.command_line import parse
+from ames_jax.runtime.errors import UserError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+STUDENT = str(CONFIGS / "student_bin.py")
+
+
+def test_defaults_overrides_and_workdir():
+    command = parse("about", STUDENT, ["--config.optimizer.steps=7", "--config.data.lengths=5,9", "--workdir=/tmp/x"])
+    assert command.config.optimizer.steps == 7
+    assert command.config.data.lengths == (5, 9)
+    assert command.workdir == Path("/tmp/x")
+    assert parse("about", STUDENT, []).workdir == Path("runs/student_bin")
+
+
+def test_variants():
+    command = parse("about", STUDENT, [f"--config={STUDENT}:gldv2"])
+    assert command.workdir == Path("runs/student_bin-gldv2")
+    assert command.config.data.batch == 100
+    assert command.config.train_teacher.data.lengths == (10, 400)
+    with pytest.raises(UserError, match="did you mean 'gldv2'"):
+        parse("about", STUDENT, [f"--config={STUDENT}:gldv1"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.optimizer.step=7"], "no key 'optimizer.step'; did you mean --config.optimizer.steps"),
+        (["--config.learning_rate=7"], r"did you mean --config.optimizer.learning_rate"),
+        (["--config.optimizer.steps=many"], "optimizer.steps"),
+        (["--wrokdir=x"], "unknown flag --wrokdir; did you mean --workdir"),
+        (["--config=nowhere.py"], "nowhere.py: no such file"),
+        (["stray"], "unexpected argument 'stray'"),
+    ],
+)
+def test_mistakes_are_one_clear_line(arguments, message):
+    with pytest.raises(UserError, match=message) as error:
+        parse("about", STUDENT, arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_help_lists_every_key(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse("What it does.", STUDENT, ["--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert "What it does." in shown
+    assert "optimizer.learning_rate = 0.0005" in shown
+
+
+def test_every_key_of_every_config_is_commented():
+    for path in CONFIGS.glob("*.py"):
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            sets_field = (
+                line.startswith("    ") and " = " in line and not line.lstrip().startswith(("#", "if", "config ="))
+            )
+            if sets_field and "ConfigDict()" not in line and line.startswith("    ") and not line.startswith("     "):
+                known = ("teacher = load_config", "config = teacher")
+                assert "#" in line or line.strip().startswith(known), f"{path.name}:{number} has no comment"

@@ -1,0 +1,183 @@
+"""The embedded data set as a whole: built once, atomically, reused, rebuilt, checked, like any other set on disk."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from ames_jax.data.neighbours import open_neighbours
+from ames_jax.data.shards import open_split
+from ames_jax.extraction.sift import SiftStatistics, global_descriptor, local_descriptors
+from ames_jax.runtime.errors import UserError
+from ames_jax.scenes import cache
+from ames_jax.scenes.build import build
+from ames_jax.scenes.landmarks import NAME, Settings
+from ames_jax.scenes.rendering import Views
+from ames_jax.scenes.splits import splits
+from ames_jax.scenes.writing import describe_globally, learn_statistics
+
+TINY = Settings(
+    train_landmarks=4, train_views=2, validation_landmarks=2, test_landmarks=3, query_views=1, gallery_views=2,
+    descriptors=40, vlad_centres=2, neighbours=2, street_items=6,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def folder(root: Path) -> Path:
+    return build(root, TINY, processes=2, progress=False)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def test_it_is_a_data_set_like_any_other(folder: Path) -> None:
+    source = open_split(folder, "test_gallery")
+    assert len(source) == 6
+    record = source[3]
+    features = np.asarray(record.descriptors.features, np.float32)
+    assert features.shape == (40, 128)
+    np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=2e-3)
+    assert (np.diff(record.descriptors.weight) <= 0).all()
+    assert json.loads((folder / "about.json").read_text())["name"] == NAME == "embedded landmarks (rendered)"
+    assert (folder / "images" / f"{source.ids()[3]}.jpg").is_file()
+    assert not (folder / "images" / "train").exists()
+
+
+def test_splits_share_no_landmark(folder: Path) -> None:
+    stages = {
+        stage: set(np.concatenate([open_split(folder, name).labels() for name in names]).tolist())
+        for stage, names in {
+            "train": ["train"],
+            "validation": ["validation_query", "validation_gallery"],
+            "test": ["test_query", "test_gallery"],
+        }.items()
+    }
+    assert [len(labels) for labels in stages.values()] == [4, 2, 3]
+    assert len(set.union(*stages.values())) == 9
+
+
+def test_queries_are_not_in_their_gallery() -> None:
+    for stage in ("validation", "test"):
+        parts = [part for part in splits(Settings()) if part.stage == stage]
+        photos = [(number, part.first + j) for part in parts for number in set(part.numbers) for j in range(part.views)]
+        assert len(photos) == len(set(photos))
+
+
+def test_ground_truth_names_the_views_of_the_same_landmark(folder: Path) -> None:
+    truth = json.loads((folder / "ground_truth" / "test.json").read_text())
+    assert (truth["query"], truth["database"]) == ("test_query", "test_gallery")
+    assert [entry["ok"] for entry in truth["queries"]] == [[0, 1], [2, 3], [4, 5]]
+
+
+def test_neighbours_are_those_of_the_global_descriptors(folder: Path) -> None:
+    ranked = open_neighbours(folder / "neighbours" / "test_query.test_gallery")
+    queries, gallery = (np.load(folder / "global" / f"test_{part}.npy") for part in ("query", "gallery"))
+    np.testing.assert_allclose(np.linalg.norm(gallery, axis=1), 1, atol=1e-5)
+    np.testing.assert_array_equal(ranked.indices, np.argsort(-(queries @ gallery.T), axis=1, kind="stable"))
+    train = open_neighbours(folder / "neighbours" / "train.train")
+    assert train.indices.shape == (8, 7)
+    assert all(row not in train.indices[row] for row in range(8))
+
+
+def test_extracting_from_a_stored_photo_gives_the_stored_descriptors(folder: Path) -> None:
+    source, statistics = open_split(folder, "test_query"), SiftStatistics.load(folder / "sift_statistics.npz")
+    photo = cv2.imread(str(folder / "images" / f"{source.ids()[1]}.jpg"), cv2.IMREAD_GRAYSCALE)
+    found, stored = local_descriptors(photo, 40, statistics), source[1].descriptors
+    np.testing.assert_allclose(found.features, stored.features, atol=1e-3)
+    np.testing.assert_allclose(found.xy, stored.xy, atol=1e-6)
+    np.testing.assert_allclose(
+        global_descriptor(found, statistics), np.load(folder / "global" / "test_query.npy")[1], atol=1e-5
+    )
+
+
+def test_statistics_come_from_training_photos_alone() -> None:
+    rng = np.random.default_rng(0)
+
+    def views(histogram: np.ndarray) -> Views:
+        blank = Views.empty(*histogram.shape[:2])
+        return replace(blank, histogram=histogram, count=np.full(len(histogram), histogram.shape[1]))
+
+    train, test = (views(rng.integers(0, 255, (3, 40, 128)).astype(np.uint8)) for _ in range(2))
+    learned = learn_statistics(train, TINY)
+    describe_globally(test, learned)
+    again = learn_statistics(train, TINY)
+    np.testing.assert_array_equal(learned.centres, again.centres)
+    assert np.abs(learn_statistics(test, TINY).mean - learned.mean).max() > 1e-3
+    # Padding behind the real descriptors of a photo teaches nothing.
+    padded = replace(train, histogram=np.concatenate([train.histogram, np.zeros((3, 9, 128), np.uint8)], axis=1))
+    np.testing.assert_array_equal(learn_statistics(padded, TINY).mean, learned.mean)
+
+
+def test_another_run_with_other_processes_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    again = build(tmp_path, TINY, processes=1, progress=False)
+    assert again.name == folder.name
+    first, second = contents(folder), contents(again)
+    assert first.keys() == second.keys()
+    assert [name for name in first if first[name] != second[name]] == []
+
+
+def test_a_built_set_is_reused_and_rebuilt_on_demand(folder: Path, root: Path) -> None:
+    about = folder / "about.json"
+    before = about.stat().st_mtime_ns
+    assert build(root, TINY, progress=False) == folder
+    assert about.stat().st_mtime_ns == before
+    assert build(root, TINY, processes=1, rebuild=True, progress=False) == folder
+    assert about.stat().st_mtime_ns != before
+    assert [path.name for path in root.iterdir()] == [folder.name]
+
+
+@pytest.mark.parametrize("name", ["global/train.npy", "sift_statistics.npz", "neighbours/train.train/indices.npy"])
+def test_a_damaged_file_is_named_with_the_way_out(folder: Path, root: Path, name: str) -> None:
+    path = folder / name
+    whole = path.read_bytes()
+    try:
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(UserError, match=rf"{path}: damaged.*--config\.data\.rebuild=true"):
+            build(root, TINY, progress=False)
+        path.unlink()
+        with pytest.raises(UserError, match=rf"{path}: missing"):
+            build(root, TINY, progress=False)
+    finally:
+        path.write_bytes(whole)
+
+
+def test_a_damaged_manifest_is_named(folder: Path, root: Path) -> None:
+    manifest = folder / cache.MANIFEST
+    whole = manifest.read_text()
+    try:
+        manifest.write_text(whole[: len(whole) // 2])
+        with pytest.raises(UserError, match=rf"{manifest}: cannot be read.*rebuild"):
+            build(root, TINY, progress=False)
+    finally:
+        manifest.write_text(whole)
+
+
+def test_every_setting_and_the_seed_have_their_own_folder() -> None:
+    keys = {TINY.key(), replace(TINY, seed=1).key(), replace(TINY, clutter=0.5).key(), Settings().key()}
+    assert len(keys) == 4
+    assert replace(TINY).key() == TINY.key()
+
+
+@pytest.mark.parametrize("wrong", [{"train_landmarks": 0}, {"train_views": 1}, {"seed": -1}, {"night": 1.5}])
+def test_settings_that_no_set_can_have_are_named(wrong: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        Settings(**wrong)
+
+
+def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AMES_JAX_HOME", str(tmp_path / "here"))
+    assert cache.cache_home() == tmp_path / "here"
+    monkeypatch.delenv("AMES_JAX_HOME")
+    assert cache.cache_home().name == "ames_jax"

@@ -1,0 +1,82 @@
+"""The house of docs/architecture.md: rooms in the order in which data flows, doors that nobody imports, no circles."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "ames_jax"
+DOORS = {
+    "train",
+    "evaluate",
+    "extract",
+    "prepare",
+    "search",
+    "convert",
+    "benchmark",
+    "metrics",
+    "torch_weights",
+    "__main__",
+}
+BELOW = {
+    "runtime": "",
+    "descriptors": "runtime",
+    "data": "descriptors runtime",
+    "extraction": "data descriptors runtime",
+    "scenes": "extraction data descriptors runtime",
+    "model": "data descriptors runtime",
+    "retrieval": "model data descriptors runtime",
+    "training": "retrieval model scenes extraction data descriptors runtime",
+    "index": "retrieval model scenes extraction data descriptors runtime",
+    "report": "training index retrieval model scenes extraction data descriptors runtime",
+    "benchmarks": "report training index retrieval model scenes extraction data descriptors runtime",
+}
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
+
+
+def imports() -> dict[str, set[str]]:
+    """Module → modules of ours that its file imports at any depth, both without the package's name."""
+    modules = {module_of(path): path for path in PACKAGE.rglob("*.py")}
+    found: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        nodes = [
+            n
+            for n in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(n, ast.Import | ast.ImportFrom)
+        ]
+        names = [
+            f"{node.module}.{alias.name}" for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names
+        ]
+        names += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        ours = [name.removeprefix("ames_jax.") for name in names if name.startswith("ames_jax.")]
+        found[module] = {name if name in modules else name.rpartition(".")[0] for name in ours} - {"", module}
+    return found
+
+
+def test_imports_follow_the_arrows():
+    wrong = []
+    for module, targets in imports().items():
+        room = module.partition(".")[0]
+        for target in targets:
+            other = target.partition(".")[0]
+            if other in DOORS or (room in BELOW and other != room and other not in BELOW[room].split()):
+                wrong.append(f"{module} imports {target}")
+    assert not wrong, "\n".join(sorted(wrong))
+
+
+def test_no_circles():
+    try:
+        TopologicalSorter({module: targets for module, targets in imports().items() if module}).prepare()
+    except CycleError as error:
+        pytest.fail(" → ".join(error.args[1]))
+
+
+def test_every_file_has_a_room():
+    rooms = {module.partition(".")[0] for module in imports()} - {"", *DOORS}
+    assert rooms == set(BELOW)

@@ -1,0 +1,254 @@
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import synthetic
+from flax import nnx
+
+from ames_jax.convert import main as convert
+from ames_jax.data.neighbours import open_neighbours
+from ames_jax.data.shards import open_split
+from ames_jax.model.ames import AMES, AMESConfig
+from ames_jax.model.released import load_model
+from ames_jax.model.weights import facts_of, find_model, read_model, save_model
+from ames_jax.runtime.devices import data_mesh, on_all
+from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.preemption import StopRequests
+from ames_jax.training import loop
+from ames_jax.training.checkpoints import RunCheckpoints
+from ames_jax.training.log import read_history, trace_steps
+from ames_jax.training.loop import FitSettings, StoppedEarly, finished, fit
+from ames_jax.training.pipeline import TripletPipeline
+from ames_jax.training.step import Recipe, TrainState
+from ames_jax.training.triplets import Triplets
+
+STEPS = 8
+CONFIG = AMESConfig(descriptor_width=synthetic.WIDTH, model_width=16, layers=1, feed_forward=32)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return synthetic.write(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def pipeline(data):
+    source = open_split(data, "train")
+    triplets = Triplets(
+        source.labels(), open_neighbours(data / "neighbours" / "train.train"), seed=0, top=30, minimum=1
+    )
+    return TripletPipeline(source, triplets, batch=8, lengths=(3, 9), seed=0, descriptors=8)
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return FitSettings(tmp_path / "run", "teacher", log_every=1, validate_every=4, checkpoint_every=2)
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """The loop is the same on any number of devices (test_training compares them), and compiles faster on one."""
+    monkeypatch.setattr(loop, "data_mesh", lambda: data_mesh(jax.devices()[:1]))
+
+
+RECIPE = Recipe(steps=STEPS, learning_rate=1e-3, buckets=(8,))
+
+
+def model():
+    return AMES(CONFIG, nnx.Rngs(0))
+
+
+def improving(_):
+    improving.calls += 1
+    return {"map": float(improving.calls)}
+
+
+improving.calls = 0
+
+
+def same_parameters(one, other):
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(one, nnx.Param), nnx.state(other, nnx.Param))
+
+
+def test_a_run_leaves_models_and_logs(pipeline, settings):
+    best = fit(model(), RECIPE, pipeline, settings, improving, None)
+    same_parameters(best, read_model(settings.directory / "last"))
+    assert finished(settings.directory)
+    lines = [line for line in read_history(settings.directory) if "loss" in line]
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert lines[-1].keys() >= {
+        "bce",
+        "accuracy",
+        "gradient_norm",
+        "learning_rate",
+        "query_length",
+        "images_per_second",
+        "waiting_for_data",
+    }
+    assert list((settings.directory / "tensorboard").glob("events*"))
+    assert any(np.any(a != b) for a, b in zip(*(jax.tree.leaves(nnx.state(m, nnx.Param)) for m in (best, model()))))
+
+
+def test_the_best_model_is_the_one_validation_likes(pipeline, settings):
+    figures = iter([1.0, 3.0, 2.0])
+    best = fit(model(), RECIPE, pipeline, settings, lambda _: {"map": next(figures)}, None)
+    assert facts_of(settings.directory / "best")["step"] == 4
+    assert any(
+        np.any(a != b)
+        for a, b in zip(*(jax.tree.leaves(nnx.state(m)) for m in (best, read_model(settings.directory / "last"))))
+    )
+
+
+def test_sigterm_saves_and_the_rest_ends_the_same(pipeline, settings, tmp_path):
+    unbroken = dataclasses.replace(settings, directory=tmp_path / "unbroken")
+    fit(model(), RECIPE, pipeline, unbroken, improving, None)
+    calls = []
+
+    def interrupting(_):
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            pytest.fail("SIGTERM does not wait for the end of a validation")
+        return {"map": 0.0}
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(StoppedEarly, match="saved at step 4"):
+        fit(model(), RECIPE, pipeline, settings, interrupting, None)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert not finished(settings.directory)
+    assert RunCheckpoints(settings.directory / "checkpoints", writes=False).model()[1] == 4
+    fit(model(), RECIPE, pipeline, settings, improving, None)
+    same_parameters(read_model(settings.directory / "last"), read_model(unbroken.directory / "last"))
+    lines = read_history(settings.directory)
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, STEPS + 1))
+    # The validation that was broken off is made up for.
+    assert [line["step"] for line in lines if "validation_map" in line] == [0, 4, 8]
+
+
+class Poisoned(TripletPipeline):
+    """The pipeline with a batch of NaN at step 5."""
+
+    def batches(self, start_step=0):
+        for batch in super().batches(start_step):
+            if batch.step == 5:
+                batch.anchor.features[...] = np.nan
+            yield batch
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(pipeline, settings):
+    poisoned = Poisoned(**{f.name: getattr(pipeline, f.name) for f in dataclasses.fields(pipeline)})
+    with pytest.raises(
+        UserError, match=r"loss of step 5 is nan .query length \d+, database length \d+, images \["
+    ) as error:
+        fit(model(), RECIPE, poisoned, settings, improving, None)
+    assert "last good checkpoint is of step 4" in str(error.value)
+    fit(model(), RECIPE, pipeline, settings, improving, None)
+    assert finished(settings.directory)
+
+
+def test_a_batch_that_devices_cannot_share_is_filled_up(pipeline, settings, tmp_path, monkeypatch):
+    six = dataclasses.replace(pipeline, batch=6)
+    fit(model(), RECIPE, six, settings, improving, None)
+    monkeypatch.setattr(loop, "data_mesh", lambda: data_mesh(jax.devices()[:4]))
+    with pytest.raises(UserError, match="a batch of 6 triplets is not divisible by 4 devices"):
+        fit(model(), RECIPE, six, settings, improving, None)
+    wide = dataclasses.replace(settings, directory=tmp_path / "wide")
+    fit(model(), RECIPE, dataclasses.replace(six, multiple=4), wide, improving, None)
+    one, other = (nnx.state(read_model(where.directory / "last"), nnx.Param) for where in (settings, wide))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), one, other)
+
+
+def test_programs_are_compiled_once_a_shape_and_steps_are_traced(pipeline, settings):
+    recipe = dataclasses.replace(RECIPE, buckets=(4, 8), steps=30)
+    settings = dataclasses.replace(settings, profile=(3, 5), validate_every=30, log_every=10)
+    settings = dataclasses.replace(settings, checkpoint_every=1000, checkpoint_minutes=0.0)
+    with StopRequests() as stop:
+        run = loop._Run(model(), recipe, pipeline, settings, improving, None, stop)
+        run.to_the_end()
+    assert run._step._cache_size() <= 4
+    assert list((settings.directory / "profile").rglob("*.xplane.pb"))
+    # By the clock: at every step that is logged.
+    assert {int(p.name) for p in (settings.directory / "checkpoints").iterdir()} == {20, 30}
+
+
+@pytest.mark.parametrize("text", ["3", "5:3", "a:b", "3:3"])
+def test_steps_to_trace_are_two_rising_numbers(text):
+    with pytest.raises(UserError, match="expected START:STOP"):
+        trace_steps(text)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    checkpoints = RunCheckpoints(tmp_path / "c")
+    checkpoints.save(1, TrainState.create(nnx.split(model())[1], RECIPE), {"step": 1}, wait=True)
+    other = AMES(dataclasses.replace(CONFIG, feed_forward=64), nnx.Rngs(0))
+    with pytest.raises(UserError, match=r"of another model .*\(32, 16\) instead of \(64, 16\)"):
+        checkpoints.restore(TrainState.create(nnx.split(other)[1], RECIPE))
+    checkpoints.close()
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+import jax.numpy as jnp
+from ames_jax.model.weights import RunCheckpoints
+from ames_jax.runtime.errors import UserError
+checkpoints = RunCheckpoints(Path(sys.argv[1]))
+checkpoints.save(1, {"a": jnp.arange(100000.0)}, {"step": 1}, wait=True)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, -1))
+try:
+    checkpoints.save(2, {"a": jnp.arange(100000.0) + 1}, {"step": 2}, wait=True)
+except UserError as error:
+    print(error, flush=True)
+"""
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_good(tmp_path):
+    """A limit on file sizes, in a process of its own, stands in for the full disk: the system refuses the write alike."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, tmp_path / "c"], capture_output=True, text=True, check=False
+    )
+    assert re.search("could not write the checkpoint of step 2: .*; the checkpoint of step 1 is good", done.stdout), (
+        done
+    )
+    again = RunCheckpoints(tmp_path / "c")
+    assert again.latest() == 1
+    restored, position = again.restore({"a": jnp.zeros(100000)})
+    assert position == {"step": 1}
+    np.testing.assert_array_equal(restored["a"], np.arange(100000.0))
+    again.close()
+
+
+def test_parameters_of_a_checkpoint_are_exported(tmp_path):
+    checkpoints = RunCheckpoints(tmp_path / "checkpoints")
+    state = jax.device_put(TrainState.create(nnx.split(model())[1], RECIPE), on_all(data_mesh()))
+    checkpoints.save(3, state, {"step": 3, "model": dataclasses.asdict(CONFIG)}, wait=True)
+    checkpoints.close()
+    convert([f"--from={tmp_path / 'checkpoints'}", f"--to={tmp_path / 'model'}"])
+    same_parameters(load_model(tmp_path / "model"), model())
+    with pytest.raises(UserError, match=r"no checkpoint of step 7; has \[3\]"):
+        convert([f"--from={tmp_path / 'checkpoints' / '7'}", f"--to={tmp_path / 'model'}"])
+
+
+def test_models_as_directories(tmp_path):
+    path = save_model(model(), tmp_path / "student" / "best", {"data_set": "synthetic"})
+    same_parameters(load_model(path), model())
+    same_parameters(load_model(tmp_path), model())
+    assert find_model(tmp_path) == path
+    assert facts_of(path) == {"data_set": "synthetic"}
+    assert json.dumps(dataclasses.asdict(load_model(path).config)) == json.dumps(dataclasses.asdict(CONFIG))
+
+
+def test_what_is_not_a_model_is_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no model"):
+        load_model(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"nothing of the kind")
+    with pytest.raises(UserError, match="cannot be read as a model"):
+        load_model(tmp_path)
