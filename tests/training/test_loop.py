@@ -198,7 +198,7 @@ FULL_DISK = """
 import resource, sys
 from pathlib import Path
 import jax.numpy as jnp
-from ames_jax.model.weights import RunCheckpoints
+from ames_jax.training.checkpoints import RunCheckpoints
 from ames_jax.runtime.errors import UserError
 checkpoints = RunCheckpoints(Path(sys.argv[1]))
 checkpoints.save(1, {"a": jnp.arange(100000.0)}, {"step": 1}, wait=True)
