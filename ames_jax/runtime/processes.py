@@ -155,7 +155,8 @@ def gather_json(value: Any) -> list[Any]:
 
 def is_lead() -> bool:
     """True in the process that writes and reports for all."""
-    return jax.process_index() == 0
+    # Asking JAX for the index starts its devices, which a program may not need (or not yet).
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def say(text: str) -> None:

@@ -1,0 +1,76 @@
+"""Progress off a terminal: lines at intervals also while one unit takes long, silence for short work."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from ames_jax.runtime import progress
+from ames_jax.runtime.progress import Progress
+
+
+def wait_for(capsys: pytest.CaptureFixture, text: str) -> str:
+    """What came on stderr until `text` stood there."""
+    told, until = "", time.monotonic() + 30
+    while text not in told and time.monotonic() < until:
+        told += capsys.readouterr().err
+        time.sleep(0.01)
+    assert text in told
+    return told
+
+
+def test_lines_tell_count_share_rate_and_time_left(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.05)
+    with Progress("scoring", total=4000, unit="pairs") as bar:
+        bar.update(1000)
+        time.sleep(0.1)
+        bar.update(200)
+        bar.note("loss 0.5")
+        line = wait_for(capsys, "1,200 of 4,000 pairs, 30%").splitlines()[-1]
+    assert line.startswith("scoring: 1,200 of 4,000 pairs, 30%, ")
+    assert " pairs/s, " in line
+    assert " left, loss 0.5, 00:00 so far" in line
+    assert "done in 00:00" in capsys.readouterr().err
+
+
+def test_line_appears_while_nothing_is_finished(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.05)
+    with Progress("training the first stage"):
+        assert wait_for(capsys, "training").startswith("training the first stage, 00:00 so far\n")
+
+
+def test_innermost_work_reports_alone(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.05)
+    with Progress("outer", quiet=False), Progress("inner"):
+        told = wait_for(capsys, "inner") + wait_for(capsys, "inner")
+    assert "outer" not in told
+
+
+def test_short_quiet_and_failed_work_prints_nothing(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    with Progress("short", total=3) as bar:
+        assert list(bar.over("abc")) == ["a", "b", "c"]
+    assert bar.line().startswith("short: 3 of 3 items, 100%")
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.01)
+    with Progress("quiet", quiet=True):
+        time.sleep(0.05)
+    assert capsys.readouterr().err == ""
+
+
+def test_only_the_lead_process_reports(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.01)
+    monkeypatch.setattr("ames_jax.runtime.processes.is_lead", lambda: False)
+    with Progress("work"):
+        time.sleep(0.05)
+    progress.write("a result")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_terminal_shows_a_bar(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with Progress("scoring", total=10, unit="pairs", done=4) as bar:
+        bar.update(6)
+        progress.write("a result")
+    captured = capsys.readouterr()
+    assert "\rscoring:  40%" in captured.err
+    assert captured.out == "a result\n"
