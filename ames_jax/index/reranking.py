@@ -12,7 +12,6 @@ import numpy as np
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.model.ames import AMES
 from ames_jax.model.packing import binarizer_fingerprint
-from ames_jax.retrieval.options import RELEASED
 from ames_jax.retrieval.ranking import ensemble
 from ames_jax.retrieval.scoring import Scorer
 from ames_jax.runtime.errors import UserError
@@ -70,22 +69,21 @@ def rerank(
       query: local descriptors [Q, ·] of the query: floats or packed bits, strongest first.
       store: a packed store (`open_store`) or a search index (`SearchIndex.open`).
       ids: the shortlist, best first; global_similarities: its similarities [K].
-      lam, gamma: λ and γ of the ensemble. None: those of a search index; for a packed store, which has none, those of the
-        released binary DINOv2 model, .35 and .10.
+      lam, gamma: λ and γ of the ensemble. None: the `setting` of the store or index.
       descriptors: T, the most that are used of each stored image; None: all that are stored.
 
     Raises:
-      UserError: an id that the store does not hold, bits of another model, descriptors that do not fit the model.
+      UserError: an id that the store does not hold, bits of another model, descriptors that do not fit the model, λ or γ
+        missing where the store knows none.
     """
     if len(ids) != len(global_similarities):
         raise UserError(f"{len(ids)} ids with {len(global_similarities)} global similarities: give one for each")
+    lam, gamma = _setting(store, lam, gamma)
     scorer = model if isinstance(model, Scorer) else _checked_scorer(model, store)
     rows = store.rows(ids)
     if not len(rows):
         return []
     logits = scorer.shortlist(query, store.read(rows, descriptors or MOST))
-    known = getattr(store, "setting", RELEASED["dinov2_ames_dist"])
-    lam, gamma = (value if given is None else given for given, value in zip((lam, gamma), known))
     return ranked(ids, rows, np.asarray(global_similarities, np.float32), logits, lam, gamma)
 
 
@@ -98,6 +96,17 @@ def ranked(
         Hit(ids[i], int(rows[i]), float(scores[i]), float(similarities[i]), float(logits[i]), int(i) + 1)
         for i in np.argsort(-scores, kind="stable")
     ]
+
+
+def _setting(store: StoredImages, lam: float | None, gamma: float | None) -> tuple[float, float]:
+    known = getattr(store, "setting", None)
+    if known is None and (lam is None or gamma is None):
+        raise UserError(
+            f"{store.path} does not say with which λ and γ its model's scores join the global ones: give lam and gamma, "
+            "as python -m ames_jax.evaluate chooses them for the model"
+        )
+    lam, gamma = (value if given is None else given for given, value in zip((lam, gamma), known or (None, None)))
+    return lam, gamma
 
 
 def _checked_scorer(model: AMES, store: StoredImages) -> Scorer:

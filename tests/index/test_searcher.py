@@ -90,6 +90,15 @@ def test_reranking_for_another_first_stage(made, searcher):
         rerank(ChosenModel.load(other, "sift").model, query, index, ["a"], [1], lam=0.6, gamma=0.3)
 
 
+def test_a_store_of_an_unknown_setting_needs_lam_and_gamma(made, searcher):
+    """The λ and γ of another model would rank worse without a word."""
+    index, store = searcher.index, searcher.index.stores[0]
+    query = searcher.backbone.extract([load_image(made / "asked" / "scene3" / "5.jpg")])[0].local
+    for given in ({}, {"lam": 0.6}, {"gamma": 0.3}):
+        with pytest.raises(UserError, match=r"part-00000 does not say .* give lam and gamma"):
+            rerank(index.model, query, store, index.ids, np.zeros(len(index)), **given)
+
+
 def test_an_approximate_first_stage_may_list_fewer(made, searcher, monkeypatch):
     exact = searcher.index.global_index.search
 
