@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ from ames_jax.descriptors import DescriptorSet
 from ames_jax.model.attention import ACTIVATIONS, CrossWeights, Layer, Sequence, SharedQuery, join_valid
 from ames_jax.model.matching import matched
 from ames_jax.model.tokens import Tokenizer, layer_norm
-from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.errors import UserError, did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +72,7 @@ class AMESConfig:
     def named(cls, name: str) -> AMESConfig:
         """The configuration of a released model: dinov2_ames, dinov2_ames_dist, cvnet_ames or cvnet_ames_dist."""
         if name not in NAMED:
-            close = difflib.get_close_matches(name, NAMED, 1)
-            hint = f"; did you mean {close[0]}?" if close else ""
+            hint = did_you_mean(name, NAMED)
             raise UserError(f"unknown model {name!r}: expected one of {', '.join(NAMED)}{hint}")
         return cls(**NAMED[name])
 

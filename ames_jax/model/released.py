@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from ames_jax.model.torch_files import read_checkpoint, read_config
 from ames_jax.model.torch_weights import from_torch
 from ames_jax.model.weights import MODEL_FILE, find_model, read_model, save_model
 from ames_jax.runtime.cache import ADDRESSES, fetch_file, home, pin_of
-from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.errors import UserError, did_you_mean
 from ames_jax.runtime.files import path_of
 
 DETECTORS = ("dinov2_detector", "cvnet_detector")
@@ -75,7 +74,6 @@ def fetch(name: str, addresses: Sequence[str] | None = None) -> Path:
     """
     known = (*NAMED, *DETECTORS)
     if name not in known:
-        close = difflib.get_close_matches(name, known, 1)
-        hint = f"; did you mean {close[0]}?" if close else ""
+        hint = did_you_mean(name, known)
         raise UserError(f"no released file {name!r}: expected one of {', '.join(known)}{hint}")
     return fetch_file(f"{name}.pt", addresses or ADDRESSES)

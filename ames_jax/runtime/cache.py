@@ -1,29 +1,21 @@
-"""Settings of the process that every entry point shares."""
+"""The one folder for what is made or fetched once: compiled programs, released weights, rendered data sets."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import platformdirs
+from etils import epy
 
 from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.files import read_json, write_json
 
-
-def home() -> Path:
-    """The folder for what is built or downloaded once: AMES_JAX_HOME, else the platform's cache directory."""
-    return Path(os.environ.get("AMES_JAX_HOME") or platformdirs.user_cache_dir("ames_jax"))
-
-
-def start() -> None:
-    """Turns the persistent compilation cache on, so that a second run of a program does not compile again."""
-    jax.config.update("jax_compilation_cache_dir", str(home() / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
+with epy.lazy_imports():  # processes that only render need neither
+    import jax
+    import pooch
 
 # The server of the authors of AMES. They publish no checksums, so a file is pinned by what it was on first use.
 ADDRESSES = (
@@ -33,10 +25,27 @@ ADDRESSES = (
 TIMEOUT_SECONDS = 30
 
 
-def fetch_file(name: str, addresses: Sequence[str]) -> Path:
-    """The file `name` in the cache, downloaded from ADDRESS/NAME of the first server that answers if it is not there.
+def home() -> Path:
+    """AMES_JAX_HOME (`~` stands for the user's folder), else the platform's cache directory for ames_jax."""
+    if folder := os.environ.get("AMES_JAX_HOME"):
+        return Path(folder).expanduser()
+    return Path(platformdirs.user_cache_dir("ames_jax", appauthor=False))
 
-    Raises UserError: no server answers (says where to put the file by hand); a file that is not the one of its first use.
+
+def start() -> None:
+    """Turns the persistent compilation cache on, so that a second run of a program does not compile again."""
+    jax.config.update("jax_compilation_cache_dir", str(home() / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def fetch_file(name: str, addresses: Sequence[str]) -> Path:
+    """The file `name` in the cache; where it is not there, it is downloaded from the first server that answers.
+
+    Args:
+      name: of the file in the cache and, as ADDRESS/NAME, on the servers.
+
+    Raises:
+      UserError: no server answers (says where to put the file by hand), or the file differs from that of its first use.
     """
     path = home() / "weights" / name
     if not path.is_file():
@@ -46,13 +55,12 @@ def fetch_file(name: str, addresses: Sequence[str]) -> Path:
 
 
 def _download(path: Path, addresses: Sequence[str]) -> None:
-    import pooch
-
     pooch.get_logger().setLevel("WARNING")
     failures = []
     for address in addresses:
         downloader = pooch.HTTPDownloader(progressbar=True, timeout=TIMEOUT_SECONDS)
         try:
+            # Written under a name of its own and renamed at the end: processes that do so at once do not disturb each other.
             pooch.retrieve(f"{address}/{path.name}", None, path.name, path.parent, downloader=downloader)
             return
         except (OSError, ValueError) as error:  # requests' errors are OSErrors
@@ -63,22 +71,22 @@ def _download(path: Path, addresses: Sequence[str]) -> None:
 
 
 def _check(path: Path) -> None:
-    """Pins a file on its first use; afterwards raises UserError where it is another."""
-    content = path.read_bytes()
-    found = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    """Pins a file on its first use; afterwards raises UserError where its content is another."""
+    with path.open("rb") as file:
+        actual = {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
     pin = pin_of(path)
     if not pin.is_file():
-        pin.write_text(json.dumps(found), encoding="utf-8")
+        write_json(pin, actual)
         return
-    expected = json.loads(pin.read_text(encoding="utf-8"))
-    if found != expected:
+    expected = read_json(pin)
+    if actual != expected:
         raise UserError(
-            f"{path} has changed since its first use ({found['bytes']} bytes, was {expected['bytes']}; sha256 "
-            f"{found['sha256'][:12]}…, was {expected['sha256'][:12]}…): delete it to download it again, "
+            f"{path} has changed since its first use ({actual['bytes']} bytes, was {expected.get('bytes')}; sha256 "
+            f"{actual['sha256'][:12]}…, was {str(expected.get('sha256'))[:12]}…): delete it to download it again, "
             f"or delete {pin} to accept it"
         )
 
 
 def pin_of(path: Path) -> Path:
-    """Where the size and checksum of a fetched file are kept."""
+    """The file that keeps the size and checksum of a fetched file."""
     return path.with_suffix(".json")

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import importlib.util
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -20,7 +19,7 @@ import cyclopts
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.errors import UserError, did_you_mean
 from ames_jax.runtime.files import path_of
 
 
@@ -172,9 +171,8 @@ def load_config(path: Path, variant: str | None = None) -> ConfigDict:
 
 def refuse_variant(variant: str, known: Sequence[str]) -> UserError:
     """The error of a config file for a variant that it does not have."""
-    close = difflib.get_close_matches(variant, known, 1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return UserError(f"unknown variant {variant!r} of the config: expected one of {', '.join(known)}{hint}")
+    expected = f"expected one of {', '.join(known)}{did_you_mean(variant, known)}"
+    return UserError(f"unknown variant {variant!r} of the config: {expected}")
 
 
 def _refuse_unknown(arguments: Sequence[str], keys: dict[str, Any], location: str) -> None:
@@ -183,15 +181,15 @@ def _refuse_unknown(arguments: Sequence[str], keys: dict[str, Any], location: st
         if flag in ("--config", "--workdir") or not flag.startswith("--"):
             continue
         if not flag.startswith("--config."):
-            close = difflib.get_close_matches(flag, ["--config", "--workdir", *(f"--config.{k}" for k in keys)], 1)
-            raise UserError(f"unknown flag {flag}" + (f"; did you mean {close[0]}?" if close else "; see --help"))
+            flags_known = ["--config", "--workdir", *(f"--config.{k}" for k in keys)]
+            raise UserError(f"unknown flag {flag}{did_you_mean(flag, flags_known) or '; see --help'}")
         key = flag.removeprefix("--config.")
         if key in keys or any(k.startswith(f"{key}.") for k in keys):
             continue
-        tail = key.rpartition(".")[2]
-        close = difflib.get_close_matches(key, keys, 1) or [k for k in keys if k.rpartition(".")[2] == tail][:1]
-        hint = f"; did you mean --config.{close[0]}?" if close else "; --help lists the keys"
-        raise UserError(f"{location} has no key {key!r}{hint}")
+        tails = {k.rpartition(".")[2]: k for k in reversed(keys)}  # learning_rate → optimizer.learning_rate
+        nearest = tails.get(key.rpartition(".")[2], key)
+        hint = did_you_mean(key, keys, "--config.") or did_you_mean(nearest, keys, "--config.")
+        raise UserError(f"{location} has no key {key!r}{hint or '; --help lists the keys'}")
 
 
 def _flat(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
@@ -207,6 +205,12 @@ def _flat(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
 def flatten(config: ConfigDict) -> dict[str, Any]:
     """Dotted key → value of every leaf of a configuration."""
     return _flat(config)
+
+
+def is_among(key: str, names: Container[str]) -> bool:
+    """True where a dotted key, or a section that it lies in, is one of the names."""
+    parts = key.split(".")
+    return any(".".join(parts[:end]) in names for end in range(1, len(parts) + 1))
 
 
 def _help(description: str, location: str, keys: dict[str, Any]) -> str:

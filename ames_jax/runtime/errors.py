@@ -15,10 +15,10 @@ class UserError(Exception):
     """Something the user can mend: one line naming the file, key or flag, what was expected and found, and what to do."""
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """ "; did you mean …?" with the nearest of the known words, or nothing."""
+def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """ "; did you mean …?" with the nearest of the known words, written after `prefix`; nothing where none is near."""
     close = difflib.get_close_matches(word, list(known), 1)
-    return f"; did you mean {close[0]}?" if close else ""
+    return f"; did you mean {prefix}{close[0]}?" if close else ""
 
 
 def run_main(main: Callable[[], int | None]) -> None:

@@ -22,10 +22,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from ames_jax.runtime.command_line import flatten
+import ames_jax
+from ames_jax.runtime.command_line import flatten, is_among
 from ames_jax.runtime.errors import UserError
 
-# Settings in which processes may differ.
+# Settings in which processes may differ, by their exact names.
 OWN = ("process", "distributed", "data_dir", "data.workers")
 # A process that ends by an error lets the others go after this many seconds.
 SHUTDOWN_SECONDS = 30
@@ -104,11 +105,11 @@ def _deadline(seconds: float, who: str) -> Iterator[None]:
 
 def facts_of(config: ConfigDict) -> dict[str, str]:
     """What must be equal in all processes: versions, our sources, the configuration."""
-    package = Path(__file__).parent
+    package = Path(ames_jax.__file__).parent
     sources = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         sources.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
-    facts = {f"--config.{key}": repr(value) for key, value in flatten(config).items() if not key.startswith(OWN)}
+    facts = {f"--config.{key}": repr(value) for key, value in flatten(config).items() if not is_among(key, OWN)}
     versions = {"jax": jax.__version__, "python": ".".join(platform.python_version_tuple()[:2])}
     return {**versions, "ames_jax sources": sources.hexdigest()[:12], **facts}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from ames_jax.runtime.cache import home
 from ames_jax.scenes import cache
 from ames_jax.scenes.rendering import Task, Views, run_tasks
 from ames_jax.scenes.scene import World, world
@@ -37,7 +38,7 @@ def build(
         written.
     """
     settings = settings or Settings()
-    folder = Path(root or cache.cache_home()) / f"{settings.folder}-{settings.key()}"
+    folder = Path(root or home()) / f"{settings.folder}-{settings.key()}"
     if folder.exists() and not rebuild:
         cache.check(folder)
         return folder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -17,15 +16,6 @@ from ames_jax.runtime.errors import UserError
 MANIFEST = "manifest.json"
 REBUILD_HINT = "rebuild it with --config.data.rebuild=true or `python -m ames_jax.scenes.landmarks --rebuild`"
 ABANDONED_SECONDS = 24 * 3600
-
-
-def cache_home() -> Path:
-    """AMES_JAX_HOME, else the platform's cache directory for ames_jax."""
-    if home := os.environ.get("AMES_JAX_HOME"):
-        return Path(home).expanduser()
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("ames_jax", appauthor=False))
 
 
 def publish(folder: Path, fill: Callable[[Path], None], *, replace: bool) -> None:

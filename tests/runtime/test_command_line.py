@@ -22,7 +22,7 @@ def test_variants():
     assert command.workdir == Path("runs/student_bin-gldv2")
     assert command.config.data.batch == 100
     assert command.config.train_teacher.data.lengths == (10, 400)
-    with pytest.raises(UserError, match="did you mean 'gldv2'"):
+    with pytest.raises(UserError, match="did you mean gldv2"):
         parse("about", STUDENT, [f"--config={STUDENT}:gldv1"])
 
 

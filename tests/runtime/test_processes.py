@@ -14,12 +14,13 @@ import synthetic
 from distributed_job import STEPS
 from processes import TESTS, begin, environment
 
+import ames_jax
 from ames_jax.evaluate import evaluate
 from ames_jax.model.weights import read_model, weights_of
-from ames_jax.runtime.command_line import load_config
+from ames_jax.runtime.command_line import is_among, load_config
 from ames_jax.runtime.devices import data_mesh
 from ames_jax.runtime.errors import UserError
-from ames_jax.runtime.processes import start
+from ames_jax.runtime.processes import facts_of, start
 from ames_jax.training import loop
 from ames_jax.training.checkpoints import RunCheckpoints
 
@@ -113,10 +114,34 @@ def test_processes_that_differ_are_named(together):
         assert re.search(r"--config.data.batch is 9 in process 1 \(.*\), 8 in process 0", text)
 
 
+def test_settings_may_differ_by_their_exact_names_alone():
+    config = load_config(TESTS.parent / "configs" / "evaluate.py")
+    config.update(process=1, processes=2, data_dir="/here", distributed="a:1")
+    facts = facts_of(config)
+    assert facts["--config.processes"] == "2"
+    assert not {"--config.process", "--config.data_dir", "--config.distributed"} & facts.keys()
+
+
+def test_a_section_frees_its_keys_and_no_others():
+    names = ("teacher", "checkpoint")
+    free = [key for key in ("teacher", "teacher_size", "checkpoint.every", "checkpoints") if is_among(key, names)]
+    assert free == ["teacher", "checkpoint.every"]
+
+
+def test_processes_compare_the_sources_of_every_room(monkeypatch, tmp_path):
+    config = load_config(TESTS.parent / "configs" / "evaluate.py")
+    monkeypatch.setattr(ames_jax, "__file__", str(tmp_path / "__init__.py"))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "layer.py").write_text("old")
+    before = facts_of(config)["ames_jax sources"]
+    (tmp_path / "model" / "layer.py").write_text("new")
+    assert facts_of(config)["ames_jax sources"] != before
+
+
 MISSING = """
 import sys
 from pathlib import Path
-from ames_jax.runtime.command_line import load_config
+from ames_jax.runtime.command_line import is_among, load_config
 from ames_jax.runtime.processes import start
 config = load_config(Path(sys.argv[1]))
 config.update(distributed=sys.argv[2], process=0, processes=2, start_timeout=2.0)

@@ -174,10 +174,3 @@ def test_every_setting_and_the_seed_have_their_own_folder() -> None:
 def test_settings_that_no_set_can_have_are_named(wrong: dict[str, float]) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
         Settings(**wrong)
-
-
-def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("AMES_JAX_HOME", str(tmp_path / "here"))
-    assert cache.cache_home() == tmp_path / "here"
-    monkeypatch.delenv("AMES_JAX_HOME")
-    assert cache.cache_home().name == "ames_jax"
