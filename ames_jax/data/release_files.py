@@ -2,60 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ames_jax.data.lists import RELEASE, read_list
 from ames_jax.data.records import ImageRecord, RecordFormat
 from ames_jax.data.release_hdf5 import LocalFeatures
 from ames_jax.data.safe_pickle import read_pickle
 from ames_jax.runtime.errors import UserError
 
 GLDV2_PRIVATE = 750  # queries at the end of GLDv2's test set; the others are public
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageList:
-    """A text list: ids (paths) of the images, labels int64 [N] or None, sizes int64 [N, 2] in the list's order."""
-
-    ids: list[str]
-    labels: np.ndarray | None
-    sizes: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-
-def read_list(path: str | Path, labelled: bool = False) -> ImageList:
-    """Reads a list with a line an image: `path,label,size,size` (train) or `path,size,size` (test).
-
-    Raises:
-      UserError: naming the line, where a label or a size is missing; or that there are no labels and `labelled` asks for them.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path} is missing")
-    lines = path.read_text(encoding="utf-8").splitlines()
-    # A path may hold commas, so the numbers are counted from the end.
-    numeric = [value.strip().isdigit() for value in lines[0].rsplit(",", 3)[1:]] if lines else []
-    count = 3 if numeric == [True] * 3 else 2
-    if numeric[-2:] != [True] * 2:
-        raise UserError(f"{path} line 1: expected `path,label,size,size` or `path,width,height`, found {lines[:1]}")
-    if labelled and count == 2:
-        raise UserError(f"{path} line 1: no label; training needs `path,label,size,size`, found {lines[0]!r}")
-    numbers = np.empty((len(lines), count), np.int64)
-    ids = []
-    for i, line in enumerate(lines):
-        name, *rest = line.rsplit(",", count)
-        if len(rest) < count or name.endswith(",") or not all(value.strip().isdigit() for value in rest):
-            missing = "the label or a size" if count == 3 or name.endswith(",") else "a size"
-            raise UserError(f"{path} line {i + 1}: {missing} is missing or not a number: found {line!r}")
-        numbers[i] = [int(value) for value in rest]
-        ids.append(name)
-    return ImageList(ids, numbers[:, 0] if count == 3 else None, numbers[:, -2:])
 
 
 class ReleaseSource:
@@ -77,7 +36,7 @@ class ReleaseSource:
         self.local = LocalFeatures(features)
         self.descriptors = min(descriptors or self.local.rows, self.local.rows)
         self.format = RecordFormat(self.descriptors, self.local.width, "bits" if self.local.packed else "float16")
-        self._list = None if images is None else read_list(images)
+        self._list = None if images is None else read_list(images, RELEASE)
         if self._list is not None and len(self._list) != len(self.local):
             raise UserError(
                 f"{images} lists {len(self._list)} images, {features} holds {len(self.local)}: give the list it was made from"

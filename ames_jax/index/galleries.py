@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ames_jax.data.lists import RELEASE, read_list
 from ames_jax.data.readers import ConcatenatedReader, FileReader, ShardReader
-from ames_jax.data.release_files import read_list
 from ames_jax.data.shards import open_split
 from ames_jax.data.store import DescriptorReader
 from ames_jax.runtime.errors import UserError
@@ -31,7 +31,7 @@ def open_gallery(
     reader = ConcatenatedReader(tuple(FileReader(path) for path in features))
     if lists is None:
         return reader, [str(row) for row in range(len(reader))]
-    ids = [name for path in lists for name in read_list(path).ids]
+    ids = [name for path in lists for name in read_list(path, RELEASE).ids]
     if len(ids) != len(reader):
         raise UserError(
             f"{lists[0]}: the lists name {len(ids)} images, the descriptor files hold {len(reader)}: give the lists "

@@ -14,7 +14,7 @@ import os
 import shutil
 import socket
 import zlib
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,49 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
+
+
+def write_array(path: Path, values: np.ndarray) -> None:
+    """Writes a .npy file, whole or not at all."""
+    write_blocks(path, [values], values.dtype, values.shape)
+
+
+def write_blocks(path: Path, blocks: Iterable[np.ndarray], dtype: np.typing.DTypeLike, shape: tuple[int, ...]) -> None:
+    """Writes a .npy file of this type and shape from blocks of its rows in their order, whole or not at all.
+
+    It is written, not mapped: on a full disk that raises OSError, where writing to a mapped file would kill the process.
+    """
+    dtype, rows = np.dtype(dtype), 0
+    with whole_file(path) as partial, partial.open("wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for block in blocks:
+            file.write(np.ascontiguousarray(block, dtype).data)
+            rows += len(block)
+        if rows != shape[0]:
+            raise ValueError(f"{path}: {rows} rows written, expected {shape[0]}")
+
+
+def read_array(path: str | Path, *, mapped: bool = False) -> np.ndarray:
+    """The array of numbers in a .npy file; `mapped`: on disk and read-only, for files that are not read whole.
+
+    Raises UserError, naming the file: missing, cut short, or no such array.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} is missing")
+    try:
+        values = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    except Exception as error:  # a damaged header can fail in any part of its parser
+        raise UserError(
+            f"{path} is not a readable .npy file ({' '.join(str(error).split())}): copy it again"
+        ) from error
+    if not isinstance(values, np.ndarray):
+        values.close()
+        raise UserError(f"{path} is an archive of arrays (.npz); give a file of one array (.npy)")
+    if values.dtype.kind not in "biuf":
+        raise UserError(f"{path}: expected numbers, found {values.dtype}")
+    return values if values.dtype.isnative else values.astype(values.dtype.newbyteorder("="))
 
 
 def same_job(path: Path, facts: Mapping[str, Any], *, free: Container[str] = (), advice: str) -> bool:

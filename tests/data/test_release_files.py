@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ames_jax.data.global_descriptors import GlobalDescriptors
-from ames_jax.data.release_files import ReleaseSource, read_ground_truth, read_list, read_neighbours
+from ames_jax.data.release_files import ReleaseSource, read_ground_truth, read_neighbours
 from ames_jax.data.release_hdf5 import LocalFeatures
 from ames_jax.runtime.errors import UserError
 
@@ -149,39 +149,6 @@ def test_a_list_of_another_length_is_named(release):
     release.list(order=range(59))
     with pytest.raises(UserError, match=r"train.txt lists 59 images, .*holds 60"):
         ReleaseSource(release.hdf5(), release.folder / "train.txt")
-
-
-def test_lists(release):
-    path = release.folder / "test_query.txt"
-    path.write_text("q/a.jpg,640,480\nq/b, c.jpg,320,200\n")
-    images = read_list(path)
-    assert images.ids == ["q/a.jpg", "q/b, c.jpg"]
-    assert images.labels is None
-    np.testing.assert_array_equal(images.sizes, [[640, 480], [320, 200]])
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("a.jpg,5,640,480\nb.jpg,,640,480\n", "line 2: the label or a size is missing or not a number"),
-        ("a.jpg,5,640,480\nb.jpg,640,480\n", "line 2: the label or a size is missing or not a number"),
-        ("a.jpg,640,480\nb.jpg,480\n", "line 2: a size is missing"),
-        ("a.jpg,,640,480\nb.jpg,5,640,480\n", "line 1: the label or a size is missing"),
-        ("a.jpg\n", "line 1: expected `path,label,size,size`"),
-        ("", "line 1: expected `path,label,size,size`"),
-    ],
-)
-def test_a_line_without_label_or_size_is_named(tmp_path, text, message):
-    (tmp_path / "train.txt").write_text(text)
-    with pytest.raises(UserError, match=message) as caught:
-        read_list(tmp_path / "train.txt")
-    assert "\n" not in str(caught.value)
-
-
-def test_a_list_without_labels_is_refused_for_training(tmp_path):
-    (tmp_path / "test.txt").write_text("a.jpg,640,480\n")
-    with pytest.raises(UserError, match="no label; training needs"):
-        read_list(tmp_path / "test.txt", labelled=True)
 
 
 def test_neighbours_and_ground_truth(release):

@@ -146,7 +146,7 @@ def test_a_list_of_another_length(release):
 def test_a_list_without_a_label(release):
     path = release.list()
     path.write_text(path.read_text().replace(f",{release.labels[7]},480,640\ntrain/8", ",,480,640\ntrain/8"))
-    only(problems(path), "train.txt line 8: the label or a size is missing")
+    only(problems(path), "train.txt line 8: expected `id,label,width,height` as in line 1")
 
 
 def test_a_list_with_an_image_twice(release):

@@ -16,7 +16,8 @@ from ames_jax.data.checks.lists import (
     check_text_list,
 )
 from ames_jax.data.checks.reports import Report
-from ames_jax.data.release_files import ImageList, read_ground_truth, read_list, read_neighbours
+from ames_jax.data.lists import RELEASE, ImageList, read_list
+from ames_jax.data.release_files import read_ground_truth, read_neighbours
 from ames_jax.data.release_hdf5 import open_hdf5
 from ames_jax.runtime.errors import UserError
 
@@ -74,7 +75,7 @@ def _check_one(path: Path, files: _Files, report: Report, full: bool, block_byte
         check = check_global if path.suffix == ".npy" or _is_global(path) else check_local
         files.counts[role].append((path, check(path, report, full=full, block_bytes=block_bytes)))
     elif path.suffix == ".txt":
-        images = read_list(path)
+        images = read_list(path, RELEASE)
         check_text_list(path, images, report)
         files.lists[role] = (path, images)
         files.counts[role].append((path, len(images)))

@@ -9,7 +9,7 @@ import numpy as np
 
 from ames_jax.data.checks.reports import Report
 from ames_jax.data.importing import EXACT_FLOAT32
-from ames_jax.data.release_files import ImageList
+from ames_jax.data.lists import ImageList
 
 # Values looked at without --full, and rows at once.
 SAMPLE_VALUES, BLOCK_ROWS = 10**8, 4096
