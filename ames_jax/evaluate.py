@@ -14,7 +14,7 @@ from ames_jax.runtime.errors import run_main
 
 def main() -> None:
     """The entry point: parses the command line and evaluates."""
-    command = parse(__doc__, "configs/evaluate.py")
+    command = parse(__doc__, "evaluate")
     cache.start()
     processes.start(command.config)
     evaluate(command.config, command.workdir)

@@ -26,7 +26,7 @@ from ames_jax.training.run import keep_config, keep_statistics, train_role
 
 def main() -> int:
     """Reads the command line and does what the configuration asks for; returns the exit code."""
-    command = parse(__doc__, "configs/student_bin.py")
+    command = parse(__doc__, "student_bin")
     config, workdir = command.config, command.workdir
     cache.start()
     if "backbone" in config:

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ames_jax.model.ames import AMES
+from ames_jax.model.ames import AMES, RELEASED
 from ames_jax.model.released import load_model
 from ames_jax.model.weights import facts_of, find_model
-from ames_jax.retrieval.options import RELEASED
 from ames_jax.runtime.errors import UserError
 
 SHIPPED = {"sift": Path(__file__).parents[1] / "model" / "shipped" / "sift"}

@@ -92,6 +92,13 @@ NAMED: dict[str, dict[str, Any]] = {
     "cvnet_ames": {"descriptor_width": 1024},
     "cvnet_ames_dist": {"descriptor_width": 1024, "bits": 128},
 }
+# λ and γ of the ensemble with the global similarity, tuned by the authors on the public part of GLDv2.
+RELEASED: dict[str, tuple[float, float]] = {
+    "dinov2_ames": (0.50, 0.20),
+    "dinov2_ames_dist": (0.35, 0.10),
+    "cvnet_ames": (0.85, 0.80),
+    "cvnet_ames_dist": (0.65, 0.20),
+}
 
 
 @jax.tree_util.register_dataclass

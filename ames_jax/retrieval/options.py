@@ -7,16 +7,10 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from ames_jax.model.ames import RELEASED
 from ames_jax.retrieval.sweeps import Grid
 from ames_jax.runtime.errors import UserError
 
-# λ and γ of the released models, tuned by their authors on the public part of GLDv2.
-RELEASED = {
-    "dinov2_ames": (0.50, 0.20),
-    "dinov2_ames_dist": (0.35, 0.10),
-    "cvnet_ames": (0.85, 0.80),
-    "cvnet_ames_dist": (0.65, 0.20),
-}
 TUNING_LAMBDAS = tuple(step / 20 for step in range(21))
 TUNING_GAMMAS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.0)
 

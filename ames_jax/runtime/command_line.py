@@ -1,4 +1,4 @@
-"""Command lines: plain flags from a function's signature, or `--config=FILE.py[:variant] --config.key=value --workdir=DIR`.
+"""Command lines: plain flags from a function's signature, or `--config=FILE[:variant] --config.key=value --workdir=DIR`.
 
 A command is a function whose keyword arguments are the flags and whose docstring is their help (`commands/`); cyclopts
 reads both. Whatever is wrong on a command line is a UserError: one line, exit code 2.
@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
+import inspect
+import re
 import sys
-import warnings
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -21,6 +22,10 @@ from ml_collections import ConfigDict, config_flags
 
 from ames_jax.runtime.errors import UserError, did_you_mean
 from ames_jax.runtime.files import path_of
+
+# A wheel has the configurations in the package, a checkout beside it.
+_PACKAGE = Path(__file__).parents[1]
+CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
 
 
 class Parser(argparse.ArgumentParser):
@@ -110,7 +115,7 @@ class Command:
 
     Attributes:
       config: the locked configuration, overrides applied.
-      workdir: where results go, on disk or gs://…; `runs/<config file>-<variant>` unless given.
+      workdir: the folder for results, on disk or gs://…; `runs/<config file>-<variant>` unless given.
     """
 
     config: ConfigDict
@@ -122,7 +127,7 @@ def parse(description: str, default_config: str, argv: Sequence[str] | None = No
 
     Args:
       description: what `--help` prints above the keys.
-      default_config: the configuration file when no `--config` is given.
+      default_config: name of the configuration when no `--config` is given.
       argv: arguments, without the program's name (default: those of this process).
 
     Raises:
@@ -130,42 +135,60 @@ def parse(description: str, default_config: str, argv: Sequence[str] | None = No
       SystemExit: after printing the help.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    location = next((a.split("=", 1)[1] for a in arguments if a.startswith("--config=")), default_config)
-    if not any(a.startswith("--config=") for a in arguments):
-        arguments.insert(0, f"--config={location}")
-    path, _, variant = location.partition(":")
-    config = load_config(Path(path), variant or None)
-    keys = _flat(config)
+    location = next((a.split("=", 1)[1] for a in reversed(arguments) if a.startswith("--config=")), default_config)
+    # FILE[:variant]; the colon of a Windows drive is not followed by a name up to the end.
+    name, variant = re.fullmatch(r"(.*?)(?::(\w*))?", location).groups()
+    path = find_config(name)
+    config = load_config(path, variant)
+    keys = flatten(config)
     if {"--help", "-h", "--helpfull"} & set(arguments):
-        print(_help(description, location, keys))
+        print(_help(description, location, keys, _comments(path)))
         raise SystemExit(0)
     _refuse_unknown(arguments, keys, location)
     values = flags.FlagValues()
-    flags.DEFINE_string("workdir", None, "where results go", flag_values=values)
+    arguments = ["ames_jax", *(a for a in arguments if not a.startswith("--config="))]
     try:
-        with warnings.catch_warnings():
-            # ml_collections loads the file in a way that Python deprecates.
-            warnings.filterwarnings("ignore", message=".*load_module", category=DeprecationWarning)
-            config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["", *arguments])
-            rest = values(["ames_jax", *arguments])[1:]
+        flags.DEFINE_string("workdir", None, "where results go", flag_values=values)
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
+        rest = values(arguments)[1:]
     except (flags.Error, ValueError, TypeError) as error:
         raise UserError(" ".join(str(error).split())) from error
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}: flags look like --config.key=value")
-    name = f"{Path(path).stem}-{variant}" if variant else Path(path).stem
-    return Command(values.config, path_of(values.workdir or Path("runs") / name))
+    run = f"{path.stem}-{variant}" if variant else path.stem
+    return Command(values.config, path_of(values.workdir or Path("runs") / run))
 
 
-def load_config(path: Path, variant: str | None = None) -> ConfigDict:
-    """The configuration that `get_config(variant)` of a file returns; config files use it to include one another."""
-    if not path.is_file():
-        raise UserError(f"--config={path}: no such file (looked in {Path.cwd()}); run from the repository's root")
+def find_config(name: str | Path) -> Path:
+    """The config file of this name: a file that exists, or one of ours, as `student_bin` or `configs/student_bin.py`.
+
+    Raises UserError, naming those of ours, where there is none.
+    """
+    path, ours = Path(name), {file.stem: file for file in sorted(CONFIGS.glob("*.py"))}
+    if path.is_file():
+        return path
+    if path.stem in ours and path.suffix in ("", ".py") and path.parent in (Path(), Path("configs")):
+        return ours[path.stem]
+    hint = did_you_mean(path.stem, ours)
+    raise UserError(f"--config={name}: no such file in {Path.cwd()}, and none of ours ({', '.join(ours)}){hint}")
+
+
+def load_config(name: str | Path, variant: str | None = None) -> ConfigDict:
+    """The configuration that `get_config(variant)` of a config file returns; config files use it to include one another.
+
+    Raises UserError: no such file, a syntax error in it, no `get_config`, or a variant that it does not have.
+    """
+    path = find_config(name)
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise UserError(f"--config={path}: line {error.lineno}: {error.msg}") from error
+    if not hasattr(module, "get_config"):
+        raise UserError(f"--config={path}: defines no get_config()")
+    if variant and not inspect.signature(module.get_config).parameters:
+        raise UserError(f"--config={path}:{variant}: this config has no variants")
     return module.get_config(variant) if variant else module.get_config()
 
 
@@ -175,7 +198,7 @@ def refuse_variant(variant: str, known: Sequence[str]) -> UserError:
     return UserError(f"unknown variant {variant!r} of the config: {expected}")
 
 
-def _refuse_unknown(arguments: Sequence[str], keys: dict[str, Any], location: str) -> None:
+def _refuse_unknown(arguments: Sequence[str], keys: Mapping[str, Any], location: str) -> None:
     for argument in arguments:
         flag = argument.split("=", 1)[0]
         if flag in ("--config", "--workdir") or not flag.startswith("--"):
@@ -192,19 +215,13 @@ def _refuse_unknown(arguments: Sequence[str], keys: dict[str, Any], location: st
         raise UserError(f"{location} has no key {key!r}{hint or '; --help lists the keys'}")
 
 
-def _flat(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
 def flatten(config: ConfigDict) -> dict[str, Any]:
     """Dotted key → value of every leaf of a configuration."""
-    return _flat(config)
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        inner = {f"{key}.{k}": v for k, v in flatten(value).items()} if isinstance(value, ConfigDict) else {key: value}
+        flat |= inner
+    return flat
 
 
 def is_among(key: str, names: Container[str]) -> bool:
@@ -213,7 +230,21 @@ def is_among(key: str, names: Container[str]) -> bool:
     return any(".".join(parts[:end]) in names for end in range(1, len(parts) + 1))
 
 
-def _help(description: str, location: str, keys: dict[str, Any]) -> str:
+def _help(description: str, location: str, keys: Mapping[str, Any], comments: Mapping[str, str]) -> str:
     lines = [description.strip(), "", "flags:"]
-    lines += ["  --config=FILE.py[:variant]", "  --workdir=DIR", "", f"keys of {location} (--config.KEY=VALUE):"]
-    return "\n".join(lines + [f"  {key} = {value!r}" for key, value in keys.items()])
+    lines += ["  --config=FILE[:variant]", "  --workdir=DIR", "", f"keys of {location} (--config.KEY=VALUE):"]
+    for key, value in keys.items():
+        # A whole configuration may be a section of another: train_teacher.seed is explained as seed.
+        comment = comments.get(key) or comments.get(key.partition(".")[2])
+        lines.append(f"  {key} = {value!r}" + (f"  # {comment}" if comment else ""))
+    return "\n".join(lines)
+
+
+def _comments(path: Path) -> dict[str, str]:
+    """Key → comment behind it in a config file, or in one beside it whose name it quotes: that one it includes."""
+    text = path.read_text(encoding="utf-8")
+    comments = dict(re.findall(r"^ +(?:config\.)?([\w.]+) = .*?  # (.*)$", text, re.MULTILINE))
+    for other in sorted(path.parent.glob("*.py")):
+        if f'"{other.name}"' in text:
+            comments |= _comments(other)
+    return comments

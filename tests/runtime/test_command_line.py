@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from ames_jax.runtime.command_line import parse
+from ames_jax.runtime.command_line import find_config, parse
 from ames_jax.runtime.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -49,7 +49,35 @@ def test_help_lists_every_key(capsys):
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     assert "What it does." in shown
-    assert "optimizer.learning_rate = 0.0005" in shown
+    assert "optimizer.learning_rate = 0.0005  # peak of AdamW" in shown
+    assert "train_teacher.optimizer.learning_rate = 0.001  # peak of AdamW" in shown
+    assert "distillation = 10.0  # β" in shown
+
+
+@pytest.mark.parametrize("name", ["student_bin", "student_bin.py", "configs/student_bin.py"])
+def test_our_configs_are_found_from_any_folder(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = parse("about", "evaluate", [f"--config={name}:gldv2"])
+    assert command.config.data.batch == 100
+    assert command.workdir == Path("runs/student_bin-gldv2")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "student_bin.py").write_text("def get_config(): pass")
+    assert find_config("configs/student_bin.py") == Path("configs/student_bin.py")
+
+
+def test_a_drive_is_no_variant(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"--config=C:\\mine\.py: no such file"):
+        parse("about", "evaluate", [r"--config=C:\mine.py"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("", "no get_config"), ("def get_config(): pass", "no variants"), ("def (", "line 1: ")]
+)
+def test_a_config_file_that_is_none_is_one_line(text, message, tmp_path):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(UserError, match=message):
+        parse("about", "evaluate", [f"--config={tmp_path / 'mine.py'}:small"])
 
 
 def test_every_key_of_every_config_is_commented():

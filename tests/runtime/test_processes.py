@@ -12,7 +12,7 @@ import pytest
 import small_run
 import synthetic
 from distributed_job import STEPS
-from processes import TESTS, begin, environment
+from processes import begin, environment
 
 import ames_jax
 from ames_jax.evaluate import evaluate
@@ -99,7 +99,7 @@ def test_two_processes_evaluate_as_one(together, data, tmp_path):
     directory, printed = together
     rows = [json.loads(re.search("RESULT (.*)", text)[1]) for text in printed]
     assert rows[0] == rows[1]
-    config = load_config(TESTS.parent / "configs" / "evaluate.py")
+    config = load_config("evaluate")
     config.update(data_dir=str(data), dataset="test", model=str(directory / "whole" / "last"))
     config.update(query_descriptors=8, database_descriptors=4, rerank="5", lam="0.5", gamma="1")
     assert evaluate(config, tmp_path)["rows"] == rows[0]
@@ -115,7 +115,7 @@ def test_processes_that_differ_are_named(together):
 
 
 def test_settings_may_differ_by_their_exact_names_alone():
-    config = load_config(TESTS.parent / "configs" / "evaluate.py")
+    config = load_config("evaluate")
     config.update(process=1, processes=2, data_dir="/here", distributed="a:1")
     facts = facts_of(config)
     assert facts["--config.processes"] == "2"
@@ -129,7 +129,7 @@ def test_a_section_frees_its_keys_and_no_others():
 
 
 def test_processes_compare_the_sources_of_every_room(monkeypatch, tmp_path):
-    config = load_config(TESTS.parent / "configs" / "evaluate.py")
+    config = load_config("evaluate")
     monkeypatch.setattr(ames_jax, "__file__", str(tmp_path / "__init__.py"))
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "layer.py").write_text("old")
@@ -140,19 +140,18 @@ def test_processes_compare_the_sources_of_every_room(monkeypatch, tmp_path):
 
 MISSING = """
 import sys
-from pathlib import Path
-from ames_jax.runtime.command_line import is_among, load_config
+from ames_jax.runtime.command_line import load_config
 from ames_jax.runtime.processes import start
-config = load_config(Path(sys.argv[1]))
-config.update(distributed=sys.argv[2], process=0, processes=2, start_timeout=2.0)
+config = load_config("evaluate")
+config.update(distributed=sys.argv[1], process=0, processes=2, start_timeout=2.0)
 start(config)
 """
 
 
 def test_a_missing_host_is_an_error_after_the_stated_time():
-    config, address = TESTS.parent / "configs" / "evaluate.py", f"127.0.0.1:{free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     done = subprocess.run(
-        [sys.executable, "-c", MISSING, config, address],
+        [sys.executable, "-c", MISSING, address],
         env=environment(1), capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
@@ -165,7 +164,7 @@ def test_a_missing_host_is_an_error_after_the_stated_time():
     "settings", [{"distributed": "here"}, {"distributed": "a:1"}, {"distributed": "a:1", "process": 2, "processes": 2}]
 )
 def test_an_incomplete_address_is_refused(settings):
-    config = load_config(TESTS.parent / "configs" / "evaluate.py")
+    config = load_config("evaluate")
     config.update(settings)
     with pytest.raises(UserError, match="expected auto, off, or HOST:PORT"):
         start(config)
