@@ -47,13 +47,13 @@ def golden_settings() -> dict:
 @pytest.fixture(scope="session")
 def few_landmarks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded landmarks with a handful of pictures."""
-    from ames_jax.scenes.landmarks import Settings, build
+    from ames_jax.scenes import Settings, build
 
     settings = Settings(
         train_landmarks=8, train_views=4, validation_landmarks=3, test_landmarks=3, query_views=1, gallery_views=2,
         descriptors=40, vlad_centres=2, neighbours=2, street_items=6,
     )  # fmt: skip
-    return build(tmp_path_factory.mktemp("landmarks"), settings, processes=1, progress=False)
+    return build(settings, tmp_path_factory.mktemp("landmarks"), processes=1, progress=False)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +12,13 @@ import numpy as np
 from ames_jax.data.neighbours import nearest, save_neighbours
 from ames_jax.data.shards import ImageRecord, write_shards
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.extraction.keypoints import SIFT_WIDTH
-from ames_jax.extraction.sift import SiftStatistics, describe, global_descriptor
-from ames_jax.scenes.rendering import Views
+from ames_jax.extraction.keypoints import SIFT_WIDTH, Keypoints
+from ames_jax.extraction.sift import SiftStatistics, as_descriptors, describe, global_descriptor
 from ames_jax.scenes.settings import Settings
-from ames_jax.scenes.splits import Split
 
 TRAIN_NEIGHBOURS = 300
 BATCH = 256
+Images = tuple[list[str], np.ndarray, list[Keypoints]]  # ids, labels int64 [N], keypoints of N images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +27,7 @@ class LandmarkRecords(Sequence):
 
     ids: list[str]
     labels: np.ndarray
-    views: Views
+    keypoints: list[Keypoints]
     statistics: SiftStatistics
     descriptors: int
 
@@ -36,29 +35,28 @@ class LandmarkRecords(Sequence):
         return len(self.ids)
 
     def __getitem__(self, row: int) -> ImageRecord:
-        views, real = self.views, slice(min(int(self.views.count[row]), self.descriptors))
-        features = describe(views.histogram[row, real], self.statistics).astype(np.float16)
-        geometry = (values[row, real] for values in (views.xy, views.scale, views.weight))
-        return ImageRecord(self.ids[row], int(self.labels[row]), DescriptorSet(features, None, *geometry))
+        strongest = Keypoints(*(field[: self.descriptors] for field in vars(self.keypoints[row]).values()))
+        described = as_descriptors(strongest, self.statistics)
+        stored = dataclasses.replace(described, features=described.features.astype(np.float16))
+        return ImageRecord(self.ids[row], int(self.labels[row]), stored)
 
 
-def write_set(target: Path, parts: Sequence[Split], views: dict[str, Views], settings: Settings) -> None:
-    """Writes everything that belongs to the set into `target`."""
-    statistics = learn_statistics(views["train"], settings)
+def write_set(target: Path, settings: Settings, images: Mapping[str, Images]) -> None:
+    """Writes everything that belongs to the set, split → images, into `target`."""
+    statistics = learn_statistics(images["train"][2], settings)
     statistics.save(target / "sift_statistics.npz")
-    records = {
-        part.name: LandmarkRecords(part.ids, part.numbers, views[part.name], statistics, settings.descriptors)
-        for part in parts
-    }
+    records = {name: LandmarkRecords(*some, statistics, settings.descriptors) for name, some in images.items()}
     write_shards(
         target, f"embedded_{settings.folder}", records, descriptors=settings.descriptors, width=SIFT_WIDTH, processes=1
     )
-    global_descriptors = {name: describe_globally(found, statistics) for name, found in views.items()}
+    global_descriptors = {
+        name: describe_globally(keypoints, statistics, settings.detected) for name, (_, _, keypoints) in images.items()
+    }
     (target / "global").mkdir()
     for name, values in global_descriptors.items():
         np.save(target / "global" / f"{name}.npy", values)
     _write_neighbours(target / "neighbours", global_descriptors)
-    _write_ground_truth(target / "ground_truth", {part.name: part.numbers for part in parts})
+    _write_ground_truth(target / "ground_truth", {name: labels for name, (_, labels, _) in images.items()})
     about = {
         "name": settings.name,
         "backbone": "sift",
@@ -66,27 +64,29 @@ def write_set(target: Path, parts: Sequence[Split], views: dict[str, Views], set
         "global": statistics.global_name,
         "extraction": {"name": "sift", "descriptors": settings.detected, "max_side": settings.max_side},
         "renderer_version": settings.version,
-        "settings": dataclasses.asdict(settings),
+        "settings": settings.content(),
     }
     (target / "about.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
 
 
-def learn_statistics(train: Views, settings: Settings) -> SiftStatistics:
-    """Mean, VLAD centres and, where the set has them, local axes of the real descriptors of the training photos."""
-    real = np.arange(train.histogram.shape[1]) < train.count[:, None]
-    return SiftStatistics.learn(
-        train.histogram[real], settings.vlad_centres, settings.seed, settings.spread, settings.axes
-    )
+def learn_statistics(train: Sequence[Keypoints], settings: Settings) -> SiftStatistics:
+    """Mean, VLAD centres and, where the set has them, local axes of the descriptors of the training photos."""
+    histogram = np.concatenate([keypoints.histogram for keypoints in train])
+    return SiftStatistics.learn(histogram, settings.vlad_centres, settings.seed, settings.spread, settings.axes)
 
 
-def describe_globally(views: Views, statistics: SiftStatistics) -> np.ndarray:
-    """float32 [N, Dg], a batch at a time: all descriptors as floats at once would take some hundred MB."""
-    real = np.arange(views.histogram.shape[1]) < views.count[:, None]
+def describe_globally(photos: Sequence[Keypoints], statistics: SiftStatistics, count: int) -> np.ndarray:
+    """float32 [N, Dg] of N photos of at most `count` keypoints.
+
+    Photos are padded and described a batch at a time: all descriptors as floats at once would take some hundred MB.
+    """
     batches = []
-    for start in range(0, len(real), BATCH):
-        rows = slice(start, start + BATCH)
-        described = DescriptorSet(describe(views.histogram[rows], statistics), real[rows])
-        batches.append(global_descriptor(described, statistics))
+    for start in range(0, len(photos), BATCH):
+        part = photos[start : start + BATCH]
+        histogram = np.zeros((len(part), count, SIFT_WIDTH), np.uint8)
+        real = np.arange(count) < np.array([len(keypoints) for keypoints in part])[:, None]
+        histogram[real] = np.concatenate([keypoints.histogram for keypoints in part])
+        batches.append(global_descriptor(DescriptorSet(describe(histogram, statistics), real), statistics))
     return np.concatenate(batches)
 
 

@@ -12,19 +12,24 @@ import pytest
 
 from ames_jax.data.neighbours import open_neighbours
 from ames_jax.data.shards import open_split
+from ames_jax.extraction.keypoints import Keypoints
 from ames_jax.extraction.sift import SiftStatistics, global_descriptor, local_descriptors
 from ames_jax.runtime.errors import UserError
-from ames_jax.scenes import cache
-from ames_jax.scenes.build import build
-from ames_jax.scenes.landmarks import NAME, Settings
-from ames_jax.scenes.rendering import Views
-from ames_jax.scenes.splits import splits
+from ames_jax.scenes import LANDMARKS, TRANSFER, Settings, build, building
 from ames_jax.scenes.writing import describe_globally, learn_statistics
 
 TINY = Settings(
-    train_landmarks=4, train_views=2, validation_landmarks=2, test_landmarks=3, query_views=1, gallery_views=2,
-    descriptors=40, vlad_centres=2, neighbours=2, street_items=6,
-)  # fmt: skip
+    train_landmarks=4,
+    train_views=2,
+    validation_landmarks=2,
+    test_landmarks=3,
+    query_views=1,
+    gallery_views=2,
+    descriptors=40,
+    vlad_centres=2,
+    neighbours=2,
+    street_items=6,
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +39,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(root: Path) -> Path:
-    return build(root, TINY, processes=2, progress=False)
+    return build(TINY, root, processes=2, progress=False)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -50,7 +55,7 @@ def test_it_is_a_data_set_like_any_other(folder: Path) -> None:
     assert features.shape == (40, 128)
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=2e-3)
     assert (np.diff(record.descriptors.weight) <= 0).all()
-    assert json.loads((folder / "about.json").read_text())["name"] == NAME == "embedded landmarks (rendered)"
+    assert json.loads((folder / "about.json").read_text())["name"] == "embedded landmarks (rendered)"
     assert (folder / "images" / f"{source.ids()[3]}.jpg").is_file()
     assert not (folder / "images" / "train").exists()
 
@@ -70,7 +75,7 @@ def test_splits_share_no_landmark(folder: Path) -> None:
 
 def test_queries_are_not_in_their_gallery() -> None:
     for stage in ("validation", "test"):
-        parts = [part for part in splits(Settings()) if part.stage == stage]
+        parts = [part for part in building.splits(LANDMARKS) if part.stage == stage]
         photos = [(number, part.first + j) for part in parts for number in set(part.numbers) for j in range(part.views)]
         assert len(photos) == len(set(photos))
 
@@ -105,23 +110,21 @@ def test_extracting_from_a_stored_photo_gives_the_stored_descriptors(folder: Pat
 def test_statistics_come_from_training_photos_alone() -> None:
     rng = np.random.default_rng(0)
 
-    def views(histogram: np.ndarray) -> Views:
-        blank = Views.empty(*histogram.shape[:2])
-        return replace(blank, histogram=histogram, count=np.full(len(histogram), histogram.shape[1]))
+    def photos(*counts: int) -> list[Keypoints]:
+        histograms = [rng.integers(0, 255, (count, 128)).astype(np.uint8) for count in counts]
+        return [Keypoints(h, np.zeros((len(h), 2)), np.zeros(len(h)), np.zeros(len(h))) for h in histograms]
 
-    train, test = (views(rng.integers(0, 255, (3, 40, 128)).astype(np.uint8)) for _ in range(2))
+    train, test = photos(40, 9, 40), photos(40, 40)
     learned = learn_statistics(train, TINY)
-    describe_globally(test, learned)
-    again = learn_statistics(train, TINY)
-    np.testing.assert_array_equal(learned.centres, again.centres)
+    described = describe_globally(test, learned, 40)
+    np.testing.assert_array_equal(learn_statistics(train, TINY).centres, learned.centres)
     assert np.abs(learn_statistics(test, TINY).mean - learned.mean).max() > 1e-3
-    # Padding behind the real descriptors of a photo teaches nothing.
-    padded = replace(train, histogram=np.concatenate([train.histogram, np.zeros((3, 9, 128), np.uint8)], axis=1))
-    np.testing.assert_array_equal(learn_statistics(padded, TINY).mean, learned.mean)
+    # Padding behind the keypoints of a photo changes nothing.
+    np.testing.assert_allclose(describe_globally(test, learned, 50), described, atol=1e-6)
 
 
 def test_another_run_with_other_processes_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    again = build(tmp_path, TINY, processes=1, progress=False)
+    again = build(TINY, tmp_path, processes=1, progress=False)
     assert again.name == folder.name
     first, second = contents(folder), contents(again)
     assert first.keys() == second.keys()
@@ -131,9 +134,9 @@ def test_another_run_with_other_processes_gives_the_same_bytes(folder: Path, tmp
 def test_a_built_set_is_reused_and_rebuilt_on_demand(folder: Path, root: Path) -> None:
     about = folder / "about.json"
     before = about.stat().st_mtime_ns
-    assert build(root, TINY, progress=False) == folder
+    assert build(TINY, root, progress=False) == folder
     assert about.stat().st_mtime_ns == before
-    assert build(root, TINY, processes=1, rebuild=True, progress=False) == folder
+    assert build(TINY, root, processes=1, rebuild=True, progress=False) == folder
     assert about.stat().st_mtime_ns != before
     assert [path.name for path in root.iterdir()] == [folder.name]
 
@@ -145,32 +148,42 @@ def test_a_damaged_file_is_named_with_the_way_out(folder: Path, root: Path, name
     try:
         path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
         with pytest.raises(UserError, match=rf"{path}: damaged.*--config\.data\.rebuild=true"):
-            build(root, TINY, progress=False)
+            build(TINY, root, progress=False)
         path.unlink()
         with pytest.raises(UserError, match=rf"{path}: missing"):
-            build(root, TINY, progress=False)
+            build(TINY, root, progress=False)
     finally:
         path.write_bytes(whole)
 
 
 def test_a_damaged_manifest_is_named(folder: Path, root: Path) -> None:
-    manifest = folder / cache.MANIFEST
+    manifest = folder / building.MANIFEST
     whole = manifest.read_text()
     try:
         manifest.write_text(whole[: len(whole) // 2])
         with pytest.raises(UserError, match=rf"{manifest}: cannot be read.*rebuild"):
-            build(root, TINY, progress=False)
+            build(TINY, root, progress=False)
     finally:
         manifest.write_text(whole)
 
 
 def test_every_setting_and_the_seed_have_their_own_folder() -> None:
-    keys = {TINY.key(), replace(TINY, seed=1).key(), replace(TINY, clutter=0.5).key(), Settings().key()}
+    keys = {TINY.key(), replace(TINY, seed=1).key(), replace(TINY, clutter=0.5).key(), LANDMARKS.key()}
     assert len(keys) == 4
     assert replace(TINY).key() == TINY.key()
+
+
+def test_sets_that_are_in_caches_keep_their_folders() -> None:
+    assert (LANDMARKS.key(), TRANSFER.key()) == ("2f02dfb60d", "34f965d6f1")
+    assert replace(TRANSFER, seed=3, snow=0.5).key() == "e68bc9a2a7"
 
 
 @pytest.mark.parametrize("wrong", [{"train_landmarks": 0}, {"train_views": 1}, {"seed": -1}, {"night": 1.5}])
 def test_settings_that_no_set_can_have_are_named(wrong: dict[str, float]) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
         Settings(**wrong)
+
+
+def test_an_unknown_preset_is_named() -> None:
+    with pytest.raises(UserError, match=r"'landmark': expected landmarks or transfer; did you mean landmarks\?"):
+        build("landmark")

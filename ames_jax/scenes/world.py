@@ -1,8 +1,6 @@
-"""Composes a photo: sky, street, neighbouring buildings, the landmark, and what stands before it."""
+"""The landmarks' world: composes a photo of sky, street, neighbouring buildings, the landmark, and what stands before it."""
 
 from __future__ import annotations
-
-from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -75,12 +73,6 @@ class World:
             _tree(photo, rng)
         for _ in range(int(rng.poisson(1.6 * self.settings.difficulty))):
             _person(photo, rng)
-
-
-@lru_cache(maxsize=1)
-def world(settings: Settings) -> World:
-    """The world of these settings, built on first use in each process."""
-    return World(settings)
 
 
 def _backdrop(rng: Rng, camera: Camera, landmark: Landmark, night: bool) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -12,10 +11,9 @@ from ames_jax.scenes.camera import Camera
 from ames_jax.scenes.drawing import Rng, Sprite, add_gray, blend
 from ames_jax.scenes.facade import Landmark
 from ames_jax.scenes.photo import develop
-from ames_jax.scenes.scene import NIGHT_SKY, SKIES, World
-from ames_jax.scenes.settings import CANVAS_HEIGHT, CANVAS_WIDTH, PHOTO_HEIGHT, PHOTO_WIDTH
+from ames_jax.scenes.settings import CANVAS_HEIGHT, CANVAS_WIDTH, PHOTO_HEIGHT, PHOTO_WIDTH, Settings
 from ames_jax.scenes.textures import blob, draw_texture, fractal_noise
-from ames_jax.scenes.transfer_settings import TransferSettings
+from ames_jax.scenes.world import NIGHT_SKY, SKIES, World
 
 CLUTTER = 24  # things that stand before every instance alike, so that they mean nothing
 SIZES = (1.0, 1.25, 1.5, 1.75)  # of a photo, in sizes of the landmarks' photos
@@ -43,9 +41,7 @@ class Instance:
 class TransferWorld(World):
     """The landmarks' world with other instances and stronger photographs."""
 
-    settings: TransferSettings
-
-    def __init__(self, settings: TransferSettings) -> None:
+    def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         rng = np.random.default_rng([settings.seed, 12])
         self.clutter = [_cutout(rng, int(rng.integers(60, 160)), int(rng.integers(60, 160))) for _ in range(CLUTTER)]
@@ -82,12 +78,6 @@ class TransferWorld(World):
         if night and landmark.facade is None:
             photo = cv2.convertScaleAbs(photo, alpha=rng.uniform(0.25, 0.6))
         return develop(photo, rng, difficulty, night)
-
-
-@lru_cache(maxsize=1)
-def transfer_world(settings: TransferSettings) -> TransferWorld:
-    """The world of these settings, built on first use in each process."""
-    return TransferWorld(settings)
 
 
 def _camera(rng: Rng, difficulty: float, width: int, height: int) -> Camera:
