@@ -42,6 +42,11 @@ class ReleaseSource:
                 f"{images} lists {len(self._list)} images, {features} holds {len(self.local)}: give the list it was made from"
             )
 
+    @property
+    def files(self) -> list[Path]:
+        """The HDF5 file and the parts that it maps."""
+        return self.local.files
+
     def __len__(self) -> int:
         return len(self.local)
 

@@ -45,8 +45,8 @@ def features_of(file: Any, path: Path) -> Any:
     return file["features"]
 
 
-def check_parts(path: Path, dataset: Any) -> None:
-    """Opens every file that a virtual dataset maps; HDF5 itself would give zeros in place of what is not there.
+def check_parts(path: Path, dataset: Any) -> list[Path]:
+    """Opens every file that a virtual dataset maps, and names them; HDF5 itself gives zeros for what is not there.
 
     Raises:
       UserError: a part is missing, cut short, or not what the virtual file maps.
@@ -69,6 +69,7 @@ def check_parts(path: Path, dataset: Any) -> None:
                 f"{path} maps {mapped} values of `{name}` of {part}, which holds {held}: copy that part again, or make the "
                 "virtual file anew"
             )
+    return list(parts.values())
 
 
 def _part_path(path: Path, name: str) -> Path:
@@ -83,7 +84,7 @@ class LocalFeatures:
     [N, K, D], where uint8 descriptors are packed bits; each of them also as a virtual file.
 
     Attributes:
-      path: the file. images: N. rows: K. width: D, or the number of bits.
+      path: the file; files: it and, for a virtual file, its parts. images: N. rows: K. width: D, or the number of bits.
       layout: "flat" or "structured"; packed: the descriptors are bits; virtual: a virtual file.
       dtype: of the descriptors, as stored.
     """
@@ -95,12 +96,13 @@ class LocalFeatures:
           UserError: it is missing, cut short, of no layout known here, or virtual with a part missing.
         """
         self.path = Path(path)
+        self.files = [self.path]
         self._lock = threading.Lock()
         self._file: Any = None
         dataset = self._dataset()
         self.virtual = bool(getattr(dataset, "is_virtual", False))
         if self.virtual:
-            check_parts(self.path, dataset)
+            self.files += check_parts(self.path, dataset)
         if dataset.dtype.names:
             self._describe_structured(dataset)
         else:

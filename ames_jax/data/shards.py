@@ -48,6 +48,11 @@ class DescriptorSource:
         self._open_lock = threading.Lock()
         self._records: Any = None
 
+    @property
+    def files(self) -> list[str]:
+        """The shards."""
+        return [shard.filename for shard in self._files]
+
     def __len__(self) -> int:
         return self._length
 

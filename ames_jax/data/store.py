@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import shutil
@@ -38,6 +39,10 @@ class DescriptorReader(Protocol):
 
     def read(self, rows: np.ndarray, count: int) -> DescriptorSet:
         """The first `count` descriptors (fewer where fewer are stored) of images `rows`, int [n], ascending: [n, T, ·]."""
+        ...
+
+    def fingerprint(self) -> str:
+        """What tells these descriptors from others: where it differs, scores are made anew."""
         ...
 
 
@@ -76,6 +81,10 @@ class PackedStore:
         # One copy per image of contiguous bytes: what the gather costs is what the memory gives.
         features = self.bits[rows, :count]
         return DescriptorSet(features, np.arange(count) < self.counts[rows, None])
+
+    def fingerprint(self) -> str:
+        """The header: it holds the checksums of all files."""
+        return hashlib.sha256(json.dumps(self.header, sort_keys=True).encode()).hexdigest()[:16]
 
     def ids(self) -> list[str]:
         """The id of every image."""
