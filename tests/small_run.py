@@ -29,6 +29,6 @@ def train(data, directory, steps, validate=validate, **settings):
         source, Triplets(source.labels(), lists, seed=0, top=30, minimum=1), batch=6, lengths=(3, 9), descriptors=8,
         process=jax.process_index(), processes=jax.process_count(), multiple=jax.device_count(),
     )  # fmt: skip
-    settings = FitSettings(directory, "teacher", log_every=1, **settings)
+    settings = FitSettings(directory=directory, label="teacher", log_every=1, **settings)
     recipe = Recipe(steps=steps, learning_rate=1e-3, buckets=(8,))
     return fit(AMES(CONFIG, nnx.Rngs(0)), recipe, pipeline, settings, validate, None)

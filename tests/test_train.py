@@ -133,7 +133,7 @@ def test_mistakes_are_one_line_and_exit_code_2(unbroken, data, home, tmp_path):
     readonly = tmp_path / "file"
     readonly.write_text("not a folder")
     cases = [
-        (command(data, unbroken[0], "--config.seed=1"), "another configuration: seed was 0, is 1"),
+        (command(data, unbroken[0], "--config.seed=1"), "begun with other settings: seed was 0, is 1"),
         (command(data, readonly / "run"), "cannot be written"),
         (command(tmp_path / "nowhere", tmp_path / "a"), "nowhere"),
         (command(data, tmp_path / "b", f"--config.teacher={tmp_path}"), "holds no model"),

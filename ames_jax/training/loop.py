@@ -27,7 +27,7 @@ from ames_jax.training.step import Recipe, TrainState, TripletArrays, make_step,
 Validate = Callable[[AMES], dict[str, float]]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class FitSettings:
     """Where a run writes and how often.
 

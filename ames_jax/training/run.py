@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -25,7 +23,7 @@ from ames_jax.retrieval.scoring import Scorer
 from ames_jax.retrieval.sets import EvaluationSet, Limits, sample_descriptors
 from ames_jax.runtime.command_line import flatten
 from ames_jax.runtime.errors import UserError
-from ames_jax.runtime.files import write_file
+from ames_jax.runtime.files import same_job, write_file
 from ames_jax.runtime.processes import is_lead, join_shares, lead_first, own_share, say
 from ames_jax.training.log import trace_steps
 from ames_jax.training.loop import FitSettings, finished, fit
@@ -38,11 +36,19 @@ SIZES = {"mini": {"layers": 2, "feed_forward": 256}, "released": {"layers": 5, "
 LAMBDAS = tuple(np.round(np.arange(0, 1.01, 0.1), 2).tolist())
 GAMMAS = (0.1, 0.2, 0.4, 0.8, 1.6)
 SAMPLE, SAMPLE_PER_IMAGE = 30_000, 48  # descriptors that whitening and ITQ are learned from
-# What may change between a run and its resumption: it does not touch the parameters.
-FREE = (
-    "data.rebuild", "data.workers", "data.accumulate", "checkpoint.", "log_every", "report.", "train_teacher.", "teacher",
-    "data_dir", "distributed", "process", "start_timeout", "profile",
-)  # fmt: skip
+
+
+class _FreeKeys:
+    """Keys and whole groups that may change between a run and its resumption: they do not touch the parameters."""
+
+    NAMES = (
+        *("checkpoint", "report", "train_teacher"),
+        *("data.rebuild", "data.workers", "data.accumulate", "data_dir", "log_every", "profile", "teacher"),
+        *("distributed", "process", "processes", "start_timeout"),
+    )
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.NAMES or key.partition(".")[0] in self.NAMES
 
 
 def model_config(config: ConfigDict, descriptor_width: int) -> AMESConfig:
@@ -84,10 +90,16 @@ def train_role(config: ConfigDict, root: Path, directory: Path, label: str, teac
         )
     )
     settings = FitSettings(
-        directory, label, config.log_every, config.validation.every, config.checkpoint.every, config.checkpoint.minutes,
-        config.checkpoint.keep, trace_steps(config.profile),
-        {"data_set": about["name"], "backbone": about.get("backbone"), "role": label, **_statistics_fact(root)},
-    )  # fmt: skip
+        directory=directory,
+        label=label,
+        log_every=config.log_every,
+        validate_every=config.validation.every,
+        checkpoint_every=config.checkpoint.every,
+        checkpoint_minutes=config.checkpoint.minutes,
+        keep=config.checkpoint.keep,
+        profile=trace_steps(config.profile),
+        facts={"data_set": about["name"], "backbone": about.get("backbone"), "role": label, **_statistics_fact(root)},
+    )
     return fit(model, recipe, pipeline, settings, make_validation(config, root), teacher)
 
 
@@ -186,32 +198,12 @@ def keep_config(config: ConfigDict, directory: Path) -> None:
       UserError: the directory cannot be written, or holds a run with another configuration (all differences are listed).
     """
     path = directory / "config.json"
-    wanted = _plain(flatten(config))
-    if path.exists():
-        found = json.loads(path.read_text())
-        differs = [
-            f"{key} was {found.get(key)!r}, is {wanted.get(key)!r}"
-            for key in sorted(found.keys() | wanted.keys())
-            if found.get(key) != wanted.get(key) and not key.startswith(FREE)
-        ]
-        if differs:
-            raise UserError(
-                f"{directory} holds a run with another configuration: {'; '.join(differs)}. "
-                "Use another --workdir, or delete this one"
-            )
-    if not is_lead():
-        if not path.exists():
-            raise UserError(
-                f"workdir {directory}: process {jax.process_index()} does not see what process 0 has written there; all "
-                "hosts need the same folder: gs://BUCKET/…, or a mount of one"
-            )
-        return
+    if not is_lead() and not path.exists():
+        raise UserError(
+            f"workdir {directory}: process {jax.process_index()} does not see what process 0 has written there; all "
+            "hosts need the same folder: gs://BUCKET/…, or a mount of one"
+        )
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        write_file(path, json.dumps(wanted, indent=1).encode())
+        same_job(path, flatten(config), free=_FreeKeys(), advice="Use another --workdir, or delete this one")
     except OSError as error:
         raise UserError(f"workdir {directory} cannot be written: {error.strerror or error}") from error
-
-
-def _plain(flat: dict[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(flat))

@@ -85,7 +85,7 @@ def train(pipeline, directory):
         descriptor_width=pipeline.source.format.width, model_width=16, heads=2, layers=1, feed_forward=32
     )
     recipe = Recipe(STEPS, learning_rate=1e-2, buckets=(pipeline.descriptors,))
-    settings = FitSettings(directory, "teacher", log_every=1, validate_every=STEPS, checkpoint_every=3)
+    settings = FitSettings(directory=directory, label="teacher", log_every=1, validate_every=STEPS, checkpoint_every=3)
     # optax's AdamW multiplies Python floats with integer counts.
     with jax.numpy_dtype_promotion("standard"):
         fit(AMES(config, nnx.Rngs(0)), recipe, pipeline, settings, lambda model: {"map": 1.0}, None)

@@ -50,7 +50,7 @@ def pipeline(data):
 
 @pytest.fixture
 def settings(tmp_path):
-    return FitSettings(tmp_path / "run", "teacher", log_every=1, validate_every=4, checkpoint_every=2)
+    return FitSettings(directory=tmp_path / "run", label="teacher", log_every=1, validate_every=4, checkpoint_every=2)
 
 
 @pytest.fixture(autouse=True)
