@@ -31,9 +31,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         descriptors=arguments.descriptors, max_side=arguments.max_side, dtype=arguments.dtype, batch=arguments.batch,
     )  # fmt: skip
     job = ExtractionJob(
-        images, backbone, arguments.out, arguments.split, arguments.skip_broken, arguments.process, arguments.processes,
-        arguments.chunk,
-    )  # fmt: skip
+        images=images,
+        backbone=backbone,
+        root=arguments.out,
+        split=arguments.split,
+        skip_broken=arguments.skip_broken,
+        process=arguments.process,
+        processes=arguments.processes,
+        chunk=arguments.chunk,
+    )
     facts = prepare_folder(job)
     if facts is None:
         if not extract_chunks(job):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -248,6 +249,17 @@ def test_dinov2_and_cvnet_from_files_of_their_authors(pictures: Path, tmp_path: 
 def test_user_errors(pictures: Path, tmp_path: Path, flags: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         extract.main([f"--images={pictures}", f"--out={tmp_path / 'out'}", *flags])
+
+
+def test_a_job_is_built_from_names() -> None:
+    with pytest.raises(TypeError, match="positional"):
+        extracting.ExtractionJob(None, None, Path("out"))
+
+
+def test_documentation_holds_no_placeholder() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "extraction.md").read_text(encoding="utf-8")
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    assert not re.findall(r"^[A-Z0-9_]+$", prose, flags=re.MULTILINE)
 
 
 def test_help_needs_no_network_and_names_the_flags() -> None:

@@ -82,7 +82,7 @@ def _sift(arguments: argparse.Namespace) -> dict[str, Any]:
         backbone = SiftBackbone(statistics=Path(folder) / "statistics.npz")
         seconds = []
         for i in range(arguments.repeats):
-            job = ExtractionJob(files, backbone, Path(folder) / f"out{i}")
+            job = ExtractionJob(images=files, backbone=backbone, root=Path(folder) / f"out{i}")
             start = time.perf_counter()
             extract_chunks(job)
             seconds.append(time.perf_counter() - start)

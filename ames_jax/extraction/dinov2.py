@@ -74,7 +74,9 @@ class Dinov2Backbone:
         self.descriptors, self.max_side, self._patch = descriptors, max_side, network.config.patch
         self.settings: dict[str, Any] = {"name": self.name, "descriptors": descriptors, "max_side": max_side}
         grid = np.asarray(network.positions[...])
-        self._positions = functools.lru_cache(maxsize=16)(functools.partial(positions_of, grid))
+        self._positions = functools.lru_cache(maxsize=16)(
+            functools.partial(positions_of, grid, antialias=network.config.antialias)
+        )
         graph, parameters = nnx.split((network, detector))
         self._batches = Batches(functools.partial(_forward, graph, descriptors), parameters, batch)
         self.together = max(16, 4 * self._batches.most)

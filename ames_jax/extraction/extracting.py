@@ -22,7 +22,7 @@ from ames_jax.runtime.cores import usable_cores
 from ames_jax.runtime.errors import UserError
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ExtractionJob:
     """What to extract.
 

@@ -44,7 +44,9 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def vit_of(weights: Weights, heads: int | None = None, dtype: str = "float32", source: str = "weights") -> ViT:
-    """The vision transformer of a DINOv2 checkpoint (names of its authors); layer scales are folded in.
+    """The vision transformer of a DINOv2 checkpoint (names of its authors), with or without registers.
+
+    Layer scales are folded in.
 
     Args:
       heads: of attention, which leave no trace in the weights; by default as many of 64 as fit.
@@ -54,18 +56,20 @@ def vit_of(weights: Weights, heads: int | None = None, dtype: str = "float32", s
       UserError: listing every name that is missing or left over, or of another shape.
     """
     depth = _count(weights, "blocks.{}.norm1.weight")
-    names = ["cls_token", "pos_embed", "register_tokens", *_pair("patch_embed.proj"), *_pair("norm")]
+    names = ["cls_token", "pos_embed", *_pair("patch_embed.proj"), *_pair("norm")]
+    names += ["register_tokens"] if "register_tokens" in weights else []
     for i in range(depth):
         parts = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
         names += [name for part in parts for name in _pair(f"blocks.{i}.{part}")]
         names += [f"blocks.{i}.ls1.gamma", f"blocks.{i}.ls2.gamma"]
     weights = _exactly(weights, names, source, lambda name: name == "mask_token")
     width, _, patch, _ = weights["patch_embed.proj.weight"].shape
+    registers = weights.get("register_tokens", np.zeros((1, 0, width), np.float32))[0]
     positions = weights["pos_embed"][0]
     grid = round((len(positions) - 1) ** 0.5)
     embed = weights["patch_embed.proj.weight"].transpose(2, 3, 1, 0).reshape(-1, width)
     arrays: Arrays = {
-        ("class_token",): weights["cls_token"][0, 0], ("registers",): weights["register_tokens"][0],
+        ("class_token",): weights["cls_token"][0, 0], ("registers",): registers,
         ("class_position",): positions[0], ("positions",): positions[1:].reshape(grid, grid, width),
         ("embed", "kernel"): embed, ("embed", "bias"): weights["patch_embed.proj.bias"],
         ("norm", "scale"): weights["norm.weight"], ("norm", "bias"): weights["norm.bias"],
@@ -74,7 +78,7 @@ def vit_of(weights: Weights, heads: int | None = None, dtype: str = "float32", s
         arrays |= _vit_block(weights, f"blocks.{i}.", ("blocks", i))
     config = ViTConfig(
         width, depth, heads or max(1, width // HEAD_WIDTH), len(weights["blocks.0.mlp.fc1.bias"]), patch, grid,
-        weights["register_tokens"].shape[1], dtype,
+        len(registers), dtype,
     )  # fmt: skip
     return _filled(lambda: ViT(config, nnx.Rngs(0)), arrays, source)
 

@@ -48,7 +48,7 @@ def vit_features(network: ViT, side: int) -> FeatureMap:
     if side % config.patch:
         raise UserError(f"--config.side={side}: the network takes multiples of {config.patch}")
     count = side // config.patch
-    positions = positions_of(np.asarray(network.positions[...]), count, count)
+    positions = positions_of(np.asarray(network.positions[...]), count, count, config.antialias)
     graph, parameters = nnx.split(network)
 
     def features(parameters: Any, images: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The vision transformer of DINOv2 with registers (Oquab et al. 2023, Darcet et al. 2024), forward only.
+"""The vision transformer of DINOv2, with registers or without (Oquab et al. 2023, Darcet et al. 2024), forward only.
 
 Images enter as flattened patches, so that one compiled program serves every image shape of about the same number of
 patches: the rest of a bucket is padding, which no token attends to.
@@ -23,7 +23,7 @@ class ViTConfig:
 
     Attributes:
       width, depth, heads, mlp: of the transformer. patch: pixels of a patch's side.
-      grid: side of the square of position embeddings. registers: register tokens.
+      grid: side of the square of position embeddings. registers: register tokens, 0 for none.
       dtype: compute type; LayerNorm and softmax stay in float32.
     """
 
@@ -35,6 +35,11 @@ class ViTConfig:
     grid: int = 37
     registers: int = 4
     dtype: str = "float32"
+
+    @property
+    def antialias(self) -> bool:
+        """How the authors resize position embeddings: antialiased in their networks with registers, else not."""
+        return self.registers > 0
 
 
 @jax.tree_util.register_dataclass
@@ -138,23 +143,28 @@ def patches_of(image: np.ndarray, patch: int) -> np.ndarray:
     return split.reshape(height * width, -1)
 
 
-def positions_of(grid: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Position embeddings [G, G, d] resized to [height · width, d], bicubic and antialiased as PyTorch does."""
+def positions_of(grid: np.ndarray, height: int, width: int, antialias: bool = True) -> np.ndarray:
+    """Position embeddings [G, G, d] resized to [height · width, d] as `resizing_matrix` says."""
     if (height, width) == grid.shape[:2]:
         return grid.reshape(height * width, -1)
-    rows = np.tensordot(resizing_matrix(grid.shape[0], height), grid, 1)
-    both = np.einsum("wg,hgd->hwd", resizing_matrix(grid.shape[1], width), rows, optimize=True)
+    rows = np.tensordot(resizing_matrix(grid.shape[0], height, antialias), grid, 1)
+    both = np.einsum("wg,hgd->hwd", resizing_matrix(grid.shape[1], width, antialias), rows, optimize=True)
     return both.reshape(height * width, -1)
 
 
-def resizing_matrix(size: int, wanted: int) -> np.ndarray:
-    """float32 [wanted, size] that resizes `size` values bicubically (Keys, a = -1/2), antialiased where it shrinks."""
-    step = size / wanted
-    widening = max(step, 1.0)
-    centres = (np.arange(wanted) + 0.5) * step
-    x = np.abs((np.arange(size) + 0.5)[None] - centres[:, None]) / widening
-    near, far = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
-    weights = np.where(x < 1, near, np.where(x < 2, far, 0.0))
+def resizing_matrix(size: int, wanted: int, antialias: bool = True) -> np.ndarray:
+    """float32 [wanted, size] that resizes `size` values bicubically, as PyTorch does for DINOv2's authors.
+
+    antialias: Keys' kernel with a = -1/2, widened where it shrinks. Otherwise a = -3/4, values repeated beyond the edge, and
+      the scale (wanted + 0.1) / size: the authors' guard against rounding, which moves every sample a little.
+    """
+    a, step = (-0.5, size / wanted) if antialias else (-0.75, size / (wanted + 0.1))
+    widening, beyond = (max(step, 1.0), 0) if antialias else (1.0, 2)
+    taps = np.arange(-beyond, size + beyond)
+    x = np.abs((taps + 0.5)[None] - ((np.arange(wanted) + 0.5) * step)[:, None]) / widening
+    near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+    far = a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a
+    weights = np.where(x < 1, near, np.where(x < 2, far, 0.0)) @ np.eye(size)[np.clip(taps, 0, size - 1)]
     return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
 
 

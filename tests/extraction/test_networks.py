@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,11 +13,12 @@ import pytest
 from conftest import GOLDEN
 from flax import nnx
 
+from ames_jax.benchmarks.extract import random_weights
 from ames_jax.extraction.cvnet import CvnetBackbone
 from ames_jax.extraction.detector import Detector, strongest
 from ames_jax.extraction.dinov2 import Dinov2Backbone
 from ames_jax.extraction.network_weights import detector_of, detector_weights, read_weights, resnet_of, vit_of
-from ames_jax.extraction.vit import ViTOutput, patches_of, positions_of, resizing_matrix
+from ames_jax.extraction.vit import ViTConfig, ViTOutput, patches_of, positions_of, resizing_matrix
 from ames_jax.model.torch_files import write_checkpoint
 from ames_jax.runtime.errors import UserError
 
@@ -68,9 +70,66 @@ def test_vit_matches_with_resized_positions_and_padding(vit: tuple, forward: Cal
         np.testing.assert_allclose(found.patches[:, :count], cases[f"{case}/patches"], atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.parametrize("patches", [(2, 90), (37, 3)])
+def test_vit_without_registers_matches(patches: tuple[int, int]) -> None:
+    weights = random_weights(ViTConfig(width=48, depth=3, heads=3, mlp=96))
+    del weights["register_tokens"]
+    network = vit_of(weights, heads=3)
+    image = np.random.default_rng(0).standard_normal((14 * patches[0], 14 * patches[1], 3))
+    grid = np.asarray(network.positions[...])
+    positions = positions_of(grid, *patches, antialias=network.config.antialias)
+    pixels = patches_of(image.astype(np.float32), 14)
+    found = network(pixels[None], positions[None], np.ones((1, len(pixels)), bool))
+    expected = plain_vit(weights, image, heads=3)
+    assert found.registers.shape == (1, 0, 48)
+    np.testing.assert_allclose(found.class_token[0], expected[0], atol=TOLERANCE, rtol=0)
+    np.testing.assert_allclose(found.patches[0], expected[1:], atol=TOLERANCE, rtol=0)
+
+
+def plain_vit(weights: dict[str, np.ndarray], image: np.ndarray, heads: int) -> np.ndarray:
+    """Tokens [1 + h · w, d] of a normalised image [14 h, 14 w, 3] in float64, as DINOv2's code computes them."""
+    erf = np.vectorize(math.erf)
+
+    def linear(x: np.ndarray, name: str) -> np.ndarray:
+        return x @ weights[f"{name}.weight"].T.astype(float) + weights[f"{name}.bias"]
+
+    def norm(x: np.ndarray, name: str) -> np.ndarray:
+        x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-6)
+        return x * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    height, width = image.shape[0] // 14, image.shape[1] // 14
+    split = image.reshape(height, 14, width, 14, 3)
+    tokens = np.einsum("hpwqc,dcpq->hwd", split, weights["patch_embed.proj.weight"]) + weights["patch_embed.proj.bias"]
+    position = weights["pos_embed"][0].astype(float)
+    tokens = tokens + cubic(cubic(position[1:].reshape(37, 37, -1), height).swapaxes(0, 1), width).swapaxes(0, 1)
+    tokens = np.concatenate([weights["cls_token"][0] + position[:1], tokens.reshape(height * width, -1)])
+    for block in ("blocks.0", "blocks.1", "blocks.2"):
+        qkv = linear(norm(tokens, f"{block}.norm1"), f"{block}.attn.qkv").reshape(len(tokens), 3, heads, -1)
+        scores = np.exp(np.einsum("nhc,mhc->hnm", qkv[:, 0], qkv[:, 1]) / qkv.shape[-1] ** 0.5)
+        mixed = np.einsum("hnm,mhc->nhc", scores / scores.sum(2, keepdims=True), qkv[:, 2]).reshape(len(tokens), -1)
+        tokens = tokens + weights[f"{block}.ls1.gamma"] * linear(mixed, f"{block}.attn.proj")
+        hidden = linear(norm(tokens, f"{block}.norm2"), f"{block}.mlp.fc1")
+        hidden = hidden * (1 + erf(hidden / 2**0.5)) / 2
+        tokens = tokens + weights[f"{block}.ls2.gamma"] * linear(hidden, f"{block}.mlp.fc2")
+    return norm(tokens, "norm")
+
+
+def cubic(values: np.ndarray, wanted: int) -> np.ndarray:
+    """The first axis resized by four taps (a = -0.75), edges repeated, at the scale that DINOv2's code gives PyTorch."""
+    found = np.zeros((wanted, *values.shape[1:]))
+    for row in range(wanted):
+        place = (row + 0.5) * len(values) / (wanted + 0.1) - 0.5
+        for tap in range(math.floor(place) - 1, math.floor(place) + 3):
+            x = abs(place - tap)
+            weight = 1.25 * x**3 - 2.25 * x**2 + 1 if x < 1 else -0.75 * (x**3 - 5 * x**2 + 8 * x - 4)
+            found[row] += weight * values[min(max(tap, 0), len(values) - 1)]
+    return found
+
+
 def test_resizing_matrix_keeps_constants_and_sizes() -> None:
     for wanted in (1, 5, 37, 60):
-        np.testing.assert_allclose(resizing_matrix(37, wanted).sum(1), 1, atol=1e-6)
+        for antialias in (False, True):
+            np.testing.assert_allclose(resizing_matrix(37, wanted, antialias).sum(1), 1, atol=1e-6)
     np.testing.assert_allclose(resizing_matrix(37, 37), np.eye(37), atol=1e-6)
 
 
