@@ -38,14 +38,14 @@ def _index(arguments: argparse.Namespace) -> int:
     if arguments.add:
         if arguments.model:
             raise UserError("--add uses the model of the index: leave --model out")
-        added = add_images(arguments.out, descriptors, show_progress=True)
+        added = add_images(arguments.out, descriptors)
         index = SearchIndex.open(arguments.out)
     else:
         backbone = descriptors.about.get("backbone", "")
         chosen = ChosenModel.load(arguments.model, backbone, arguments.lam, arguments.gamma)
         index = build_index(
             arguments.out, descriptors, chosen,
-            budget=arguments.budget, global_index=arguments.global_index, show_progress=True,
+            budget=arguments.budget, global_index=arguments.global_index,
         )  # fmt: skip
         added = len(index)
     print(index_text(index, added))

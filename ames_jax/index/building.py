@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +18,18 @@ from ames_jax.data.store import build_store
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.extraction.backbone import STATISTICS_FILE
 from ames_jax.extraction.sift import SiftStatistics
-from ames_jax.index.collection import EMPTY, FACTS, FORMAT, GLOBAL, MODEL, VERSION, SearchIndex, read_facts
+from ames_jax.index.collection import EMPTY, FACTS, FORMAT, GLOBAL, MODEL, VERSION, SearchIndex
 from ames_jax.index.first_stage import factory_string, make_empty, write_empty, write_part
 from ames_jax.index.model_choice import ChosenModel
 from ames_jax.model.packing import BitPacker
 from ames_jax.model.weights import save_model
+from ames_jax.runtime.cache import home
 from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.files import lock, whole_file, whole_folder, write_file
 
 KILOBYTE = 1024
-LOCK = "lock"
+# Of the settings of an extraction, files, which may move.
+FILES = {"weights", "detector"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +37,8 @@ class Descriptors:
     """One split of a data set on disk that is to be searched.
 
     Attributes:
-      root: its folder; split: which of its splits; about: its about.json.
-      ids: of the images; globals: their global descriptors [N, G], memory-mapped.
+      root: its folder; split: the name of the split; about: its about.json.
+      ids: of the images; global_descriptors: of the images, [N, G], memory-mapped.
       pictures: {"folder", "suffix"}: an image's picture is FOLDER/ID + SUFFIX; None where that is not known.
     """
 
@@ -45,7 +46,7 @@ class Descriptors:
     split: str
     about: Mapping[str, Any]
     ids: list[str]
-    globals: np.ndarray
+    global_descriptors: np.ndarray
     pictures: dict[str, str] | None
 
     @classmethod
@@ -59,7 +60,12 @@ class Descriptors:
         values, ids = np.load(file, mmap_mode="r"), source.ids()
         if values.ndim != 2 or len(values) != len(ids):
             raise UserError(f"{file} has shape {values.shape} for {len(ids)} images of {root} {split}")
-        return cls(root, split, about, ids, values, _pictures(root, split, about, ids))
+        pictures = None
+        if split in about.get("images", {}):
+            pictures = {"folder": about["images"][split], "suffix": ""}
+        elif (root / "images" / f"{ids[0]}.jpg").is_file():  # the embedded landmarks keep their own pictures
+            pictures = {"folder": str((root / "images").resolve()), "suffix": ".jpg"}
+        return cls(root, split, about, ids, values, pictures)
 
     @property
     def statistics(self) -> str | None:
@@ -70,14 +76,6 @@ class Descriptors:
     def reader(self, rows: np.ndarray | None = None) -> _Rows:
         """Local descriptors of the images `rows` (None: all), as `build_store` reads them."""
         return _Rows(ShardReader(self.root, self.split), np.arange(len(self.ids)) if rows is None else rows)
-
-
-def _pictures(root: Path, split: str, about: Mapping[str, Any], ids: list[str]) -> dict[str, str] | None:
-    if split in about.get("images", {}):
-        return {"folder": about["images"][split], "suffix": ""}
-    if (root / "images" / f"{ids[0]}.jpg").is_file():  # the embedded landmarks keep their own pictures
-        return {"folder": str((root / "images").resolve()), "suffix": ".jpg"}
-    return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,123 +93,129 @@ class _Rows:
 
 
 def build_index(
-    path: str | Path, descriptors: Descriptors, chosen: ChosenModel, *, budget: int = KILOBYTE,
-    global_index: str = "flat", show_progress: bool = False,
-) -> SearchIndex:  # fmt: skip
+    path: str | Path,
+    descriptors: Descriptors,
+    chosen: ChosenModel,
+    *,
+    budget: int = KILOBYTE,
+    global_index: str = "flat",
+) -> SearchIndex:
     """Builds the index of all images of `descriptors` and opens it.
 
     Args:
-      budget: bytes of local bits an image; the global descriptor comes on top.
-      global_index: "flat", "ivf", "hnsw" or a factory string of FAISS (`global_index.factory_string`).
+      path: its folder, which appears whole or not at all.
+      chosen: the model that makes the bits.
+      budget: bytes of local bits per image; the global descriptor comes on top.
+      global_index: "flat", "ivf", "hnsw" or a factory string of FAISS (`first_stage.factory_string`).
 
-    Raises UserError: the path is taken, the budget holds no descriptor, model and descriptors do not belong together.
+    Raises:
+      UserError: the path is taken or being written, the budget holds no descriptor, or model and descriptors do not
+        belong together.
     """
     path = Path(path)
     if path.exists():
         raise UserError(f"{path} exists already; add images to it with --add, or name another --out")
     chosen.check(descriptors.about, descriptors.statistics)
     packer = BitPacker(chosen.model)
-    size = packer.config.bits // 8
+    size = packer.bits // 8
     if budget < size:
         raise UserError(f"--budget={budget} B: one descriptor alone takes {size} B")
-    partial = path.with_name(f"{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_model(chosen.model, partial / MODEL, chosen.facts)
-    (partial / "about.json").write_text(json.dumps(dict(descriptors.about), indent=1), encoding="utf-8")
-    if descriptors.statistics:
-        shutil.copyfile(descriptors.root / STATISTICS_FILE, partial / STATISTICS_FILE)
-    write_empty(make_empty(global_index, descriptors.globals), partial / EMPTY)
-    facts = {
-        "format": FORMAT, "version": VERSION, "images": 0, "descriptors": budget // size, "bits": packer.config.bits,
-        "budget": budget, "model": chosen.name, "lam": chosen.lam, "gamma": chosen.gamma,
-        "global_index": factory_string(global_index, len(descriptors.ids)), "global_width": descriptors.globals.shape[1],
-        "statistics": descriptors.statistics, "parts": [],
-    }  # fmt: skip
-    facts = _write_part(partial, facts, descriptors, np.arange(len(descriptors.ids)), packer, show_progress)
-    _publish(partial, facts)
-    _sync(partial)
-    os.replace(partial, path)
+    with lock(path, home()), whole_folder(path) as folder:
+        save_model(chosen.model, folder / MODEL, chosen.facts)
+        write_file(folder / "about.json", json.dumps(dict(descriptors.about), indent=1))
+        if descriptors.statistics:
+            shutil.copyfile(descriptors.root / STATISTICS_FILE, folder / STATISTICS_FILE)
+        write_empty(make_empty(global_index, descriptors.global_descriptors), folder / EMPTY)
+        facts = {
+            "format": FORMAT,
+            "version": VERSION,
+            "images": 0,
+            "descriptors": budget // size,
+            "bits": packer.bits,
+            "budget": budget,
+            "model": chosen.name,
+            "lam": chosen.lam,
+            "gamma": chosen.gamma,
+            "global_index": factory_string(global_index, len(descriptors.ids)),
+            "global_width": descriptors.global_descriptors.shape[1],
+            "statistics": descriptors.statistics,
+            "parts": [],
+        }
+        publish(folder, write_images(folder, facts, descriptors, np.arange(len(descriptors.ids)), packer))
+        _sync(folder)
     return SearchIndex.open(path)
 
 
-def add_images(path: str | Path, descriptors: Descriptors, show_progress: bool = False) -> int:
+def add_images(path: str | Path, descriptors: Descriptors) -> int:
     """Adds the images that the index does not hold yet, by id; returns how many that were.
 
     The index of before is searched until the last step, which replaces one file. Two at a time are refused.
     Raises UserError: no index, descriptors of another extraction, an id that stands for another picture in the index.
     """
     path = Path(path)
-    with _locked(path):
+    with lock(path, home()):
         index = SearchIndex.open(path)
         _refuse_another_extraction(index, descriptors)
+        _refuse_another_picture(index, descriptors)
         known = set(index.ids)
         rows = np.array([row for row, name in enumerate(descriptors.ids) if name not in known], np.int64)
-        _refuse_another_picture(index, descriptors, known)
         if len(rows):
-            _remove_leftovers(path, index.facts)
-            packer = BitPacker(index.model)
-            _publish(path, _write_part(path, index.facts, descriptors, rows, packer, show_progress))
+            publish(path, write_images(path, index.facts, descriptors, rows, BitPacker(index.model)))
     return len(rows)
 
 
-def _write_part(
-    path: Path, facts: dict[str, Any], descriptors: Descriptors, rows: np.ndarray, packer: BitPacker, progress: bool
+def write_images(
+    path: Path, facts: dict[str, Any], descriptors: Descriptors, rows: np.ndarray, packer: BitPacker
 ) -> dict[str, Any]:
-    """Writes one part and returns the facts with it; nothing reads the part before they are published."""
+    """Writes the images `rows` of a data set as a part of an index, whose lock is held.
+
+    Returns the facts with the part; without `publish` nothing reads it, and the next writer removes it.
+    """
+    for leftover in path.glob("part-*"):  # of changes that were killed
+        if leftover.name not in {part["folder"] for part in facts["parts"]}:
+            shutil.rmtree(leftover)
     folder = path / f"part-{len(facts['parts']):05d}"
     ids = [descriptors.ids[row] for row in rows]
     source = f"{descriptors.root} {descriptors.split}"
     store = build_store(
-        folder, descriptors.reader(rows), ids, packer, facts["descriptors"],
-        model=facts["model"], source=source, show_progress=progress,
-    )  # fmt: skip
+        folder,
+        descriptors.reader(rows),
+        ids,
+        packer,
+        facts["descriptors"],
+        model=facts["model"],
+        source=source,
+        show_progress=True,
+    )
     # A memory map is read in the blocks that FAISS is given; all rows is the common case and needs no copy.
-    values = descriptors.globals if len(rows) == len(descriptors.ids) else descriptors.globals[rows]
-    write_part(path / EMPTY, values, folder / GLOBAL)
+    values = descriptors.global_descriptors
+    write_part(path / EMPTY, values if len(rows) == len(values) else values[rows], folder / GLOBAL)
     _sync(folder)
     part = {
-        "folder": folder.name, "images": len(rows), "source": source, "pictures": descriptors.pictures,
+        "folder": folder.name,
+        "images": len(rows),
+        "source": source,
+        "pictures": descriptors.pictures,
         "global_bytes": (folder / GLOBAL).stat().st_size,
-    }  # fmt: skip
+    }
     first = {} if facts["parts"] else {"descriptors": store.header["descriptors"]}
     return {**facts, **first, "images": facts["images"] + len(rows), "parts": [*facts["parts"], part]}
 
 
-def _publish(path: Path, facts: dict[str, Any]) -> None:
-    """Replaces index.json in one step."""
-    partial = path / f"{FACTS}.partial"
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(facts, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path / FACTS)
+def publish(path: Path, facts: dict[str, Any]) -> None:
+    """Replaces index.json: from now on the index is what `facts` say."""
+    with whole_file(path / FACTS) as partial:
+        partial.write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        _sync(partial)
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process at a time adds; the lock goes with the process, however it ends."""
-    read_facts(path)
-    with (path / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{path}: another process is adding images; try again when it is done") from error
-        yield
-
-
-def _remove_leftovers(path: Path, facts: Mapping[str, Any]) -> None:
-    """Parts of additions that were killed."""
-    named = {part["folder"] for part in facts["parts"]}
-    for folder in path.glob("part-*"):
-        if folder.name not in named:
-            shutil.rmtree(folder)
-
-
-def _sync(folder: Path) -> None:
-    """Waits until everything in a folder is on the disk, so that a power failure cannot lose what is published after."""
-    for entry in [*(file for file in folder.rglob("*") if file.is_file()), folder]:
-        handle = os.open(entry, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Waits until a file, or a folder with all in it, is on the disk, so that a power failure cannot lose what is
+    published after."""
+    for entry in [*path.rglob("*"), path]:
+        if entry.is_dir() and os.name == "nt":  # Windows has no handles of folders
+            continue
+        handle = os.open(entry, os.O_RDONLY if entry.is_dir() else os.O_RDWR)
         try:
             os.fsync(handle)
         finally:
@@ -225,17 +229,20 @@ def _refuse_another_extraction(index: SearchIndex, descriptors: Descriptors) -> 
             f"with --statistics={index.path / STATISTICS_FILE}"
         )
     was, now = (about.get("extraction") or {} for about in (index.about, descriptors.about))
-    for key in sorted((was.keys() | now.keys()) - {"weights", "detector"}):  # files may move
+    for key in sorted((was.keys() | now.keys()) - FILES):
         if was.get(key) != now.get(key):
             raise UserError(
                 f"{descriptors.root}: extracted with {key} = {now.get(key)!r}, the images of {index.path} with "
-                f"{was.get(key)!r}; extract them as those were"
+                f"{was.get(key)!r}; extract them with the same settings"
             )
 
 
-def _refuse_another_picture(index: SearchIndex, descriptors: Descriptors, known: set[str]) -> None:
-    for name in (name for name in descriptors.ids if name in known):
-        held = index.picture(int(index.rows([name])[0]))
+def _refuse_another_picture(index: SearchIndex, descriptors: Descriptors) -> None:
+    row_of = {name: row for row, name in enumerate(index.ids)}
+    for name in descriptors.ids:
+        if name not in row_of:
+            continue
+        held = index.picture(row_of[name])
         new = descriptors.pictures and Path(descriptors.pictures["folder"]) / f"{name}{descriptors.pictures['suffix']}"
         if held != new:
             raise UserError(

@@ -1,20 +1,19 @@
 """A search index on disk: a model, what extraction of a query needs, and parts with global and local descriptors.
 
-    INDEX/index.json             what the index holds; replaced in one step, the last thing that building or adding does
-    INDEX/about.json             about the extraction (of the first descriptors), with sift_statistics.npz for SIFT
-    INDEX/model/                 the binary model that made the bits
-    INDEX/empty.faiss            the trained FAISS index without vectors, from which every part starts
-    INDEX/part-XXXXXXXX/         a packed store of local bits (`store.py`) and global.faiss, for the images added at a time
+    INDEX/index.json        what the index holds, part by part; replaced in one step, last in building and in every change
+    INDEX/about.json        facts about the extraction (of the first descriptors), with sift_statistics.npz for SIFT
+    INDEX/model/            the binary model that made the bits
+    INDEX/empty.faiss       the trained FAISS index without vectors, from which every part starts
+    INDEX/part-XXXXX/       a packed store of local bits (`data/store.py`) and global.faiss, of images added together
 
-A part never changes once it is written, and a part that index.json does not name is not there: a killed build or
-addition leaves the index as it was.
+A part never changes once it is written, and a part that index.json does not name does not exist for readers: a killed
+change leaves the index as it was, and whoever has opened the old one goes on with it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,14 @@ import numpy as np
 from ames_jax.data.shards import read_about
 from ames_jax.data.store import PackedStore, open_store, rows_of
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.extraction.backbone import STATISTICS_FILE, Backbone
+from ames_jax.extraction.backbone import Backbone
 from ames_jax.extraction.backbones import reopen_backbone
 from ames_jax.index.first_stage import GlobalIndex
 from ames_jax.model.ames import AMES
 from ames_jax.model.packing import binarizer_fingerprint
 from ames_jax.model.weights import read_model
 from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.files import read_json
 
 FORMAT, VERSION = "ames_jax search index", 1
 FACTS, MODEL, EMPTY, GLOBAL = "index.json", "model", "empty.faiss", "global.faiss"
@@ -42,7 +42,7 @@ class SearchIndex:
 
     Attributes:
       path: its folder.
-      facts: what index.json says: images, descriptors (T a image), model, lam, gamma, global_index, parts, …
+      facts: the content of index.json: images, descriptors (T per image), model, lam, gamma, global_index, parts, …
       model: the binary model.
       global_index: the first stage.
       stores: the packed store of each part.
@@ -63,19 +63,19 @@ class SearchIndex:
         path = Path(path)
         facts = read_facts(path)
         model = read_model(path / MODEL)
+        folders = [path / part["folder"] for part in facts["parts"]]
+        for folder, part in zip(folders, facts["parts"]):
+            _check_size(folder / GLOBAL, part["global_bytes"])
         fingerprint = binarizer_fingerprint(model)
-        stores = []
-        for part in facts["parts"]:
-            _check_size(path / part["folder"] / GLOBAL, part["global_bytes"])
-            stores.append(open_store(path / part["folder"], fingerprint))
-        global_index = GlobalIndex([path / part["folder"] / GLOBAL for part in facts["parts"]], parameters)
-        held = sum(len(store) for store in stores)
+        stores = tuple(open_store(folder, fingerprint) for folder in folders)
+        global_index = GlobalIndex([folder / GLOBAL for folder in folders], parameters)
+        held = sum(map(len, stores))
         if not held == len(global_index) == facts["images"]:
             raise UserError(
                 f"{path}: index.json says {facts['images']} images, the parts hold {held} sets of local and "
                 f"{len(global_index)} global descriptors; build the index again"
             )
-        return cls(path, facts, model, global_index, tuple(stores))
+        return cls(path, facts, model, global_index, stores)
 
     def __len__(self) -> int:
         return self.facts["images"]
@@ -84,6 +84,16 @@ class SearchIndex:
     def binarizer(self) -> str:
         """`packing.binarizer_fingerprint` of the model."""
         return self.stores[0].binarizer
+
+    @property
+    def setting(self) -> tuple[float, float]:
+        """λ and γ of the ensemble."""
+        return self.facts["lam"], self.facts["gamma"]
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """about.json of the first descriptors: name, backbone, global, …"""
+        return read_about(self.path)
 
     @functools.cached_property
     def ids(self) -> list[str]:
@@ -102,8 +112,6 @@ class SearchIndex:
         """The first `count` stored descriptors of images `rows` int [n], any order: bits uint8 [n, T, bits / 8], `valid`."""
         rows = np.asarray(rows)
         count = min(count or self.facts["descriptors"], self.facts["descriptors"])
-        if len(self.stores) == 1:
-            return self.stores[0].read(rows, count)
         bits = np.zeros((len(rows), count, self.facts["bits"] // 8), np.uint8)
         valid = np.zeros((len(rows), count), bool)
         part_of, starts = self._parts_of(rows)
@@ -122,34 +130,17 @@ class SearchIndex:
         return None if folder is None else Path(folder) / f"{self.ids[row]}{pictures['suffix']}"
 
     def picture_path(self, row: int, folder: Path | None = None) -> Path:
-        """`picture`, sure to be there; raises UserError, naming the file, where it is not."""
+        """`picture` of an image; raises UserError, naming the file, where there is none."""
         path = self.picture(row, folder)
         if path is None:
             raise UserError(f"{self.path} does not know where its pictures are; give their folder with --pictures=DIR")
         if not path.is_file():
-            raise UserError(
-                f"{path}: the picture is not there (any more); give the pictures' folder with --pictures=DIR"
-            )
+            raise UserError(f"{path}: the picture is no longer there; give the pictures' folder with --pictures=DIR")
         return path
 
     def open_backbone(self) -> Backbone:
-        """What extracts queries as the images of the index were extracted; raises UserError where that is not known."""
+        """Extracts queries as the images of the index were extracted; raises UserError where that is not known."""
         return reopen_backbone(self.path)
-
-    @property
-    def setting(self) -> tuple[float, float]:
-        """λ and γ of the ensemble."""
-        return self.facts["lam"], self.facts["gamma"]
-
-    @property
-    def has_statistics(self) -> bool:
-        """True where queries are SIFT."""
-        return (self.path / STATISTICS_FILE).is_file()
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """about.json of the first descriptors: name, backbone, global, …"""
-        return read_about(self.path)
 
     def verify(self) -> None:
         """Reads all local descriptors and raises UserError, naming the file, where one is damaged."""
@@ -163,16 +154,13 @@ class SearchIndex:
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """index.json; raises UserError where it is missing, damaged or of another version."""
+    """The content of index.json; raises UserError where it is missing, damaged or of another version."""
     file = path / FACTS
     if not file.is_file():
         raise UserError(
             f"{path} is not a search index: it has no {FACTS}; make one with python -m ames_jax.search index"
         )
-    try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file} is not readable as JSON ({error}); build the index again") from error
+    facts = read_json(file)
     if facts.get("format") != FORMAT or facts.get("version") != VERSION:
         raise UserError(
             f"{file}: {facts.get('format')!r} version {facts.get('version')}, this program reads {FORMAT!r} version "

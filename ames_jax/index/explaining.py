@@ -1,4 +1,4 @@
-"""Why an image was found: the correspondences that the model's cross-attention sees between it and the query."""
+"""Reasons why an image was found: the correspondences that the model's cross-attention sees between it and the query."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ames_jax.model.attention import CrossWeights
 from ames_jax.model.packing import BitPacker
 from ames_jax.runtime.errors import UserError
 
-# Of an image's descriptors, how many must have the stored bits again. Networks round differently from device to device.
+# Share of an image's descriptors that must have the stored bits again: networks round differently from device to device.
 SAME_PICTURE = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """A query, an image, and what connects them.
+    """A query, an image, and the descriptors that connect them.
 
     Attributes:
       query_image, image: RGB uint8 [H, W, 3].
@@ -54,14 +54,14 @@ def explain(searcher: Searcher, query: Path, image_id: str, pictures: Path | Non
     """
     index = searcher.index
     row = int(index.rows([image_id])[0])
-    images = [load_image(query), load_image(index.picture_path(row, pictures))]
-    asked, found = searcher.extract(images)
-    local = asked.local.truncate(searcher.query_descriptors)
+    path = index.picture_path(row, pictures)
+    images = [load_image(query), load_image(path)]
+    asking, asked_for = searcher.extract(images)
+    local = asking.local.truncate(searcher.query_descriptors)
     stored = index.read(np.array([row]))[0]
     stored = DescriptorSet(stored.features[stored.valid])
-    again = found.local.truncate(stored.count)
-    _refuse_another_picture(BitPacker(index.model), stored, again, index.picture_path(row, pictures))
-    similarity = float(asked.global_descriptor @ found.global_descriptor)
+    again = asked_for.local.truncate(stored.count)
+    _refuse_another_picture(BitPacker(index.model), stored, again, path)
     query_set, database = DescriptorSet(local.features)[None], stored[None]
     graph, params = nnx.split(index.model)
 
@@ -70,14 +70,12 @@ def explain(searcher: Searcher, query: Path, image_id: str, pictures: Path | Non
         return model.pair_logits(query_set, database), model.cross_weights(query_set, database)
 
     logit, weights = jax.jit(look)(params)
-    similarities = np.array([similarity], np.float32)
-    hit = ranked([image_id], np.array([row]), similarities, np.asarray(logit), searcher.lam, searcher.gamma)[0]
+    similarity = np.array([asking.global_descriptor @ asked_for.global_descriptor], np.float32)
+    [hit] = ranked([image_id], np.array([row]), similarity, np.asarray(logit), searcher.lam, searcher.gamma)
     pairs, strengths = correspondences(weights)
     last = np.asarray(weights[-1].matching[0].mean(axis=0))
-    count = local.count
-    return Explanation(
-        *images, hit, local.xy, again.xy, pairs, strengths, last[:count], last[count + 1 :]
-    )  # fmt: skip
+    attention = last[: local.count], last[local.count + 1 :]
+    return Explanation(*images, hit, local.xy, again.xy, pairs, strengths, *attention)
 
 
 def correspondences(weights: list[CrossWeights]) -> tuple[np.ndarray, np.ndarray]:

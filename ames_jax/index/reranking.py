@@ -16,7 +16,7 @@ from ames_jax.retrieval.ranking import ensemble
 from ames_jax.retrieval.scoring import Scorer
 from ames_jax.runtime.errors import UserError
 
-MOST = 1 << 16  # more than any store holds of an image
+MOST = 1 << 16  # more descriptors than any store holds of an image
 
 
 class StoredImages(Protocol):
@@ -26,6 +26,9 @@ class StoredImages(Protocol):
 
     @property
     def binarizer(self) -> str: ...
+
+    @property
+    def setting(self) -> tuple[float, float] | None: ...
 
     def rows(self, ids: Sequence[str]) -> np.ndarray: ...
 
@@ -62,7 +65,7 @@ def rerank(
     gamma: float | None = None,
     descriptors: int | None = None,
 ) -> list[Hit]:
-    """The shortlist of any first stage, say a vector database, re-ranked: best first.
+    """The shortlist of any first stage, such as a vector database, re-ranked: best first.
 
     Args:
       model: the binary model that made the store's bits; a `Scorer` of it saves work when called often.
@@ -70,7 +73,7 @@ def rerank(
       store: a packed store (`open_store`) or a search index (`SearchIndex.open`).
       ids: the shortlist, best first; global_similarities: its similarities [K].
       lam, gamma: λ and γ of the ensemble. None: the `setting` of the store or index.
-      descriptors: T, the most that are used of each stored image; None: all that are stored.
+      descriptors: T, the most descriptors of a stored image that are used; None: all that are stored.
 
     Raises:
       UserError: an id that the store does not hold, bits of another model, descriptors that do not fit the model, λ or γ
@@ -78,7 +81,7 @@ def rerank(
     """
     if len(ids) != len(global_similarities):
         raise UserError(f"{len(ids)} ids with {len(global_similarities)} global similarities: give one for each")
-    lam, gamma = _setting(store, lam, gamma)
+    lam, gamma = setting_of(store, lam, gamma)
     scorer = model if isinstance(model, Scorer) else _checked_scorer(model, store)
     rows = store.rows(ids)
     if not len(rows):
@@ -98,14 +101,15 @@ def ranked(
     ]
 
 
-def _setting(store: StoredImages, lam: float | None, gamma: float | None) -> tuple[float, float]:
-    known = getattr(store, "setting", None)
-    if known is None and (lam is None or gamma is None):
+def setting_of(store: StoredImages, lam: float | None, gamma: float | None) -> tuple[float, float]:
+    """λ and γ: the given ones, else those of the store; raises UserError where it knows none."""
+    known_lam, known_gamma = getattr(store, "setting", None) or (None, None)
+    lam, gamma = known_lam if lam is None else lam, known_gamma if gamma is None else gamma
+    if lam is None or gamma is None:
         raise UserError(
             f"{store.path} does not say with which λ and γ its model's scores join the global ones: give lam and gamma, "
             "as python -m ames_jax.evaluate chooses them for the model"
         )
-    lam, gamma = (value if given is None else given for given, value in zip((lam, gamma), known or (None, None)))
     return lam, gamma
 
 

@@ -1,4 +1,4 @@
-"""Search: a picture in, a re-ranked list of the index's pictures out."""
+"""Search: from a picture to a re-ranked list of the index's pictures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ames_jax.extraction.backbone import STATISTICS_FILE, Backbone, Extracted
 from ames_jax.extraction.images import load_image
 from ames_jax.extraction.sift import SiftStatistics, global_descriptor
 from ames_jax.index.collection import SearchIndex
-from ames_jax.index.reranking import Hit, ranked
+from ames_jax.index.reranking import Hit, ranked, setting_of
 from ames_jax.retrieval.scoring import Scorer
 from ames_jax.runtime.cores import usable_cores
 from ames_jax.runtime.errors import UserError
@@ -29,12 +29,12 @@ Query = str | Path | np.ndarray | Extracted | DescriptorSet
 
 @dataclasses.dataclass(frozen=True)
 class SearchResult:
-    """What a search found for one query.
+    """The images found for one query.
 
     Attributes:
       hits: the best images after re-ranking, best first; those beyond the shortlist keep the first stage's order.
       first_stage: the best images before re-ranking, best first.
-      seconds: time of each of `STAGES`; of several queries at a time, a query's share.
+      seconds: time of each of `STAGES`; of several queries searched together, the share of one.
     """
 
     hits: list[Hit]
@@ -43,30 +43,35 @@ class SearchResult:
 
 
 class Searcher:
-    """An index ready to be asked: model compiled, backbone open.
+    """An index ready for queries: model compiled, backbone open.
 
     Args:
       index: folder of an index, or an open one.
       shortlist: images of the first stage that are re-ranked.
-      query_descriptors: Q, the strongest of a query that are used.
+      query_descriptors: Q, the strongest descriptors of a query, which are used.
       lam, gamma: λ and γ in place of those of the index.
-      backbone: what extracts queries; by default, opened on the first picture, what extracted the images.
+      backbone: extracts queries; by default, opened on the first picture, the one that extracted the images.
 
     Raises:
       UserError: no index at the path, or one that is damaged.
     """
 
     def __init__(
-        self, index: SearchIndex | str | Path, *, shortlist: int = 100, query_descriptors: int = 100,
-        lam: float | None = None, gamma: float | None = None, backbone: Backbone | None = None,
-    ):  # fmt: skip
+        self,
+        index: SearchIndex | str | Path,
+        *,
+        shortlist: int = 100,
+        query_descriptors: int = 100,
+        lam: float | None = None,
+        gamma: float | None = None,
+        backbone: Backbone | None = None,
+    ):
         self.index = index if isinstance(index, SearchIndex) else SearchIndex.open(index)
         for name, value in (("shortlist", shortlist), ("query_descriptors", query_descriptors)):
             if value < 1:
                 raise UserError(f"{name}={value}: must be at least 1")
         self.shortlist, self.query_descriptors = min(shortlist, len(self.index)), query_descriptors
-        known = self.index.setting
-        self.lam, self.gamma = (value if given is None else given for given, value in zip((lam, gamma), known))
+        self.lam, self.gamma = setting_of(self.index, lam, gamma)
         self._scorer = Scorer(self.index.model)
         self._backbone, self._statistics = backbone, None
 
@@ -75,12 +80,12 @@ class Searcher:
         self.backbone.extract([np.zeros((64, 64, 3), np.uint8)])
         width = self.index.model.config.descriptor_width
         nothing = stack([_bare(DescriptorSet(np.zeros((0, width), np.float32)))], self.query_descriptors)
-        self._score(nothing, self._gather(np.zeros((1, self.shortlist), np.int64)))
+        self._scorer.shortlists(nothing, *self._gather(np.zeros((1, self.shortlist), np.int64)))
         self.index.ids  # noqa: B018 - read once, kept
 
     @property
     def backbone(self) -> Backbone:
-        """What extracts queries."""
+        """Extracts queries."""
         self._backbone = self._backbone or self.index.open_backbone()
         return self._backbone
 
@@ -96,7 +101,8 @@ class Searcher:
         Args:
           queries: picture files, RGB images uint8 [H, W, 3], `Extracted` descriptors or, for SIFT, whose global descriptor
             comes from the local ones, a `DescriptorSet` of all local descriptors of a picture [N, 128].
-          progress: called with the number of queries done at a time.
+          k: images per query.
+          progress: called with the number of queries that were just finished.
 
         Raises:
           UserError: naming the file: a picture that cannot be read; descriptors of another width.
@@ -122,28 +128,27 @@ class Searcher:
         extracted = self.extract(queries)
         local = stack([_bare(query.local) for query in extracted], self.query_descriptors)
         clock.lap("extract")
-        wanted = max(k, self.shortlist)
         vectors = np.stack([query.global_descriptor for query in extracted])
         self._check_width(vectors)
-        similarities, rows = self.index.global_index.search(vectors, wanted)
+        similarities, rows = self.index.global_index.search(vectors, max(k, self.shortlist))
         clock.lap("global")
         # An approximate first stage may list fewer (row −1): scored like row 0 to keep the shape, then left out.
         database = self._gather(np.maximum(rows[:, : self.shortlist], 0))
         clock.lap("gather")
-        logits = self._score(local, database)
+        logits = self._scorer.shortlists(local, *database)
         clock.lap("score")
         found = [self._ranked(s[r >= 0], r[r >= 0], x[r[: len(x)] >= 0]) for s, r, x in zip(similarities, rows, logits)]
         clock.lap("rank")
         return [SearchResult(hits[:k], before[:k], clock.seconds) for hits, before in found]
 
     def _image(self, query: Query) -> np.ndarray:
-        """The picture, already in the size that the backbone reads: loading threads share that work."""
+        """The picture in the size that the backbone reads: loading threads share that work."""
         return self.backbone.fit(query if isinstance(query, np.ndarray) else load_image(Path(query)))
 
     def _given(self, query: Extracted | DescriptorSet) -> Extracted:
         if isinstance(query, Extracted):
             return query
-        if not self.index.has_statistics:
+        if self.index.facts["statistics"] is None:
             raise UserError(
                 "a DescriptorSet alone is a query of SIFT indexes, whose global descriptor comes from the local ones; "
                 "give Extracted(local, global_descriptor)"
@@ -162,9 +167,6 @@ class Searcher:
         """The stored images that shortlists [Nq, K] name, each once, and the shortlists as rows of them."""
         needed, places = np.unique(rows, return_inverse=True)
         return self.index.read(needed), places.reshape(rows.shape)
-
-    def _score(self, local: DescriptorSet, database: tuple[DescriptorSet, np.ndarray]) -> np.ndarray:
-        return self._scorer.shortlists(local, *database)
 
     def _ranked(self, similarities: np.ndarray, rows: np.ndarray, logits: np.ndarray) -> tuple[list[Hit], list[Hit]]:
         """The whole list re-ranked, and as the first stage gave it."""

@@ -16,8 +16,9 @@ BUDGET = 80  # 20 descriptors of 4 bytes
 
 
 @pytest.fixture
-def one_device(monkeypatch):
-    """Eight fake devices only make the small programs slower to compile."""
+def one_device(monkeypatch, tmp_path_factory):
+    """Eight fake devices only make the small programs slower to compile; locks lie in a folder of the tests."""
+    monkeypatch.setenv("AMES_JAX_HOME", str(tmp_path_factory.getbasetemp() / "home"))
     first = jax.local_devices()[:1]
     monkeypatch.setattr(jax, "local_devices", lambda: first)
     monkeypatch.setattr(search.cache, "start", lambda: None)
@@ -34,6 +35,7 @@ def made(tmp_path_factory) -> Iterator[Path]:
     photo_folder.write_model(root / "model", statistics)
     photo_folder.write_pictures(root / "asked", range(5, 6))
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AMES_JAX_HOME", str(root / "home"))
         patch.setattr(search.cache, "start", lambda: None)
         command = ["index", f"--descriptors={root / 'set'}", f"--model={root / 'model'}", f"--out={root / 'index'}"]
         assert search.main([*command, f"--budget={BUDGET}B"]) == 0

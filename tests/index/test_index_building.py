@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import subprocess
@@ -20,7 +19,9 @@ from ames_jax.index.building import Descriptors, add_images, build_index
 from ames_jax.index.collection import SearchIndex
 from ames_jax.index.model_choice import ChosenModel
 from ames_jax.index.searcher import Searcher
+from ames_jax.runtime.cache import home
 from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.files import lock
 
 ROOT = Path(__file__).parents[2]
 QUERY_DESCRIPTORS, BUDGET = 30, 80  # 20 descriptors of 4 bytes
@@ -101,10 +102,9 @@ def test_a_failed_build_leaves_nothing(made, tmp_path, monkeypatch):
 
 
 def test_two_additions_at_a_time_are_refused(grown):
-    with (grown / "index" / building.LOCK).open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another process is adding"):
-            add_images(grown / "index", Descriptors.open(grown / "set"))
+    descriptors = Descriptors.open(grown / "set")
+    with lock(grown / "index", home()), pytest.raises(UserError, match="is being written by process"):
+        add_images(grown / "index", descriptors)
 
 
 def test_what_does_not_belong_together_is_refused(made, grown, tmp_path):

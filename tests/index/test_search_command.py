@@ -63,7 +63,7 @@ def test_explain_refuses_what_is_not_the_indexed_picture(made, query, tmp_path):
     (tmp_path / "scene1" / "0.jpg").write_bytes(other)
     with pytest.raises(UserError, match=r"scene1/0.jpg: not the picture that was indexed"):
         search.main(["explain", *query[1:], "--id=scene1/0.jpg", f"--pictures={tmp_path}"])
-    with pytest.raises(UserError, match=r"scene1/1.jpg: the picture is not there \(any more\)"):
+    with pytest.raises(UserError, match=r"scene1/1.jpg: the picture is no longer there"):
         search.main(["explain", *query[1:], "--id=scene1/1.jpg", f"--pictures={tmp_path}"])
 
 

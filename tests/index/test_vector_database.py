@@ -27,7 +27,7 @@ def test_the_example_runs(made, tmp_path, monkeypatch, capsys):
         exec(block, namespace)
     hits, query = namespace["hits"], namespace["query"]
     photos = Descriptors.open(made / "set")
-    by_similarity = np.argsort(-(photos.globals @ query.global_descriptor), kind="stable")
+    by_similarity = np.argsort(-(photos.global_descriptors @ query.global_descriptor), kind="stable")
     first_stage = sorted(hits, key=lambda hit: hit.old_place)
     assert [hit.id for hit in first_stage] == [photos.ids[row] for row in by_similarity]
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
