@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from ames_jax.extraction.keypoints import Keypoints
 from ames_jax.runtime import cache
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import checksum, lock, whole_folder
+from ames_jax.runtime.progress import Progress
 from ames_jax.scenes.rendering import Task, run_tasks
 from ames_jax.scenes.settings import Settings, preset
 from ames_jax.scenes.writing import write_set
@@ -52,11 +53,13 @@ def build(
         check(folder)
         return folder
     try:
-        with lock(folder, cache.home(), WAIT_SECONDS):
+        with ExitStack() as stack:
+            with Progress(f"waiting for the process that builds {folder}", quiet=not progress):
+                stack.enter_context(lock(folder, cache.home(), WAIT_SECONDS))
             if rebuild or not folder.exists():  # else another process has built it meanwhile
-                with whole_folder(folder, replace=rebuild) as target:
-                    _fill(target, settings, processes, progress)
-                    write_manifest(target)
+                target = stack.enter_context(whole_folder(folder, replace=rebuild))
+                _fill(target, settings, processes, progress)
+                write_manifest(target)
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be written ({error}); set AMES_JAX_HOME to a folder that is writable and has space"
@@ -66,16 +69,16 @@ def build(
 
 def _fill(target: Path, settings: Settings, processes: int | None, progress: bool) -> None:
     parts = splits(settings)
-    tasks = [(part.name, task) for part in parts for task in part.tasks(settings, target / "images")]
+    tasks = [task for part in parts for task in part.tasks(settings, target / "images")]
+    names = [part.name for part in parts for _ in range(part.landmarks)]
     keypoints: dict[str, list[Keypoints]] = {part.name: [] for part in parts}
-    total = sum(task.views for _, task in tasks)
-    with tqdm(
-        total=total, desc=f"building {settings.name}", unit="photo", mininterval=0.5, disable=not progress
-    ) as bar:
-        for (name, _), photos in zip(tasks, run_tasks([task for _, task in tasks], processes)):
+    total = sum(task.views for task in tasks)
+    with Progress(f"building {settings.name}", total, "photos", quiet=not progress) as bar:
+        for photos, name in zip(run_tasks(tasks, processes), names, strict=True):
             keypoints[name] += photos
             bar.update(len(photos))
-    write_set(target, settings, {part.name: (part.ids, part.numbers, keypoints[part.name]) for part in parts})
+    with Progress(f"writing {settings.name}", quiet=not progress):
+        write_set(target, settings, {part.name: (part.ids, part.numbers, keypoints[part.name]) for part in parts})
 
 
 @dataclass(frozen=True)

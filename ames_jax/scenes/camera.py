@@ -31,9 +31,13 @@ class Camera:
 
     @classmethod
     def towards(
-        cls, target: tuple[float, float], angles: np.ndarray | tuple[float, float, float], pixels_per_unit: float,
-        centre: tuple[float, float], focal: float,
-    ) -> Camera:  # fmt: skip
+        cls,
+        target: tuple[float, float],
+        angles: np.ndarray | tuple[float, float, float],
+        pixels_per_unit: float,
+        centre: tuple[float, float],
+        focal: float,
+    ) -> Camera:
         """Looks at `target` on the facade under the angles yaw, pitch, roll (radians), seen at `centre` of the photo."""
         rotation = _rotation(*angles)
         translation = rotation @ [-target[0], -target[1], 0] + [0, 0, focal / pixels_per_unit]

@@ -6,15 +6,13 @@ and mean nothing: a matcher that merely counts matches is misled by them, one th
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 from ames_jax.scenes.drawing import Canvas, Patch, Rng, Sprite
-from ames_jax.scenes.elements import WindowStyle, draw_lettering, draw_ornament
-from ames_jax.scenes.windows import draw_window
+from ames_jax.scenes.elements import WindowStyle, draw_lettering, draw_ornament, draw_window
 
 Colour = np.ndarray
 
@@ -39,10 +37,9 @@ class StreetItem:
 def build_street(seed: int, count: int) -> list[StreetItem]:
     """The pool: `count` items, the kinds in turn."""
     rng = np.random.default_rng([seed, 2])
-    kinds: list[tuple[Callable[[Rng], Canvas], bool]] = [
-        (_poster, False), (_car, False), (_banner, True), (_kiosk, False), (_bus, False), (_shop_sign, True),
-    ]  # fmt: skip
-    return [StreetItem(kinds[i % 6][0](rng).sprite(), kinds[i % 6][1]) for i in range(count)]
+    kinds = (_poster, _car, _banner, _kiosk, _bus, _shop_sign)
+    drawn = [kinds[i % len(kinds)] for i in range(count)]
+    return [StreetItem(draw(rng).sprite(), hung=draw in (_banner, _shop_sign)) for draw in drawn]
 
 
 def _paint(rng: Rng) -> Colour:
@@ -174,7 +171,7 @@ def _bus(rng: Rng) -> Canvas:
     paint = _paint(rng)
     canvas.box(0, 4, width, 92, paint)
     canvas.box(0, 0, width, 8, paint * 0.6)
-    window = draw_window(WindowStyle.random(rng), 22, 26)
+    window = draw_window(WindowStyle(rng), 22, 26)
     for x in range(4, width - 30, 32):
         canvas.box(x + 2, 14, x + 28, 42, np.array([75.0, 65, 55]))
         canvas.paste(Patch(window.gray, window.alpha * 0.7), x - 2, 6)

@@ -75,10 +75,15 @@ class World:
             _person(photo, rng)
 
 
+def clear_sky(rng: Rng, night: bool, width: int, height: int, darkest: float) -> np.ndarray:
+    """A photo uint8 [height, width, 3] that fades from zenith to horizon; by day as bright as `darkest` or brighter."""
+    sky = NIGHT_SKY if night else SKIES[int(rng.integers(len(SKIES)))] * rng.uniform(darkest, 1.06)
+    fade = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
+    return cv2.resize((1 - fade) * sky[0] + fade * sky[1], (width, height)).astype(np.uint8)
+
+
 def _backdrop(rng: Rng, camera: Camera, landmark: Landmark, night: bool) -> np.ndarray:
-    sky = NIGHT_SKY if night else SKIES[int(rng.integers(len(SKIES)))] * rng.uniform(0.88, 1.06)
-    fade = np.linspace(0, 1, PHOTO_HEIGHT, dtype=np.float32)[:, None, None]
-    photo = cv2.resize((1 - fade) * sky[0] + fade * sky[1], (PHOTO_WIDTH, PHOTO_HEIGHT)).astype(np.uint8)
+    photo = clear_sky(rng, night, PHOTO_WIDTH, PHOTO_HEIGHT, darkest=0.88)
     clouds = smooth_noise(rng, PHOTO_HEIGHT, PHOTO_WIDTH, int(rng.integers(4, 10)), 4 if night else 12)
     add_gray(photo, np.maximum(clouds, -4))
     far = camera.project(np.array([[x, landmark.ground, -900.0] for x in (-1500, 1900)]))
@@ -95,10 +100,8 @@ def _paint_plane(
     """Side walls first: of the two, the far one then disappears behind the front."""
     for side in plane.sides:
         box = [(side.top, side.back), (side.top, side.front), (side.bottom, side.front), (side.bottom, side.back)]
-        corners = camera.project(np.array([(side.x + shift, y, depth + recess) for y, depth in box]))
-        if corners is not None and np.abs(corners).max() < 10_000:
-            colour = tuple(v * (0.4 if night else 1) for v in side.colour)
-            cv2.fillConvexPoly(photo, corners.astype(np.int32), colour, cv2.LINE_AA)
+        colour = tuple(value * (0.4 if night else 1) for value in side.colour)
+        _fill(photo, camera, [(side.x + shift, y, depth + recess) for y, depth in box], colour)
     sprite = _lit(plane, rng) if night else plane.sprite
     sprite.paint(photo, camera.homography(plane.depth + recess, shift))
 
@@ -126,15 +129,19 @@ def _paint_item(photo: np.ndarray, rng: Rng, camera: Camera, landmark: Landmark,
         y, depth = rng.uniform(0.35, 0.7) * landmark.ground, 3.0
     else:
         y, depth = landmark.ground - height * scale, rng.uniform(50, 170)
-        _ground_shadow(photo, camera, landmark.ground, (x + 4, x + width * scale - 4), depth)
+        start, end, near, far = x + 4, x + width * scale - 4, depth - 14, depth + 6
+        shadow = [(start, near), (end, near), (end, far), (start, far)]
+        _fill(photo, camera, [(x, landmark.ground, depth) for x, depth in shadow], (45, 45, 48))
     item.sprite.paint(photo, camera.homography(depth, x, y, scale))
 
 
-def _ground_shadow(photo: np.ndarray, camera: Camera, ground: float, across: tuple[float, float], depth: float) -> None:
-    box = [(across[0], depth - 14), (across[1], depth - 14), (across[1], depth + 6), (across[0], depth + 6)]
-    corners = camera.project(np.array([(x, ground, d) for x, d in box]))
-    if corners is not None and np.abs(corners).max() < 10_000:
-        cv2.fillConvexPoly(photo, corners.astype(np.int32), (45, 45, 48), cv2.LINE_AA)
+def _fill(
+    photo: np.ndarray, camera: Camera, corners: list[tuple[float, float, float]], colour: tuple[float, float, float]
+) -> None:
+    """A flat surface between world points (x, y, depth); none where it reaches far beside or behind the camera."""
+    points = camera.project(np.array(corners))
+    if points is not None and np.abs(points).max() < 10_000:
+        cv2.fillConvexPoly(photo, points.astype(np.int32), colour, cv2.LINE_AA)
 
 
 def _tree(photo: np.ndarray, rng: Rng) -> None:

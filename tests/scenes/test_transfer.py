@@ -21,7 +21,7 @@ from ames_jax.model.weights import facts_of, save_model
 from ames_jax.runtime.errors import UserError
 from ames_jax.scenes import TRANSFER, build
 from ames_jax.scenes.rendering import Task, run_task, world
-from ames_jax.scenes.textures import dead_leaves, draw_texture, fractal_noise
+from ames_jax.scenes.transfer_world import dead_leaves, draw_texture, fractal_noise
 
 TINY = replace(
     TRANSFER,
