@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ames_jax.data.readers import ShardReader
+from ames_jax.data.readers import PartReader, ShardReader
 from ames_jax.data.shards import open_split, read_about
-from ames_jax.data.store import build_store
-from ames_jax.descriptors import DescriptorSet
+from ames_jax.data.store import DescriptorReader, build_store
 from ames_jax.extraction.backbone import STATISTICS_FILE
 from ames_jax.extraction.sift import SiftStatistics
 from ames_jax.index.collection import EMPTY, FACTS, FORMAT, GLOBAL, MODEL, VERSION, SearchIndex
@@ -73,23 +72,10 @@ class Descriptors:
         file = self.root / STATISTICS_FILE
         return SiftStatistics.load(file).fingerprint() if file.is_file() else None
 
-    def reader(self, rows: np.ndarray | None = None) -> _Rows:
-        """Local descriptors of the images `rows` (None: all), as `build_store` reads them."""
-        return _Rows(ShardReader(self.root, self.split), np.arange(len(self.ids)) if rows is None else rows)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Rows:
-    """Rows of a reader, as a reader."""
-
-    reader: ShardReader
-    chosen: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def read(self, rows: np.ndarray, count: int) -> DescriptorSet:
-        return self.reader.read(self.chosen[rows], count)
+    def reader(self, rows: np.ndarray | None = None) -> DescriptorReader:
+        """Local descriptors of the images `rows`, int [n] ascending (None: all)."""
+        reader = ShardReader(self.root, self.split)
+        return reader if rows is None else PartReader(reader, rows)
 
 
 def build_index(

@@ -1,4 +1,4 @@
-"""A picture of an explanation: two images side by side, correspondences between them, and what the score attends to."""
+"""A picture of an explanation: two images side by side, their correspondences, and the descriptors that the score reads."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ LEGEND = "lines: descriptors that attend to each other, brighter is stronger   c
 
 
 def draw_explanation(
-    found: Explanation, lam: float, gamma: float, names: tuple[str, str], path: str | Path, lines: int = 30
+    explained: Explanation, lam: float, gamma: float, names: tuple[str, str], path: str | Path, lines: int = 30
 ) -> None:
     """Writes a PNG: query left, image right, the `lines` strongest correspondences, and circles whose areas are the
-    matching token's attention. lam, gamma: of the score; names: of query and image."""
-    shapes = [picture.shape[:2] for picture in (found.query_image, found.image)]
+    matching token's attention. lam, gamma: λ and γ of the score; names: of query and image."""
+    shapes = [picture.shape[:2] for picture in (explained.query_image, explained.image)]
     sizes = [(SIDE * w / max(h, w), SIDE * h / max(h, w)) for h, w in shapes]
     width, height = sizes[0][0] + sizes[1][0] + 0.5, max(size[1] for size in sizes) + 1.1
-    largest = max(found.query_attention.max(initial=0), found.attention.max(initial=0), 1e-12)
-    hit, local = found.hit, 1 / (1 + np.exp(-gamma * found.hit.logit))
+    largest = max(explained.query_attention.max(initial=0), explained.attention.max(initial=0), 1e-12)
+    hit, local = explained.hit, 1 / (1 + np.exp(-gamma * explained.hit.logit))
     title = (
         f"score {hit.score:.3f} = {lam:g} · global {hit.global_similarity:.3f} + {1 - lam:g} · local {local:.3f}   "
         f"(logit {hit.logit:.2f})"
@@ -36,17 +36,17 @@ def draw_explanation(
         figure.suptitle(title, x=0.01, ha="left", fontsize=10)
         left, right = figure.subplots(1, 2, width_ratios=[size[0] for size in sizes])
         for axes, picture, at, weights, name in (
-            (left, found.query_image, found.query_xy, found.query_attention, names[0]),
-            (right, found.image, found.xy, found.attention, names[1]),
+            (left, explained.query_image, explained.query_xy, explained.query_attention, names[0]),
+            (right, explained.image, explained.xy, explained.attention, names[1]),
         ):
             _show(axes, picture, name)
             areas = LARGEST_CIRCLE * weights / largest
             axes.scatter(
                 *_pixels(at, picture).T, s=areas, facecolors="none", edgecolors=ATTENTION_COLOR, linewidths=1.4
             )
-        pairs = found.pairs[:lines]
-        start = _pixels(found.query_xy[pairs[:, 0]], found.query_image)
-        _lines(left, right, start, _pixels(found.xy[pairs[:, 1]], found.image), found.strengths[:lines])
+        pairs = explained.pairs[:lines]
+        start = _pixels(explained.query_xy[pairs[:, 0]], explained.query_image)
+        _lines(left, right, start, _pixels(explained.xy[pairs[:, 1]], explained.image), explained.strengths[:lines])
         figure.supxlabel(LEGEND, fontsize=8, color=INK, x=0.01, ha="left")
 
 
@@ -63,11 +63,16 @@ def _show(axes: Axes, picture: np.ndarray, title: str) -> None:
 
 
 def _lines(left: Axes, right: Axes, start: np.ndarray, end: np.ndarray, strengths: np.ndarray) -> None:
-    """The strongest drawn last, on top."""
+    """Draws the strongest last, on top."""
     relative = strengths / max(strengths.max(initial=0), 1e-12)
     for i in np.argsort(relative, kind="stable"):
         line = ConnectionPatch(
-            start[i], end[i], left.transData, right.transData,
-            color=colormaps[LINES](relative[i]), linewidth=0.8 + 1.2 * relative[i], alpha=0.2 + 0.75 * relative[i],
-        )  # fmt: skip
+            start[i],
+            end[i],
+            left.transData,
+            right.transData,
+            color=colormaps[LINES](relative[i]),
+            linewidth=0.8 + 1.2 * relative[i],
+            alpha=0.2 + 0.75 * relative[i],
+        )
         left.figure.add_artist(line)

@@ -18,8 +18,8 @@ ORDER = "queries from the largest gain to the largest loss"
 
 
 @dataclass(frozen=True)
-class Shown:
-    """One image of a ranking: uint8 [height, width, 3] RGB, whether it is right (None: not known), score and id if any."""
+class RankedImage:
+    """One image of a ranking: uint8 [height, width, 3] RGB, whether it is right (None: unknown), score and id if any."""
 
     image: np.ndarray
     right: bool | None
@@ -31,22 +31,31 @@ class Shown:
 class GalleryQuery:
     """A query and the first images of its two rankings.
 
-    image: uint8 [height, width, 3]. old_places: for each entry of `after`, its place before, counted from 1.
-    average_precision: before and after, percent; None where it is not known. name: of the query, if any.
+    Attributes:
+      image: uint8 [height, width, 3].
+      before, after: the first stage's ranking and the re-ranked one.
+      old_places: for each entry of `after`, its place before, counted from 1.
+      average_precision: before and after, percent; None where it is unknown.
+      name: of the query, if any.
     """
 
     image: np.ndarray
-    before: Sequence[Shown]
-    after: Sequence[Shown]
+    before: Sequence[RankedImage]
+    after: Sequence[RankedImage]
     old_places: Sequence[int]
-    average_precision: tuple[float, float] | None
+    average_precision: tuple[float, float] | None = None
     name: str = ""
+
+
+def has_labels(queries: Sequence[GalleryQuery]) -> bool:
+    """True where it is known of any image whether it is right."""
+    return any(image.right is not None for query in queries for image in (*query.before, *query.after))
 
 
 def pick_queries(before: np.ndarray, after: np.ndarray, count: int) -> np.ndarray:
     """Rows of `count` queries spread evenly from the largest gain in AP to the largest loss: losses are shown too.
 
-    before, after: AP a query, NaN for queries without a right image (never picked). Of equal gains the first row.
+    before, after: AP per query, NaN for queries without a right image (never picked). Of equal gains the first row.
     """
     gain = after - before
     counted = np.flatnonzero(~np.isnan(gain))
@@ -63,28 +72,35 @@ def gallery_query(
     average_precision: tuple[float, float],
     columns: int = 8,
 ) -> GalleryQuery:
-    """What to draw for one query. before, after: its whole rankings, int [R]; right: database rows that are right;
-    database_image: from a database row to its picture, asked only for what is shown."""
+    """A query as it is drawn.
+
+    Args:
+      image: of the query, uint8 [height, width, 3].
+      database_image: from a database row to its picture, asked only for the images that are drawn.
+      before, after: the whole rankings, int [R].
+      right: database rows that are right.
+      average_precision: before and after, percent.
+      columns: images drawn of each ranking.
+    """
     old_places = [int(np.flatnonzero(before == row)[0]) + 1 for row in after[:columns]]
 
-    def shown(rows: np.ndarray) -> list[Shown]:
-        return [Shown(database_image(int(row)), int(row) in right) for row in rows[:columns]]
-
-    return GalleryQuery(image, shown(before), shown(after), old_places, average_precision)
+    rankings = [
+        [RankedImage(database_image(int(row)), int(row) in right) for row in rows[:columns]] for rows in (before, after)
+    ]
+    return GalleryQuery(image, *rankings, old_places, average_precision)
 
 
 def draw_gallery(
     data_set: str, method: str, queries: Sequence[GalleryQuery], path: str | Path, order: str = ORDER
 ) -> None:
-    """Writes a PNG: two rows a query, the first stage's ranking above the re-ranked one.
+    """Writes a PNG: two rows per query, the first stage's ranking above the re-ranked one.
 
-    Borders: green and solid for a right image, red and dashed for a wrong one, grey where that is not known. Below each
+    Borders: green and solid for a right image, red and dashed for a wrong one, grey where that is unknown. Below each
     image: its place, the place it came from if that was another, and its score if it has one. order: how the queries
     are ordered, for the title.
     """
     columns = max(max(len(query.before), len(query.after)) for query in queries)
-    known = any(shown.right is not None for query in queries for shown in (*query.before, *query.after))
-    notes = [note for note in (LEGEND if known else "", order) if note]
+    notes = [note for note in (LEGEND if has_labels(queries) else "", order) if note]
     with new_figure(path, 1.35 * (columns + 1.6), 2.45 * len(queries) + 0.25 + 0.25 * bool(notes)) as figure:
         figure.get_layout_engine().set(w_pad=0.05, h_pad=0.04, wspace=0.02, hspace=0.02)
         title = f"{data_set}: first stage, and re-ranked by {method}"
@@ -102,7 +118,7 @@ def draw_gallery(
 
 
 def query_caption(query: GalleryQuery) -> str:
-    """What stands below a query: its name, and its AP before and after, where they are known."""
+    """The caption of a query: its name, and its AP before and after, where they are known."""
     if query.average_precision is None:
         return query.name or "query"
     before, after = query.average_precision
@@ -116,7 +132,7 @@ def move(place: int, old: int) -> str:
     return f"{place}  ({'▲' if old > place else '▼'} from {old})"
 
 
-def _show_ranked(axes: Axes, shown: Shown, caption: str) -> None:
+def _show_ranked(axes: Axes, shown: RankedImage, caption: str) -> None:
     color, line = {True: (RIGHT, "-"), False: (WRONG, "--"), None: (NEUTRAL, "-")}[shown.right]
     if shown.score is not None:
         caption = f"{caption} · {shown.score:.2f}"

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from ames_jax.extraction.images import shrink
 from ames_jax.report.figures import INK
-from ames_jax.report.gallery import NEUTRAL, RIGHT, WRONG, GalleryQuery, Shown, query_caption
+from ames_jax.report.gallery import NEUTRAL, RIGHT, WRONG, GalleryQuery, RankedImage, has_labels, query_caption
+from ames_jax.runtime.files import write_file
 
 THUMBNAIL, QUERY_THUMBNAIL, JPEG_QUALITY = 240, 480, 82  # pixels of the longer side
 
@@ -41,11 +43,10 @@ figcaption {{ font-size: .8rem; font-variant-numeric: tabular-nums; }}
 def write_page(title: str, note: str, queries: Sequence[GalleryQuery], path: str | Path) -> None:
     """Writes the page of `queries`: for each the first stage's ranking above the re-ranked one, with scores and moves.
 
-    Borders: green and solid for a right image, red and dashed for a wrong one, grey where that is not known.
+    Borders: green and solid for a right image, red and dashed for a wrong one, grey where that is unknown.
     note: a line below the title.
     """
-    known = any(shown.right is not None for query in queries for shown in (*query.before, *query.after))
-    note = f"{note} {LEGEND}" if known else note
+    note = f"{note} {LEGEND}" if has_labels(queries) else note
     sections = "\n".join(_section(query) for query in queries)
     page = (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -53,7 +54,7 @@ def write_page(title: str, note: str, queries: Sequence[GalleryQuery], path: str
         f"<style>{STYLE}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n"
         f'<p class="note">{escape(note)}</p>\n{sections}\n</body>\n</html>\n'
     )
-    Path(path).write_text(page, encoding="utf-8")
+    write_file(Path(path), page)
 
 
 def _section(query: GalleryQuery) -> str:
@@ -71,7 +72,7 @@ def _section(query: GalleryQuery) -> str:
     )
 
 
-def _ranked(shown: Shown, place: str, moved: str) -> str:
+def _ranked(shown: RankedImage, place: str, moved: str) -> str:
     kind = {True: "right", False: "wrong", None: ""}[shown.right]
     score = "" if shown.score is None else f" · {shown.score:.3f}"
     return (
@@ -88,8 +89,6 @@ def _move(place: int, old: int) -> str:
 
 
 def _picture(image: np.ndarray, name: str, side: int) -> str:
-    import cv2
-
     thumbnail = cv2.cvtColor(shrink(image, side), cv2.COLOR_RGB2BGR)
     jpeg = cv2.imencode(".jpg", thumbnail, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
     data = base64.b64encode(jpeg.tobytes()).decode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,8 +35,15 @@ def home() -> Path:
 
 def start() -> None:
     """Turns the persistent compilation cache on, so that a second run of a program does not compile again."""
-    jax.config.update("jax_compilation_cache_dir", str(home() / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    settings = {
+        "jax_compilation_cache_dir": str(home() / "compiled"),
+        "jax_persistent_cache_min_compile_time_secs": 0.5,
+    }
+    for name, value in settings.items():
+        if "jax" in sys.modules:
+            jax.config.update(name, value)
+        else:  # JAX reads the variable when it is imported, which `--help` does without
+            os.environ[name.upper()] = str(value)
 
 
 def fetch_file(name: str, addresses: Sequence[str]) -> Path:

@@ -71,6 +71,8 @@ def call(app: cyclopts.App, argv: Sequence[str] | None = None) -> int:
       UserError: a flag is unknown, missing or of another type.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] in ([], ["--help"], ["-h"]):
+        list(map(app.__getitem__, app))  # imports the subcommands: help shows the first line of each
     try:
         return app(arguments) or 0
     except cyclopts.CycloptsError as error:
@@ -87,8 +89,23 @@ def comma_separated(kind: type, tokens: Sequence[cyclopts.Token]) -> list:
 
 
 def _whole_number(_: type, tokens: Sequence[cyclopts.Token]) -> int:
-    # Left to itself, cyclopts cuts 2.5 down to 2.
-    return int(tokens[0].value)
+    # Left to itself, cyclopts cuts 2.5 down to 2, and does not know 1e6.
+    number = float(tokens[0].value)
+    if not number.is_integer():
+        raise ValueError(f"expected a whole number such as 1000 or 1e6, found {tokens[0].value}")
+    return int(number)
+
+
+def size_in_bytes(_: type, tokens: Sequence[cyclopts.Token]) -> int:
+    """ "1KB" → 1024, "800" → 800, "1.5 MB" → 1572864 (1 KB = 1024 B, as in our tables); a converter for cyclopts.
+
+    Raises ValueError for what is no size.
+    """
+    text = tokens[0].value
+    match = re.fullmatch(r"\s*(\d+\.?\d*(?:e\d+)?)\s*([KMGT]?)i?B?\s*", text, re.IGNORECASE)
+    if not match or float(match[1]) <= 0:
+        raise ValueError(f"expected a size such as 800B, 1KB or 2MB, found {text!r}")
+    return round(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
 
 
 def _within(least: float, most: float) -> cyclopts.Parameter:
@@ -105,6 +122,7 @@ _WHOLE = cyclopts.Parameter(converter=_whole_number)
 Count = Annotated[int, _WHOLE, _within(1, 2**40)]
 CountOrZero = Annotated[int, _WHOLE, _within(0, 2**40)]
 Counts = Annotated[list[int], cyclopts.Parameter(converter=comma_separated), _within(1, 2**40)]
+Size = Annotated[int, cyclopts.Parameter(converter=size_in_bytes, show_default=lambda size: f"{size} B")]
 Fraction = Annotated[float, _within(0, 1)]
 Scale = Annotated[float, _within(0, 1e9)]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import re
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -65,6 +67,23 @@ def test_explain_refuses_what_is_not_the_indexed_picture(made, query, tmp_path):
         search.main(["explain", *query[1:], "--id=scene1/0.jpg", f"--pictures={tmp_path}"])
     with pytest.raises(UserError, match=r"scene1/1.jpg: the picture is no longer there"):
         search.main(["explain", *query[1:], "--id=scene1/1.jpg", f"--pictures={tmp_path}"])
+
+
+HELP = """
+import sys
+from ames_jax import search
+for command in (["--help"], ["query", "--help"]):
+    assert search.main(command) == 0
+heavy = {"jax", "flax", "faiss", "cv2", "matplotlib", "PIL", "tensorflow_datasets"} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+def test_help_lists_everything_and_imports_little():
+    done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for word in ("index", "explain", "plan", "Find the images", "--shortlist", "--gallery", "[default: 20]"):
+        assert word in done.stdout
 
 
 def test_what_cannot_be_asked(made, query, tmp_path):

@@ -10,7 +10,7 @@ from matplotlib.image import imread
 from ames_jax.report import gallery, tradeoff
 from ames_jax.report.comparison import Comparison, Method, format_bytes
 from ames_jax.report.curves import Curve, TrainingRun, _running_mean, draw_training
-from ames_jax.report.gallery import GalleryQuery, Shown, draw_gallery, gallery_query, pick_queries
+from ames_jax.report.gallery import GalleryQuery, RankedImage, draw_gallery, gallery_query, pick_queries
 from ames_jax.report.tables import markdown_table, table_rows
 from ames_jax.report.tradeoff import draw_tradeoff
 
@@ -121,7 +121,7 @@ def test_gallery_query_names_old_places():
 
 def test_gallery_is_drawn(tmp_path, monkeypatch):
     figures = captured(monkeypatch, gallery)
-    before = [Shown(picture(10), False), Shown(picture(200), True)]
+    before = [RankedImage(picture(10), False), RankedImage(picture(200), True)]
     query = GalleryQuery(picture(90), before, before[::-1], [2, 1], (50.0, 100.0))
     draw_gallery(DATA_SET, "student", [query, query], tmp_path / "gallery.png")
     assert DATA_SET in figures[0].get_suptitle()

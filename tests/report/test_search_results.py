@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ames_jax.index.labels import Labels
+from ames_jax.report.search_results import Labels
 from ames_jax.runtime.errors import UserError
 
 
@@ -19,5 +19,5 @@ def test_labels(tmp_path):
     (tmp_path / "list").write_text("a/1.jpg\n")
     with pytest.raises(UserError, match="list line 1: expected `picture,label`"):
         Labels.read(str(tmp_path / "list"))
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="nowhere is missing"):
         Labels.read("nowhere")

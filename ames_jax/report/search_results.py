@@ -1,0 +1,181 @@
+"""Results of a search, for people and programs: tables, JSON, and galleries that mark what is right."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePath
+from typing import Any
+
+from ames_jax.data.lists import read_labels
+from ames_jax.extraction.images import load_image, shrink
+from ames_jax.index.collection import SearchIndex
+from ames_jax.index.reranking import Hit
+from ames_jax.index.searcher import STAGES, Searcher, SearchResult
+from ames_jax.report.gallery import GalleryQuery, RankedImage, draw_gallery
+from ames_jax.report.gallery_page import write_page
+from ames_jax.report.plain_tables import markdown
+from ames_jax.runtime.cores import usable_cores
+from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.progress import Progress
+
+PICTURE_SIDE = 480
+PAGES, PICTURES = (".html", ".htm"), (".png",)
+FOLDER = "folder"
+
+
+def result_text(query: Path, result: SearchResult) -> str:
+    """The hits of one query as a table."""
+    lines = [f"{query}", "place   from   score  global   logit  image"]
+    for place, hit in enumerate(result.hits, 1):
+        came = str(hit.old_place) if hit.old_place != place else ""
+        score = "-" if hit.score is None else f"{hit.score:.4f}"
+        logit = "-" if hit.logit is None else f"{hit.logit:.2f}"
+        lines.append(f"{place:5}  {came:>5}  {score:>6}  {hit.global_similarity:6.3f}  {logit:>6}  {hit.id}")
+    return "\n".join(lines)
+
+
+def results_facts(queries: Sequence[Path], results: Sequence[SearchResult], index: SearchIndex) -> dict[str, Any]:
+    """The hits of all queries as plain JSON."""
+
+    def facts(place: int, hit: Hit) -> dict[str, Any]:
+        picture = index.picture(hit.row)
+        return {"place": place, **dataclasses.asdict(hit), "picture": picture and str(picture)}
+
+    return {
+        "queries": [
+            {
+                "query": str(query),
+                "hits": [facts(place, hit) for place, hit in enumerate(result.hits, 1)],
+                "seconds": result.seconds,
+            }
+            for query, result in zip(queries, results)
+        ]
+    }
+
+
+def timing_text(results: Sequence[SearchResult], start: float) -> str:
+    """The split of the time, in milliseconds per query, and the seconds of the start."""
+    mean = {stage: sum(result.seconds[stage] for result in results) / len(results) for stage in STAGES}
+    text = f"{1e3 * sum(mean.values()):.1f} ms a query: {_milliseconds(mean)}"
+    return f"{text} (start, with opening and compiling: {start:.1f} s)"
+
+
+def index_text(index: SearchIndex, added: int) -> str:
+    """What an index holds and costs."""
+    facts = index.facts
+    local = facts["descriptors"] * facts["bits"] // 8
+    vectors = sum(part["global_bytes"] for part in facts["parts"]) / max(1, facts["images"])
+    return (
+        f"{index.path}: {facts['images']:,} images ({added:,} new), each {local:,} B of local bits "
+        f"({facts['descriptors']} descriptors of {facts['bits'] // 8} B; budget {facts['budget']:,} B), and apart from "
+        f"these {vectors:,.0f} B for the global search ({facts['global_index']}, {facts['global_width']} values), "
+        f"2 B for the number of descriptors, and the id"
+    )
+
+
+def quality_text(rows: Sequence[dict[str, Any]], shortlist: int, query_descriptors: int, data_set: str) -> str:
+    """The table of `search_quality.measure_quality`."""
+    headings = {"method": "method", "descriptors": "stored descriptors", "bytes": "bytes an image", "map": "mAP"}
+    title = f"{data_set}, test pictures: first {shortlist} re-ranked, {query_descriptors} query descriptors"
+    return f"{title}\n\n{markdown(rows, headings)}"
+
+
+def speed_text(facts: dict[str, Any]) -> str:
+    """The figures of `search_speed.measure_speed`."""
+    sizes = ", ".join(f"{label} {size:,.1f}" for label, size in facts["bytes_per_image"].items())
+    return (
+        f"{facts['images']:,} images, first {facts['shortlist']} re-ranked, {facts['query_descriptors']} query × "
+        f"{facts['descriptors']} stored descriptors: {1e3 * facts['total']:.0f} ms a query "
+        f"({_milliseconds(facts['seconds'])})\nstart {facts['start']:.1f} s; bytes an image on disk: {sizes}"
+    )
+
+
+def _milliseconds(seconds: Mapping[str, float]) -> str:
+    return ", ".join(f"{stage} {1e3 * value:.1f}" for stage, value in seconds.items())
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """What pictures show, where that is known: labels by picture; `by_name` None: a picture's label is its folder's name."""
+
+    by_name: Mapping[str, str] | None
+
+    @classmethod
+    def read(cls, source: str) -> Labels:
+        """source: "folder", or a list whose lines are a picture's id (or file name), a comma or tab, and its label.
+
+        Raises UserError, naming file and line, for what is not such a list.
+        """
+        return cls(None if source == FOLDER else read_labels(source))
+
+    def of(self, name: str | Path) -> str | None:
+        """The label of a picture by id or path; None where it has none."""
+        if self.by_name is None:
+            return PurePath(name).parent.name or None
+        return self.by_name.get(str(name), self.by_name.get(PurePath(name).name))
+
+    def right(self, query: str | Path, image: str) -> bool | None:
+        """Whether an image shows what the query shows; None where one of them has no label."""
+        labels = self.of(query), self.of(image)
+        return None if None in labels else labels[0] == labels[1]
+
+
+def check_suffix(path: Path) -> None:
+    """Raises UserError for a gallery that is neither a web page nor a PNG: before searching, not after."""
+    if path.suffix.lower() not in (*PAGES, *PICTURES):
+        raise UserError(f"--gallery={path}: expected a name that ends in .html or .png")
+
+
+def write_gallery(
+    path: Path,
+    searcher: Searcher,
+    queries: Sequence[Path],
+    results: Sequence[SearchResult],
+    *,
+    columns: int = 10,
+    labels: Labels | None = None,
+    pictures: Path | None = None,
+) -> None:
+    """Draws search results: `path` ends in .html (one file, works offline) or .png.
+
+    Args:
+      searcher: the one that found these results for these queries.
+      columns: images shown of each ranking.
+      labels: to mark right and wrong images.
+      pictures: folder of the index's pictures, where they are no longer in the one that they were extracted from.
+
+    Raises:
+      UserError: another suffix; a picture that is not where it was.
+    """
+    check_suffix(path)
+    index, shown = searcher.index, []
+    with (
+        Progress(f"pictures of {path}", len(queries), "queries") as progress,
+        ThreadPoolExecutor(usable_cores()) as pool,
+    ):
+        for query, result in zip(queries, progress.over(results)):
+            before, after = result.first_stage[:columns], result.hits[:columns]
+            rows = list({hit.row for hit in (*before, *after)})
+            paths = [query, *(index.picture_path(row, pictures) for row in rows)]
+            query_image, *images = pool.map(lambda path: shrink(load_image(path), PICTURE_SIDE), paths)
+            image_of = dict(zip(rows, images))
+            right = {hit.row: labels and labels.right(query, hit.id) for hit in (*before, *after)}
+            shown.append(
+                GalleryQuery(
+                    query_image,
+                    [RankedImage(image_of[hit.row], right[hit.row], hit.global_similarity, hit.id) for hit in before],
+                    [RankedImage(image_of[hit.row], right[hit.row], hit.score, hit.id) for hit in after],
+                    [hit.old_place for hit in after],
+                    name=query.name,
+                )
+            )
+    name = str(index.about.get("name") or index.path.name)
+    with Progress(f"drawing {path}"):
+        if path.suffix.lower() in PICTURES:
+            draw_gallery(name, "AMES", shown, path, order="")
+            return
+        stored = f"{index.facts['descriptors'] * index.facts['bits'] // 8:,} B of local descriptors an image"
+        note = f"{len(index):,} images, the first {searcher.shortlist} re-ranked from {stored}."
+        write_page(f"{name}: global search, and re-ranked by AMES", note, shown, path)
