@@ -6,11 +6,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
-
-from tqdm import tqdm
 
 from ames_jax.data.arguments import make_parser
 from ames_jax.runtime.errors import UserError, run_main
@@ -23,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _validate(arguments: argparse.Namespace) -> int:
-    from ames_jax.data.checks.files import validate
+    from ames_jax.data.checks.validation import validate
 
     report = validate(arguments.files, full=arguments.full)
     print(report)
@@ -31,7 +28,7 @@ def _validate(arguments: argparse.Namespace) -> int:
 
 
 def _import(arguments: argparse.Namespace) -> int:
-    from ames_jax.data.importing import import_ground_truth, import_neighbours
+    from ames_jax.data.release_pickles import import_ground_truth, import_neighbours
 
     if not arguments.neighbours and not arguments.ground_truth:
         raise UserError("nothing to import: give --neighbours nn_*.pkl, --ground-truth gnd_*.pkl, or both")
@@ -57,7 +54,8 @@ def _import(arguments: argparse.Namespace) -> int:
 
 def _neighbours(arguments: argparse.Namespace) -> int:
     from ames_jax.data.global_descriptors import GlobalDescriptors
-    from ames_jax.data.neighbour_search import race_faiss, search_to_folder
+    from ames_jax.data.neighbour_search import race_faiss
+    from ames_jax.data.neighbours import search_to_folder
 
     queries = GlobalDescriptors(arguments.queries)
     database = queries if arguments.database is None else GlobalDescriptors(arguments.database)
@@ -66,23 +64,16 @@ def _neighbours(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.out is None:
         raise UserError("--out is missing: name the folder of the lists, e.g. ROOT/neighbours/train.train")
-    with tqdm(unit="block", desc=f"{len(queries)} × {len(database)}") as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total, bar.n = total, done
-            bar.refresh()
-
-        complete = search_to_folder(
-            arguments.out, queries, database, arguments.k, exclude_self=arguments.database is None,
-            block=arguments.block, process=arguments.process, processes=arguments.processes, progress=show,
-        )  # fmt: skip
+    complete = search_to_folder(
+        arguments.out, queries, database, arguments.k, exclude_self=arguments.database is None,
+        block=arguments.block, process=arguments.process, processes=arguments.processes,
+    )  # fmt: skip
     print(f"{arguments.out}: " + ("complete" if complete else "this host's part is done, others are still at work"))
     return 0
 
 
 def _shards(arguments: argparse.Namespace) -> int:
-    from ames_jax.data.beam_shards import write_shards_with_beam
-    from ames_jax.data.release_files import ReleaseSource
+    from ames_jax.data.release_hdf5 import ReleaseSource
     from ames_jax.data.shards import link_split, open_split, write_shards
 
     root, split = arguments.root, arguments.split
@@ -99,10 +90,8 @@ def _shards(arguments: argparse.Namespace) -> int:
             "descriptors": min(arguments.descriptors or stored.descriptors, stored.descriptors), "width": stored.width,
             "dtype": dtype, "shards": arguments.shards,
         }  # fmt: skip
-        if arguments.beam is None:
-            write_shards(root, arguments.name, {split: source}, processes=arguments.processes, **settings)
-        else:
-            write_shards_with_beam(root, arguments.name, {split: source}, options=arguments.beam.split(), **settings)
+        beam = None if arguments.beam is None else arguments.beam.split()
+        write_shards(root, arguments.name, {split: source}, processes=arguments.processes, beam=beam, **settings)
     _keep_facts(arguments, stored.width)
     if arguments.global_descriptors:
         _keep_global(arguments, len(source))
@@ -111,8 +100,8 @@ def _shards(arguments: argparse.Namespace) -> int:
 
 
 def _keep_facts(arguments: argparse.Namespace, width: int) -> None:
-    from ames_jax.data.shard_tasks import write_text
     from ames_jax.data.shards import read_about
+    from ames_jax.runtime.files import write_json
 
     facts = {"name": arguments.name, "width": width}
     if arguments.features.is_dir():
@@ -121,7 +110,7 @@ def _keep_facts(arguments: argparse.Namespace, width: int) -> None:
         facts["backbone"] = arguments.backbone
     if arguments.global_descriptors:
         facts["global"] = arguments.global_name or arguments.global_descriptors[0].stem
-    write_text(arguments.root / "about.json", json.dumps({**read_about(arguments.root), **facts}, indent=1))
+    write_json(arguments.root / "about.json", {**read_about(arguments.root), **facts})
 
 
 def _keep_global(arguments: argparse.Namespace, count: int) -> None:

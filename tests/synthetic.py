@@ -4,7 +4,8 @@ import json
 
 import numpy as np
 
-from ames_jax.data.neighbours import nearest, save_neighbours
+from ames_jax.data.neighbour_search import nearest
+from ames_jax.data.neighbours import save_neighbours
 from ames_jax.data.shards import ImageRecord, write_shards
 from ames_jax.descriptors import DescriptorSet
 

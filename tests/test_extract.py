@@ -16,7 +16,7 @@ from conftest import GOLDEN
 from ames_jax import extract
 from ames_jax.benchmarks.extract import dead_leaves, random_weights
 from ames_jax.data.global_descriptors import GlobalDescriptors
-from ames_jax.data.release_files import ReleaseSource
+from ames_jax.data.release_hdf5 import ReleaseSource
 from ames_jax.data.shards import open_split
 from ames_jax.extraction import extracting
 from ames_jax.extraction.backbones import open_backbone, reopen_backbone

@@ -14,8 +14,7 @@ import numpy as np
 
 from ames_jax.data.neighbours import Neighbours
 from ames_jax.data.records import ImageRecord
-from ames_jax.data.release_files import ReleaseSource
-from ames_jax.data.release_hdf5 import METADATA
+from ames_jax.data.release_hdf5 import METADATA, ReleaseSource
 from ames_jax.data.shards import open_split, write_shards
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.training.pipeline import ROLES, TripletPipeline

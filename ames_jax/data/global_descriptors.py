@@ -10,6 +10,7 @@ import numpy as np
 
 from ames_jax.data.release_hdf5 import features_of, open_hdf5
 from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.files import read_array, write_blocks
 
 BLOCK_BYTES = 64 * 2**20
 
@@ -28,13 +29,13 @@ class GlobalDescriptors:
         """
         self._parts = [_open(Path(path)) for path in paths]
         self._ends = np.cumsum([len(part) for part in self._parts])
-        widths = [part.shape[1] for part in self._parts]
-        for path, width in zip(paths, widths):
-            if width != widths[0]:
+        width = self._parts[0].shape[1]
+        for path, part in zip(paths, self._parts):
+            if part.shape[1] != width:
                 raise UserError(
-                    f"{path}: {width} values an image, but {paths[0]} has {widths[0]}: give files of the same network"
+                    f"{path}: {part.shape[1]} values an image, but {paths[0]} has {width}: give files of the same network"
                 )
-        self.shape = (int(self._ends[-1]), widths[0])
+        self.shape = (int(self._ends[-1]), width)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -51,26 +52,14 @@ class GlobalDescriptors:
 
     def save(self, path: Path) -> None:
         """Writes all rows as one float32 .npy file, block by block, whole or not at all."""
-        partial = path.with_name(f".{path.name}")
-        out = np.lib.format.open_memmap(partial, "w+", np.float32, self.shape)
         step = max(1, BLOCK_BYTES // (4 * self.shape[1]))
-        for start in range(0, len(self), step):
-            out[start : start + step] = self[start : start + step]
-        out.flush()
-        partial.replace(path)
+        blocks = (self[start : start + step] for start in range(0, len(self), step))
+        write_blocks(path, blocks, np.float32, self.shape)
 
 
 def _open(path: Path) -> Any:
     """An array of rows that are read when asked for."""
-    if path.suffix == ".npy":
-        if not path.is_file():
-            raise UserError(f"{path} is missing")
-        try:
-            values = np.load(path, mmap_mode="r")
-        except ValueError as error:
-            raise UserError(f"{path} is not a readable .npy file ({error}): copy it again") from None
-    else:
-        values = features_of(open_hdf5(path), path)
+    values = read_array(path, mapped=True) if path.suffix == ".npy" else features_of(open_hdf5(path), path)
     if values.ndim != 2 or values.dtype.kind != "f":
         raise UserError(f"{path}: expected global descriptors [images, values], found {values.dtype} {values.shape}")
     return values

@@ -1,34 +1,45 @@
-"""Readers of local descriptors (see `data.store.DescriptorReader`): files of the release, shards, memory, parts and joins."""
+"""Local descriptors by image, read from anything: the protocol, and readers made of memory and of other readers.
+
+Readers of files: `release_hdf5.ReleaseSource`, `shards.ShardSource`, `store.PackedStore`.
+"""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
-from ames_jax.data.release_files import LocalFeatures
+from ames_jax.data.release_hdf5 import ReleaseSource
 from ames_jax.data.shards import open_split
-from ames_jax.data.store import DescriptorReader
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.runtime.files import digest_of
 
-# Reading this much in vain costs about as much as one more call.
-GAP_BYTES = 16 << 10
+FileReader, ShardReader = ReleaseSource, open_split  # older names
 
 
-def fingerprint_of(files: Iterable[str | Path]) -> str:
-    """A hash of where files lie, their sizes and when they were changed: 16 hexadecimal digits."""
-    facts = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in map(Path, files)]
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+class DescriptorReader(Protocol):
+    """Anything that holds the descriptors of N images."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, rows: np.ndarray, count: int) -> DescriptorSet:
+        """The first `count` descriptors (fewer where fewer are stored) of images `rows`, int [n], ascending.
+
+        Features [n, T, ·] as stored and `valid` [n, T], which may be None where all are real.
+        """
+        ...
+
+    def fingerprint(self) -> str:
+        """A text that is another where the descriptors are others."""
+        ...
 
 
 class MemoryReader:
-    """Descriptors in memory: a set [N, K, ·]."""
+    """A set [N, T, ·] that is in memory."""
 
-    def __init__(self, descriptors: DescriptorSet):
-        self._descriptors = descriptors
+    def __init__(self, descriptors: DescriptorSet) -> None:
+        self._descriptors = DescriptorSet(descriptors.features, descriptors.valid)
 
     @classmethod
     def load(cls, reader: DescriptorReader, count: int) -> MemoryReader:
@@ -40,27 +51,26 @@ class MemoryReader:
         return len(self._descriptors.features)
 
     def read(self, rows: np.ndarray, count: int) -> DescriptorSet:
-        """The first `count` descriptors of images `rows`, int [n], in any order."""
-        images = self._descriptors
-        return DescriptorSet(images.features, images.valid).truncate(count)[rows]
+        """As `DescriptorReader`; rows in any order."""
+        return self._descriptors.truncate(count)[rows]
 
     def fingerprint(self) -> str:
         """A hash of the descriptors."""
-        images = self._descriptors
-        return digest_of(images.features, *([] if images.valid is None else [images.valid]))
+        features, valid = self._descriptors.features, self._descriptors.valid
+        return digest_of(features, *([] if valid is None else [valid]))
 
 
 class PartReader:
-    """Some images of another reader: rows int [n], ascending."""
+    """Some images of another reader, as a reader; rows: int [n], ascending."""
 
-    def __init__(self, reader: DescriptorReader, rows: np.ndarray):
+    def __init__(self, reader: DescriptorReader, rows: np.ndarray) -> None:
         self._reader, self._rows = reader, rows
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def read(self, rows: np.ndarray, count: int) -> DescriptorSet:
-        """As the other reader reads; rows ascending."""
+        """As `DescriptorReader`."""
         return self._reader.read(self._rows[rows], count)
 
     def fingerprint(self) -> str:
@@ -68,56 +78,10 @@ class PartReader:
         return f"{self._reader.fingerprint()} {digest_of(self._rows)}"
 
 
-class FileReader:
-    """An HDF5 file of the release: `…_local.hdf5` in any of its layouts."""
-
-    def __init__(self, path: Path):
-        self._file = LocalFeatures(path)
-
-    def __len__(self) -> int:
-        return len(self._file)
-
-    def read(self, rows: np.ndarray, count: int) -> DescriptorSet:
-        """The first `count` descriptors of images `rows`, int [n], ascending; rows that lie close together in one go."""
-        count = min(count, self._file.rows)
-        row_bytes = count * self._file.width * self._file.dtype.itemsize
-        breaks = np.flatnonzero(np.diff(rows) > 1 + GAP_BYTES // row_bytes) + 1
-        runs = [(run, self._file.read(slice(run[0], run[-1] + 1), count)) for run in np.split(rows, breaks)]
-        features = np.concatenate([images.features[run - run[0]] for run, images in runs])
-        return DescriptorSet(features, np.concatenate([images.valid[run - run[0]] for run, images in runs]))
-
-    def fingerprint(self) -> str:
-        """Of the file, and of its parts where it is a virtual one."""
-        return fingerprint_of(self._file.files)
-
-
-class ShardReader:
-    """One split of a prepared data set."""
-
-    def __init__(self, root: Path, split: str):
-        self._source = open_split(root, split)
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def read(self, rows: np.ndarray, count: int) -> DescriptorSet:
-        """The first `count` descriptors of images `rows`: features as stored [n, T, ·], `valid` [n, T]."""
-        images = [self._source[row].descriptors.truncate(count) for row in rows]
-        return DescriptorSet(np.stack([i.features for i in images]), np.stack([i.valid for i in images]))
-
-    def ids(self) -> list[str]:
-        """The id of every image."""
-        return self._source.ids()
-
-    def fingerprint(self) -> str:
-        """Of the files that hold the split."""
-        return fingerprint_of(self._source.files)
-
-
 class ConcatenatedReader:
     """Several readers as one: the images of the first, then those of the second, … (a gallery and its distractors)."""
 
-    def __init__(self, parts: tuple[DescriptorReader, ...]):
+    def __init__(self, parts: Sequence[DescriptorReader]) -> None:
         self._parts = parts
         self._ends = np.cumsum([len(part) for part in parts])
 
@@ -125,10 +89,10 @@ class ConcatenatedReader:
         return int(self._ends[-1])
 
     def read(self, rows: np.ndarray, count: int) -> DescriptorSet:
-        """As the parts read; rows ascending."""
-        starts = self._ends - [len(part) for part in self._parts]
+        """As `DescriptorReader`."""
         pieces = []
-        for part, start, end in zip(self._parts, starts, self._ends, strict=True):
+        for part, end in zip(self._parts, self._ends):
+            start = end - len(part)
             inside = rows[(rows >= start) & (rows < end)] - start
             if len(inside):
                 pieces.append(part.read(inside, count))
@@ -136,8 +100,8 @@ class ConcatenatedReader:
             return pieces[0]
         shared = min(piece.count for piece in pieces)
         pieces = [piece.truncate(shared) for piece in pieces]
-        valid = [np.ones(p.features.shape[:2], bool) if p.valid is None else p.valid for p in pieces]
-        return DescriptorSet(np.concatenate([p.features for p in pieces]), np.concatenate(valid))
+        valid = [np.ones(piece.features.shape[:2], bool) if piece.valid is None else piece.valid for piece in pieces]
+        return DescriptorSet(np.concatenate([piece.features for piece in pieces]), np.concatenate(valid))
 
     def fingerprint(self) -> str:
         """Of all parts in their order."""

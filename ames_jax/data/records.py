@@ -8,12 +8,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
-from tensorflow_datasets.core.example_serializer import ExampleSerializer
-from tensorflow_datasets.proto import tf_example_pb2
+from etils import epy
 
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.runtime.errors import UserError
+
+with epy.lazy_imports():  # does not exist for Windows, where all but shards works
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets import proto
+    from tensorflow_datasets.core import example_serializer
 
 STORED = {"float16": np.float16, "int8": np.int8, "bits": np.uint8}
 GEOMETRY = {"xy": (2,), "scale": (), "weight": ()}
@@ -58,6 +61,12 @@ class RecordFormat:
         """Shape of the stored features: [K, D], or [K, D / 8] for bits."""
         return self.descriptors, self.width // 8 if self.dtype == "bits" else self.width
 
+    @property
+    def record_bytes(self) -> int:
+        """About the size of a record."""
+        rows, columns = self.row_shape
+        return rows * (columns * np.dtype(STORED[self.dtype]).itemsize + 16)
+
     @functools.cached_property
     def features(self) -> tfds.features.FeaturesDict:
         """The TFDS features of a record; arrays are stored as plain bytes."""
@@ -79,7 +88,7 @@ class RecordFormat:
 
     @functools.cached_property
     def _serializer(self) -> Any:
-        return ExampleSerializer(self.features.get_serialized_info())
+        return example_serializer.ExampleSerializer(self.features.get_serialized_info())
 
     @classmethod
     def of_features(cls, features: Mapping[str, Any]) -> RecordFormat:
@@ -121,7 +130,7 @@ class RecordFormat:
     def decode(self, data: bytes) -> ImageRecord:
         """The image in a record's bytes: features [K, D] as stored (int8 becomes float32) and `valid` [K]."""
         # TFDS's own decoding gives the same and takes several times as long for small records.
-        stored = tf_example_pb2.Example.FromString(data).features.feature
+        stored = proto.tf_example_pb2.Example.FromString(data).features.feature
 
         def array(name: str, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
             return np.frombuffer(stored[name].bytes_list.value[0], dtype).reshape(shape)

@@ -1,4 +1,4 @@
-"""The release's HDF5 files: local descriptors in all their layouts, read row by row."""
+"""The release's HDF5 files of local descriptors, in all their layouts, and the text lists that belong to them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ from typing import Any
 
 import numpy as np
 
+from ames_jax.data.lists import RELEASE, read_list
+from ames_jax.data.records import ImageRecord, RecordFormat
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.files import fingerprint_of
 
 # Columns before the descriptor: x, y (share of the image), scale, mask (1 = padding), weight.
 METADATA = 5
 X, Y, SCALE, MASK, WEIGHT = range(METADATA)
 CHUNK_CACHE = 64 * 2**20
+# Reading this much in vain costs about as much as one more call.
+GAP_BYTES = 2**14
 
 
 def open_hdf5(path: str | Path) -> Any:
@@ -77,102 +82,146 @@ def _part_path(path: Path, name: str) -> Path:
     return Path(name) if not beside.exists() and Path(name).exists() else beside
 
 
-class LocalFeatures:
-    """Random access to the local descriptors of a release file; picklable, memory of one image at a time.
+class ReleaseSource:
+    """The images of a release file: picklable, safe in threads, and in memory one image (or one read) at a time.
 
+    `len(source)` images; `source[i]` is an `ImageRecord` with x, y, scale and weight; `read` makes it a `DescriptorReader`.
     Layouts: flat `features` [N, K, 5 + D] float32 or float16; structured, fields `metadata` [N, K, 5] and `descriptor`
     [N, K, D], where uint8 descriptors are packed bits; each of them also as a virtual file.
 
     Attributes:
-      path: the file; files: it and, for a virtual file, its parts. images: N. rows: K. width: D, or the number of bits.
+      path: the file; files: it and, for a virtual file, its parts.
+      rows: K, descriptors of each image in it; width: D, or the number of bits; dtype: of the descriptors.
       layout: "flat" or "structured"; packed: the descriptors are bits; virtual: a virtual file.
-      dtype: of the descriptors, as stored.
+      format: how shards hold these images.
+      arguments: what the source was opened with, as plain values.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        """Opens the file.
+    def __init__(self, features: str | Path, images: str | Path | None = None, descriptors: int | None = None) -> None:
+        """Opens the files.
+
+        Args:
+          features: HDF5 file of local descriptors.
+          images: text list; without it the ids are row numbers and the labels -1.
+          descriptors: the strongest that are read of each image; None for all.
 
         Raises:
-          UserError: it is missing, cut short, of no layout known here, or virtual with a part missing.
+          UserError: a file is missing, cut short, of no layout known here, or virtual with a part missing; the list has
+            another number of images.
         """
-        self.path = Path(path)
+        paths = (None if path is None else str(Path(path).resolve()) for path in (features, images))
+        self.arguments = {**dict(zip(("features", "images"), paths)), "descriptors": descriptors}
+        self.path = Path(features)
         self.files = [self.path]
         self._lock = threading.Lock()
-        self._file: Any = None
-        dataset = self._dataset()
-        self.virtual = bool(getattr(dataset, "is_virtual", False))
+        self._file = open_hdf5(self.path)
+        self._dataset = features_of(self._file, self.path)
+        self.virtual = bool(getattr(self._dataset, "is_virtual", False))
         if self.virtual:
-            self.files += check_parts(self.path, dataset)
-        if dataset.dtype.names:
-            self._describe_structured(dataset)
-        else:
-            self._describe_flat(dataset)
-
-    def _describe_flat(self, dataset: Any) -> None:
-        if dataset.ndim != 3 or dataset.shape[2] <= METADATA or dataset.dtype.kind != "f":
+            self.files += check_parts(self.path, self._dataset)
+        self._describe_structured() if self._dataset.dtype.names else self._describe_flat()
+        self._kept = min(descriptors or self.rows, self.rows)
+        self.format = RecordFormat(self._kept, self.width, "bits" if self.packed else "float16")
+        self._list = None if images is None else read_list(images, RELEASE)
+        if self._list is not None and len(self._list) != len(self):
             raise UserError(
-                f"{self.path}: `features` is {dataset.dtype} {dataset.shape}, expected floats [images, descriptors, 5 + D] "
+                f"{images} lists {len(self._list)} images, {features} holds {len(self)}: give the list it was made from"
+            )
+
+    def _describe_flat(self) -> None:
+        dtype, shape = self._dataset.dtype, self._dataset.shape
+        if len(shape) != 3 or shape[2] <= METADATA or dtype.kind != "f":
+            raise UserError(
+                f"{self.path}: `features` is {dtype} {shape}, expected floats [images, descriptors, 5 + D] "
                 "(local descriptors; files named *_global or *_cls hold global ones)"
             )
-        self.layout, self.packed, self.dtype = "flat", False, dataset.dtype
-        self.images, self.rows, self.width = dataset.shape[0], dataset.shape[1], dataset.shape[2] - METADATA
+        self.layout, self.packed, self.dtype = "flat", False, dtype
+        self._images, self.rows, self.width = shape[0], shape[1], shape[2] - METADATA
 
-    def _describe_structured(self, dataset: Any) -> None:
-        fields = dataset.dtype.fields
+    def _describe_structured(self) -> None:
+        fields = self._dataset.dtype.fields
         if not {"metadata", "descriptor"} <= set(fields):
             raise UserError(f"{self.path}: `features` has fields {sorted(fields)}, expected metadata and descriptor")
         metadata, descriptor = fields["metadata"][0], fields["descriptor"][0]
-        shape = (*dataset.shape, *descriptor.shape)
-        if len(shape) != 3 or (*dataset.shape, *metadata.shape) != (*shape[:2], METADATA):
+        shape = (*self._dataset.shape, *descriptor.shape)
+        if len(shape) != 3 or (*self._dataset.shape, *metadata.shape) != (*shape[:2], METADATA):
             raise UserError(f"{self.path}: fields of shape {shape}, expected [images, descriptors, D]")
         self.layout, self.dtype = "structured", descriptor.base
         self.packed = self.dtype == np.uint8
-        self.images, self.rows, self.width = shape[0], shape[1], shape[2] * (8 if self.packed else 1)
+        self._images, self.rows, self.width = shape[0], shape[1], shape[2] * (8 if self.packed else 1)
 
     def __len__(self) -> int:
-        return self.images
+        return self._images
 
-    def read(self, row: int | slice, descriptors: int | None = None) -> DescriptorSet:
-        """Descriptors of one image [k, ·] or of a range of images [n, k, ·], the first k = `descriptors` of each.
-
-        The rest of a row is not read where the file is stored in smaller chunks. Features keep the file's dtype; x, y,
-        scale and weight come as float32; `valid` is the release's mask turned round.
-
-        Raises:
-          UserError: the file is damaged there.
-        """
-        metadata, features = self.read_raw(row, descriptors)
-        return DescriptorSet(
+    def __getitem__(self, row: int) -> ImageRecord:
+        row = int(row)
+        if not 0 <= row < len(self):
+            raise IndexError(f"{self.path}: image {row} of {len(self)}")
+        metadata, features = self.read_raw(row, self._kept)
+        descriptors = DescriptorSet(
             features,
             valid=metadata[..., MASK] == 0,
             xy=metadata[..., [X, Y]],
             scale=metadata[..., SCALE],
             weight=metadata[..., WEIGHT],
         )
+        if self._list is None:
+            return ImageRecord(str(row), -1, descriptors)
+        label = -1 if self._list.labels is None else int(self._list.labels[row])
+        return ImageRecord(self._list.ids[row], label, descriptors)
 
-    def read_raw(self, row: int | slice, descriptors: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """The same as stored: metadata float32 [..., k, 5] with the mask as it is (1 is padding), and features."""
-        count = self.rows if descriptors is None else min(descriptors, self.rows)
-        dataset = self._dataset()
+    def read(self, rows: np.ndarray, count: int) -> DescriptorSet:
+        """As `DescriptorReader`; rows that lie close together are read in one go."""
+        count = min(count, self._kept)
+        row_bytes = count * self.width * self.dtype.itemsize
+        breaks = np.flatnonzero(np.diff(rows) > 1 + GAP_BYTES // row_bytes) + 1
+        pieces = []
+        for run in np.split(rows, breaks):
+            metadata, features = self.read_raw(slice(run[0], run[-1] + 1), count)
+            chosen = run - run[0]
+            pieces.append((features[chosen], metadata[chosen, :, MASK] == 0))
+        return DescriptorSet(*map(np.concatenate, zip(*pieces)))
+
+    def read_raw(self, rows: int | slice, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The first `count` (None: all) descriptors of one image [k, ·] or of a range of images [n, k, ·] as stored.
+
+        The rest of a row is not read where the file is stored in smaller chunks.
+
+        Returns:
+          metadata float32 [..., k, 5] with the mask as it is (1 is padding), and features in the file's dtype.
+
+        Raises:
+          UserError: the file is damaged there.
+        """
+        count = self.rows if count is None else min(count, self.rows)
         try:
             # HDF5 is not safe in threads of its own accord, and h5py's lock covers single calls only.
             with self._lock:
-                values = dataset[row, :count] if dataset.ndim > 1 else dataset[row]
+                values = self._dataset[rows, :count] if self._dataset.ndim > 1 else self._dataset[rows]
         except OSError as error:
-            raise UserError(f"{self.path}: images {row} cannot be read ({error}): copy or download it again") from None
+            raise UserError(f"{self.path}: images {rows} cannot be read ({error}): copy or download it again") from None
         if self.layout == "structured":
             metadata, features = values["metadata"][..., :count, :], values["descriptor"][..., :count, :]
         else:
             metadata, features = values[..., :METADATA], values[..., METADATA:]
         return np.asarray(metadata, np.float32), features
 
-    def _dataset(self) -> Any:
-        if self._file is None:
-            self._file = open_hdf5(self.path)
-        return features_of(self._file, self.path)
+    def fingerprint(self) -> str:
+        """A hash of where the files lie, their sizes and when they were changed."""
+        return fingerprint_of(self.files)
+
+    def ids(self) -> list[str]:
+        """The id of every image."""
+        return list(map(str, range(len(self)))) if self._list is None else self._list.ids
+
+    def labels(self) -> np.ndarray:
+        """int64 [N], the label of every image; raises UserError where the list has none."""
+        if self._list is None or self._list.labels is None:
+            raise UserError(f"{self.arguments['images'] or self.path}: no labels; give the list of the training images")
+        return self._list.labels
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path}
+        return self.arguments
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)
+    def __setstate__(self, arguments: dict[str, Any]) -> None:
+        self.__init__(**arguments)

@@ -1,35 +1,84 @@
-"""Writing a data set: its shards in parallel processes, continued after a kill, verified, then the metadata."""
+"""Writing a data set: its shards, in processes or on a cluster, continued after a kill and read back; then the metadata.
+
+    ROOT/.unfinished/SPLIT/settings.json    with which settings the split is being written
+    ROOT/.unfinished/SPLIT/SHARD.json       receipt of a shard: its size and checksum, and ids and labels once it was read back
+
+A split becomes part of the data set when all its shards are there; until then readers do not see it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
+import hashlib
+import itertools
 import math
-import os
+import multiprocessing
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
+from etils import epy
 
-from ames_jax.data.records import GEOMETRY, RecordFormat
-from ames_jax.data.shard_tasks import (
-    UNFINISHED,
-    ShardTask,
-    Source,
-    is_written,
-    task_runner,
-    verify_shard,
-    write_shard,
-    write_text,
-)
-from ames_jax.runtime.errors import UserError
+from ames_jax.data.lists import write_ids
+from ames_jax.data.records import GEOMETRY, ImageRecord, RecordFormat
+from ames_jax.runtime import cache
+from ames_jax.runtime.cores import usable_cores
+from ames_jax.runtime.errors import UserError, requires
+from ames_jax.runtime.files import lock, read_json, refuse_other, same_job, whole_file, write_array, write_json
+from ames_jax.runtime.progress import Progress
 
+with epy.lazy_imports():  # neither exists for Windows, where all else works
+    import tensorflow_datasets as tfds
+    from array_record.python import array_record_module
+
+# Stored descriptors hardly compress, and reading plain bytes is several times as fast as unpacking them.
+WRITER_OPTIONS = "group_size:1,uncompressed"
 SHARD_BYTES = 512 * 2**20
 # Below this a second process costs more to start than it saves.
 PARALLEL_BYTES = 256 * 2**20
+UNFINISHED = ".unfinished"
+RECEIPT = ("records", "bytes", "sha256", "file_bytes")
+# Of the settings, those in which the splits of a data set may differ.
+OF_A_SPLIT = ("images", "shards", "first", "last")
+ADVICE = "Use the same settings and source, another folder, or delete this one"
+
+Source = Sequence[ImageRecord]
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardTask:
+    """Rows [start, stop) of a split's images, to be written to one file of the data set."""
+
+    root: Path
+    name: str
+    split: str
+    index: int
+    of: int
+    start: int
+    stop: int
+    format: RecordFormat
+
+    @property
+    def path(self) -> Path:
+        """Where TFDS looks for this shard."""
+        return self.root / f"{self.name}-{self.split}.array_record-{self.index:05d}-of-{self.of:05d}"
+
+    @property
+    def receipt(self) -> Path:
+        """Counts and checksum of the shard; there before the shard is, so a shard without one is never trusted."""
+        return self.root / UNFINISHED / self.split / f"{self.path.name}.json"
+
+    def is_written(self) -> bool:
+        """True when the shard is whole: its receipt is there and its size is the one in the receipt."""
+        return (
+            self.path.exists()
+            and self.receipt.exists()
+            and read_json(self.receipt)["file_bytes"] == self.path.stat().st_size
+        )
 
 
 def write_shards(
@@ -42,7 +91,7 @@ def write_shards(
     dtype: str = "float16",
     shards: int | None = None,
     processes: int | None = None,
-    about: Mapping[str, Any] | None = None,
+    beam: Sequence[str] | None = None,
 ) -> None:
     """Writes a data set, or adds splits to it.
 
@@ -52,26 +101,26 @@ def write_shards(
       name: name of the data set, lower case with underscores.
       splits: split name → picklable random-access sequence of `ImageRecord`.
       descriptors, width, dtype: see `RecordFormat`. xy, scale and weight are kept where the first image has them.
-      shards: files a split; by default one for every 512 MiB.
-      processes: writing processes; by default one a CPU core where there is enough to write. They are spawned, so a
+      shards: files of each split; by default one for every 512 MiB.
+      processes: writing processes; by default one per CPU core where there is enough to write. They are spawned, so a
         script that calls this with more than one needs the usual `if __name__ == "__main__":`.
-      about: free facts, written to about.json.
+      beam: write with Apache Beam and these options, e.g. `["--runner=FlinkRunner"]` (none: its direct runner); the
+        workers must see the folder, and the files behind the splits, under the same paths.
 
     Raises:
       UserError: for settings other than those a finished or unfinished data set at `root` was written with, an image
-        that does not fit, or a shard that does not hold what was written to it.
+        that does not fit, a shard that does not hold what was written to it, another process that writes to `root`, or
+        apache-beam missing.
     """
-    plan = plan_shards(root, name, splits, descriptors=descriptors, width=width, dtype=dtype, shards=shards)
-    count = processes or _process_count(plan)
-    with task_runner(splits, count) as run:
-        for _ in run(write_shard, [task for task in plan if not is_written(task)]):
-            pass
-        for problem in run(verify_shard, plan):
-            if problem:
-                raise UserError(problem)
-    finish(plan)
-    if about is not None:
-        write_text(Path(root) / "about.json", json.dumps(dict(about), indent=1))
+    with lock(Path(root) / "shards.json", cache.home()), requires("tensorflow-datasets array-record", "writing shards"):
+        tasks = plan_shards(root, name, splits, descriptors=descriptors, width=width, dtype=dtype, shards=shards)
+        if beam is not None:
+            _complete_with_beam(tasks, splits, beam)
+        else:
+            with Progress(f"writing {name}", sum(task.stop - task.start for task in tasks), "images") as progress:
+                for task in _completed(tasks, splits, processes or _process_count(tasks)):
+                    progress.update(task.stop - task.start)
+        finish(tasks)
 
 
 def plan_shards(
@@ -84,11 +133,7 @@ def plan_shards(
     dtype: str = "float16",
     shards: int | None = None,
 ) -> list[ShardTask]:
-    """The shards of the splits that are not finished, and the folder made ready for them; arguments as `write_shards`.
-
-    A cluster runs `write_shard` and then `verify_shard` on each, in any order, on any hosts that see `root`, and then
-    `finish` once.
-    """
+    """The shards of the splits that are not finished, and the folder made ready for them; arguments as `write_shards`."""
     root = Path(root)
     for split, source in splits.items():
         if not len(source):
@@ -96,118 +141,178 @@ def plan_shards(
     first = next(iter(splits.values()))[0].descriptors
     geometry = tuple(part for part in GEOMETRY if getattr(first, part) is not None)
     record_format = RecordFormat(descriptors, width, dtype, geometry)
-    plan = []
+    tasks = []
     for split, source in splits.items():
-        count = shards or math.ceil(len(source) * _record_bytes(record_format) / SHARD_BYTES)
+        count = shards or math.ceil(len(source) * record_format.record_bytes / SHARD_BYTES)
         count = min(count, len(source))
         edges = [len(source) * i // count for i in range(count + 1)]
-        tasks = [ShardTask(root, name, split, i, count, edges[i], edges[i + 1], record_format) for i in range(count)]
-        if not _claim(tasks, source):
-            plan += tasks
-    return plan
+        own = [ShardTask(root, name, split, i, count, edges[i], edges[i + 1], record_format) for i in range(count)]
+        if not _claim(own, len(source), source[0].id, source[len(source) - 1].id):
+            tasks += own
+    return tasks
 
 
-def finish(plan: Sequence[ShardTask]) -> None:
+def write_shard(task: ShardTask, images: Iterable[ImageRecord]) -> None:
+    """Writes the images under another name, then the receipt, and then gives the shard its name."""
+    digest, records, size = hashlib.sha256(), 0, 0
+    with whole_file(task.path) as partial:
+        writer = array_record_module.ArrayRecordWriter(str(partial), WRITER_OPTIONS)
+        for image in images:
+            data = task.format.encode(image)
+            writer.write(data)
+            digest.update(data)
+            records, size = records + 1, size + len(data)
+        writer.close()
+        facts = (records, size, digest.hexdigest(), partial.stat().st_size)
+        write_json(task.receipt, dict(zip(RECEIPT, facts)))
+
+
+def verify_shard(task: ShardTask) -> None:
+    """Reads a shard back and adds its ids and labels to its receipt; raises UserError where it is not what was written."""
+    if not task.is_written():
+        raise UserError(f"{task.path}: not written yet; write it, then verify the data set")
+    receipt = read_json(task.receipt)
+    ids, labels = read_shard(task.path, receipt["records"], receipt["sha256"], task.format)
+    write_json(task.receipt, {**receipt, "ids": ids, "labels": labels})
+
+
+def read_shard(path: Path, records: int, sha256: str, record_format: RecordFormat) -> tuple[list[str], list[int]]:
+    """Ids and labels of all records of a shard.
+
+    Raises:
+      UserError: their number, or the checksum of their bytes, is another; or they cannot be read.
+    """
+    again = "delete it and write the data set again"
+    digest, ids, labels = hashlib.sha256(), [], []
+    try:
+        reader = array_record_module.ArrayRecordReader(str(path))
+        found = reader.num_records()
+        for row in range(found):
+            data = reader.read([row])[0]
+            digest.update(data)
+            image = record_format.decode(data)
+            ids.append(image.id)
+            labels.append(image.label)
+        reader.close()
+    except Exception as error:  # array_record raises RuntimeError and ValueError, and a bad record fails in many ways
+        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); {again}") from error
+    if found != records:
+        raise UserError(f"{path}: {found} records, expected {records}; {again}")
+    if digest.hexdigest() != sha256:
+        raise UserError(f"{path}: its records are not those that were written; {again}")
+    return ids, labels
+
+
+def finish(tasks: Sequence[ShardTask]) -> None:
     """Adds the splits whose shards were all written and verified to the data set's metadata."""
-    if not plan:
+    for split, group in itertools.groupby(tasks, lambda task: task.split):
+        own = list(group)
+        root, folder = own[0].root, own[0].receipt.parent
+        receipts = [read_json(task.receipt) for task in own]
+        write_ids(root / "images" / f"{split}.ids.txt", [name for receipt in receipts for name in receipt["ids"]])
+        labels = np.array([label for receipt in receipts for label in receipt["labels"]], np.int64)
+        write_array(root / "images" / f"{split}.labels.npy", labels)
+        files = {task.path.name: {key: receipt[key] for key in RECEIPT} for task, receipt in zip(own, receipts)}
+        finished = _finished(root) | {split: {"settings": read_json(folder / "settings.json"), "files": files}}
+        _write_metadata(root, own[0].name, own[0].format, finished)
+        write_json(root / "shards.json", finished)
+        shutil.rmtree(folder)
+        with contextlib.suppress(OSError):  # another split is unfinished
+            folder.parent.rmdir()
+
+
+def _completed(tasks: Sequence[ShardTask], splits: Mapping[str, Source], processes: int) -> Iterator[ShardTask]:
+    """The shards in their order, each when it is written and verified."""
+    if processes <= 1:
+        for task in tasks:
+            yield _complete(task, splits)
         return
-    root = plan[0].root
-    finished = _finished(root)
-    for split in dict.fromkeys(task.split for task in plan):
-        tasks = [task for task in plan if task.split == split]
-        _write_lists(root, split, [json.loads(task.content.read_text()) for task in tasks])
-        files = {task.path.name: json.loads(task.receipt.read_text()) for task in tasks}
-        finished[split] = {"settings": _settings_file(root, split)[1], "files": files}
-    _write_metadata(root, plan[0].name, plan[0].format, finished)
-    write_text(root / "shards.json", json.dumps(finished, indent=1))
-    shutil.rmtree(root / UNFINISHED)
+    # Forking a process that runs JAX's threads can hang, so workers start from nothing and are given the sources once.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, initializer=_take_sources, initargs=(dict(splits),)) as pool:
+        yield from pool.map(_complete_with_sources, tasks)
 
 
-def _claim(tasks: Sequence[ShardTask], source: Source) -> bool:
+def _complete(task: ShardTask, splits: Mapping[str, Source]) -> ShardTask:
+    if not task.is_written():
+        source = splits[task.split]
+        write_shard(task, (source[row] for row in range(task.start, task.stop)))
+    verify_shard(task)
+    return task
+
+
+_sources: Mapping[str, Source] = {}
+
+
+def _take_sources(splits: Mapping[str, Source]) -> None:
+    global _sources
+    _sources = splits
+
+
+def _complete_with_sources(task: ShardTask) -> ShardTask:
+    return _complete(task, _sources)
+
+
+def _complete_with_beam(tasks: Sequence[ShardTask], splits: Mapping[str, Source], options: Sequence[str]) -> None:
+    with requires("apache-beam", "writing on a cluster"):
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+    with beam.Pipeline(options=PipelineOptions(list(options))) as pipeline, Progress("writing on the cluster"):
+        _ = pipeline | beam.Create(tasks) | beam.Reshuffle() | beam.Map(_complete, dict(splits))
+
+
+def _claim(tasks: Sequence[ShardTask], images: int, first: str, last: str) -> bool:
     """Makes the folder ready for a split and checks its settings against what is there; True when all is written."""
     task = tasks[0]
     settings = {
         "name": task.name,
         **dataclasses.asdict(task.format),
         "geometry": list(task.format.geometry),
-        "images": len(source),
+        "images": images,
         "shards": task.of,
-        "first": source[0].id,
-        "last": source[len(source) - 1].id,
+        "first": first,
+        "last": last,
     }
     finished = _finished(task.root)
     for split, entry in finished.items():
-        per_split = () if split == task.split else ("images", "shards", "first", "last")
-        _compare(task.root, split, entry["settings"], settings, per_split)
-    if task.split in finished:
-        files = finished[task.split]["files"]
-        if all(t.path.exists() and t.path.stat().st_size == files[t.path.name]["file_bytes"] for t in tasks):
-            return True
-    path, before = _settings_file(task.root, task.split)
-    if before is not None:
-        _compare(task.root, task.split, before, settings, ())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(settings))
-    for t in tasks if task.split in finished else ():
-        write_text(t.receipt, json.dumps(finished[task.split]["files"][t.path.name]))
+        free = () if split == task.split else OF_A_SPLIT
+        refuse_other(f"{task.root} {split}", entry["settings"], settings, free=free, advice=ADVICE)
+    files = finished.get(task.split, {}).get("files", {})
+    if files and all(t.path.exists() and t.path.stat().st_size == files[t.path.name]["file_bytes"] for t in tasks):
+        return True
+    same_job(task.receipt.with_name("settings.json"), settings, advice=ADVICE)
+    for own in tasks if files else ():
+        write_json(own.receipt, files[own.path.name])
     return False
-
-
-def _compare(root: Path, split: str, before: dict, now: dict, ignored: Sequence[str]) -> None:
-    for key in (key for key in now if key not in ignored and before[key] != now[key]):
-        raise UserError(
-            f"{root}: split {split!r} was written with {key} = {before[key]}, now {key} = {now[key]}; "
-            "use the same settings and source, another folder, or delete this one"
-        )
-
-
-def _settings_file(root: Path, split: str) -> tuple[Path, dict | None]:
-    path = root / UNFINISHED / f"{split}.settings.json"
-    return path, json.loads(path.read_text()) if path.exists() else None
 
 
 def _finished(root: Path) -> dict[str, Any]:
     path = root / "shards.json"
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def _write_lists(root: Path, split: str, contents: Sequence[dict[str, list]]) -> None:
-    folder = root / "images"
-    folder.mkdir(exist_ok=True)
-    write_text(folder / f"{split}.ids.txt", "".join(f"{name}\n" for content in contents for name in content["ids"]))
-    labels = np.array([label for content in contents for label in content["labels"]], np.int64)
-    unfinished = folder / f".{split}.labels.{os.getpid()}.npy"
-    np.save(unfinished, labels)
-    os.replace(unfinished, folder / f"{split}.labels.npy")
+    return read_json(path) if path.exists() else {}
 
 
 def _write_metadata(root: Path, name: str, record_format: RecordFormat, finished: Mapping[str, Any]) -> None:
     """dataset_info.json and features.json, as TFDS reads them."""
-    infos = []
-    for split, entry in finished.items():
-        template = tfds.core.ShardedFileTemplate(
-            dataset_name=name, data_dir=root, split=split, filetype_suffix="array_record"
+    template = tfds.core.ShardedFileTemplate(dataset_name=name, data_dir=root, filetype_suffix="array_record")
+    splits = [
+        tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=[file["records"] for file in entry["files"].values()],
+            num_bytes=sum(file["bytes"] for file in entry["files"].values()),
+            filename_template=template.replace(split=split),
         )
-        files = entry["files"].values()
-        infos.append(
-            tfds.core.SplitInfo(
-                name=split,
-                shard_lengths=[file["records"] for file in files],
-                num_bytes=sum(file["bytes"] for file in files),
-                filename_template=template,
-            )
-        )
-    tfds.folder_dataset.write_metadata(
-        data_dir=root, features=record_format.features, split_infos=infos, check_data=False, disable_shuffling=True
+        for split, entry in finished.items()
+    ]
+    identity = tfds.core.dataset_info.DatasetIdentity(
+        name=name, version=tfds.core.Version("1.0.0"), data_dir=str(root), module_name=""
     )
+    info = tfds.core.DatasetInfo(builder=identity, features=record_format.features, disable_shuffling=True)
+    info.set_file_format("array_record")
+    info.set_splits(tfds.core.splits.SplitDict(splits))
+    info.write_to_directory(root)
 
 
-def _record_bytes(record_format: RecordFormat) -> int:
-    rows, columns = record_format.row_shape
-    return rows * (columns * np.dtype(record_format.features["features"].np_dtype).itemsize + 16)
-
-
-def _process_count(plan: Sequence[ShardTask]) -> int:
-    todo = [task for task in plan if not is_written(task)]
-    size = sum((task.stop - task.start) * _record_bytes(task.format) for task in todo)
-    return 1 if size < PARALLEL_BYTES else max(1, min(os.cpu_count() or 1, len(todo)))
+def _process_count(tasks: Sequence[ShardTask]) -> int:
+    todo = [task for task in tasks if not task.is_written()]
+    size = sum((task.stop - task.start) * task.format.record_bytes for task in todo)
+    return 1 if size < PARALLEL_BYTES else max(1, min(usable_cores(), len(todo)))

@@ -1,11 +1,12 @@
 """The packed store: the binary descriptors of a gallery at bits/8 bytes each, memory-mapped.
 
-    STORE/header.json   format, version, images, descriptors, bits, binarizer, source; size and checksum of every file
+    STORE/header.json   format, version, images, descriptors, bits, binarizer, model, source, and where they are known λ and γ
+                        of the model ("setting"); size and checksum of every file
     STORE/bits.npy      uint8 [N, T, bits / 8], strongest first, zeros behind the last descriptor of an image
     STORE/counts.npy    uint16 [N], descriptors of each image
-    STORE/ids.txt       a line an image
+    STORE/ids.txt       one id per line
 
-A store is written to STORE.partial and renamed when it is whole, so a killed build leaves nothing that looks like one.
+A store appears whole or not at all, so a killed build leaves nothing that looks like one.
 """
 
 from __future__ import annotations
@@ -14,36 +15,22 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
-import shutil
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from tqdm import tqdm
 
+from ames_jax.data.lists import read_ids, write_ids
+from ames_jax.data.readers import DescriptorReader
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.files import checksum, read_array, read_json, whole_folder, write_array, write_blocks, write_json
+from ames_jax.runtime.progress import Progress
 
 FORMAT, VERSION = "ames_jax packed store", 1
-IMAGES_A_BLOCK = 256
-CHECKSUM_BYTES = 1 << 24
-
-
-class DescriptorReader(Protocol):
-    """Anything that holds the descriptors of N images: HDF5 files of the release, shards, a packed store."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, rows: np.ndarray, count: int) -> DescriptorSet:
-        """The first `count` descriptors (fewer where fewer are stored) of images `rows`, int [n], ascending: [n, T, ·]."""
-        ...
-
-    def fingerprint(self) -> str:
-        """What tells these descriptors from others: where it differs, scores are made anew."""
-        ...
+IMAGES_PER_BLOCK = 256
+MOST = np.iinfo(np.uint16).max
 
 
 class Packer(Protocol):
@@ -72,6 +59,12 @@ class PackedStore:
         """`packing.binarizer_fingerprint` of the model that made the bits."""
         return self.header["binarizer"]
 
+    @property
+    def setting(self) -> tuple[float, float] | None:
+        """λ and γ with which scores of the model join the global ones, None where the store does not know them."""
+        known = self.header.get("setting")
+        return None if known is None else (known["lam"], known["gamma"])
+
     def read(self, rows: np.ndarray, count: int) -> DescriptorSet:
         """The first `count` descriptors of images `rows` (int [n], any order): bits uint8 [n, min(count, T), bits / 8]."""
         rows = np.asarray(rows)
@@ -83,12 +76,12 @@ class PackedStore:
         return DescriptorSet(features, np.arange(count) < self.counts[rows, None])
 
     def fingerprint(self) -> str:
-        """The header: it holds the checksums of all files."""
+        """A hash of the header, which holds the checksums of all files."""
         return hashlib.sha256(json.dumps(self.header, sort_keys=True).encode()).hexdigest()[:16]
 
     def ids(self) -> list[str]:
         """The id of every image."""
-        return (self.path / "ids.txt").read_text(encoding="utf-8").split("\n")[:-1]
+        return read_ids(self.path / "ids.txt", len(self))
 
     def rows(self, ids: Sequence[str]) -> np.ndarray:
         """int64 [n], the rows of images by id; raises UserError naming the first that the store does not hold."""
@@ -102,17 +95,16 @@ class PackedStore:
         """Raises UserError unless the bits are those of a model: its `packing.binarizer_fingerprint`, None for floats."""
         if binarizer is None:
             raise UserError(f"{self.path} holds bits, which a full-precision model cannot read: give a binary model")
-        if binarizer != self.header["binarizer"]:
+        if binarizer != self.binarizer:
             raise UserError(
                 f"{self.path}: its bits were made by another model ({self.header['model']}, binarizer "
-                f"{self.header['binarizer'][:8]}) than the one given ({binarizer[:8]}); build the store with this model"
+                f"{self.binarizer[:8]}) than the one given ({binarizer[:8]}); build the store with this model"
             )
 
     def verify(self) -> None:
         """Reads everything and raises UserError, naming the file, where its checksum is not that of the header."""
-        for name, facts in self.header["files"].items():
-            if _checksum(self.path / name) != facts["crc32"]:
-                raise UserError(f"{self.path / name} is damaged: its checksum is wrong; build the store again")
+        for name in self.header["files"]:
+            _check_file(self.path, self.header, name, whole=True)
 
 
 def open_store(path: str | Path, binarizer: str | None = None) -> PackedStore:
@@ -122,14 +114,9 @@ def open_store(path: str | Path, binarizer: str | None = None) -> PackedStore:
     """
     path = Path(path)
     header = _read_header(path)
-    for name, facts in header["files"].items():
-        size = (path / name).stat().st_size if (path / name).exists() else None
-        if size != facts["bytes"]:
-            found = "is missing" if size is None else f"has {size} bytes, expected {facts['bytes']}: it is truncated"
-            raise UserError(f"{path / name} {found}; build or copy the store again")
-    if _checksum(path / "counts.npy") != header["files"]["counts.npy"]["crc32"]:
-        raise UserError(f"{path / 'counts.npy'} is damaged: its checksum is wrong; build the store again")
-    bits, counts = np.load(path / "bits.npy", mmap_mode="r"), np.load(path / "counts.npy")
+    for name in header["files"]:
+        _check_file(path, header, name, whole=name == "counts.npy")
+    bits, counts = read_array(path / "bits.npy", mapped=True), read_array(path / "counts.npy")
     expected = (header["images"], header["descriptors"], header["bits"] // 8)
     if bits.shape != expected or bits.dtype != np.uint8 or counts.shape != expected[:1]:
         raise UserError(f"{path / 'bits.npy'} holds {bits.dtype} {bits.shape}, the header says uint8 {expected}")
@@ -148,37 +135,49 @@ def build_store(
     *,
     model: str,
     source: str,
+    setting: tuple[float, float] | None = None,
     show_progress: bool = False,
 ) -> PackedStore:
     """Packs the strongest `descriptors` of every image of `reader`, 256 images in memory at a time, and opens the store.
 
-    ids: one a row of `reader`. model, source: names of the model and of the data, kept in the header.
-    Raises UserError when the path is taken, ids and images differ in number, an id holds a line break, or descriptors
-    do not fit the model.
+    Args:
+      ids: one for each row of `reader`.
+      model, source: names of the model and of the data, kept in the header.
+      setting: λ and γ of the model, where they are known.
+
+    Raises:
+      UserError: the path is taken, ids and images differ in number, an id holds a line break, or descriptors do not fit
+        the model.
     """
     path = Path(path)
     if path.exists():
         raise UserError(f"{path} exists already; remove it or name another store")
     if len(ids) != len(reader):
         raise UserError(f"{len(ids)} ids for {len(reader)} images: they belong to different galleries")
-    if any("\n" in name for name in ids):
-        raise UserError("an image id holds a line break; ids are kept a line each")
-    partial = path.with_name(path.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    descriptors = min(descriptors, reader.read(np.arange(min(1, len(reader))), descriptors).count)
-    _write_bits(partial, reader, packer, descriptors, show_progress)
-    (partial / "ids.txt").write_text("".join(f"{name}\n" for name in ids), encoding="utf-8")
-    files = {
-        name: {"bytes": (partial / name).stat().st_size, "crc32": _checksum(partial / name)}
-        for name in ("bits.npy", "counts.npy", "ids.txt")
-    }
-    header = {
-        "format": FORMAT, "version": VERSION, "images": len(reader), "descriptors": descriptors,
-        "bits": packer.bits, "binarizer": packer.fingerprint, "model": model, "source": source, "files": files,
-    }  # fmt: skip
-    (partial / "header.json").write_text(json.dumps(header, indent=1), encoding="utf-8")
-    os.replace(partial, path)
+    descriptors = min(descriptors, MOST, reader.read(np.arange(min(1, len(reader))), descriptors).count)
+    with whole_folder(path) as partial:
+        write_ids(partial / "ids.txt", ids)
+        counts = np.zeros(len(reader), np.uint16)
+        blocks = _packed_blocks(reader, packer, descriptors, counts, quiet=not show_progress)
+        write_blocks(partial / "bits.npy", blocks, np.uint8, (len(reader), descriptors, packer.bits // 8))
+        write_array(partial / "counts.npy", counts)
+        files = {
+            name: {"bytes": (partial / name).stat().st_size, "crc32": checksum(partial / name)}
+            for name in ("bits.npy", "counts.npy", "ids.txt")
+        }
+        header = {
+            "format": FORMAT,
+            "version": VERSION,
+            "images": len(reader),
+            "descriptors": descriptors,
+            "bits": packer.bits,
+            "binarizer": packer.fingerprint,
+            "model": model,
+            "source": source,
+            **({} if setting is None else {"setting": dict(zip(("lam", "gamma"), setting))}),
+            "files": files,
+        }
+        write_json(partial / "header.json", header)
     return open_store(path, packer.fingerprint)
 
 
@@ -190,24 +189,20 @@ def rows_of(row_of: Mapping[str, int], ids: Sequence[str], where: Path) -> np.nd
     return np.array([row_of[name] for name in ids], np.int64)
 
 
-def _write_bits(folder: Path, reader: DescriptorReader, packer: Packer, descriptors: int, show_progress: bool) -> None:
-    images = len(reader)
-    bits = np.lib.format.open_memmap(
-        folder / "bits.npy", mode="w+", dtype=np.uint8, shape=(images, descriptors, packer.bits // 8)
-    )
-    counts = np.zeros(images, np.uint16)
-    with tqdm(total=images, unit="image", desc="packing", disable=not show_progress) as progress:
-        for start in range(0, images, IMAGES_A_BLOCK):
-            rows = np.arange(start, min(start + IMAGES_A_BLOCK, images))
-            packed = packer.pack(_compact(reader.read(rows, descriptors)), f"images {rows[0]}…{rows[-1]}")
-            bits[rows, : packed.count] = packed.features
+def _packed_blocks(
+    reader: DescriptorReader, packer: Packer, descriptors: int, counts: np.ndarray, quiet: bool
+) -> Iterator[np.ndarray]:
+    """Bits uint8 [≤ 256, descriptors, bits / 8] of the images in their order; fills `counts` on the way."""
+    with Progress("packing", len(reader), "images", quiet=quiet) as progress:
+        for start in range(0, len(reader), IMAGES_PER_BLOCK):
+            rows = np.arange(start, min(start + IMAGES_PER_BLOCK, len(reader)))
+            packed = packer.pack(_real_first(reader.read(rows, descriptors)), f"images {rows[0]}…{rows[-1]}")
             counts[rows] = packed.count if packed.valid is None else packed.valid.sum(axis=1)
+            yield packed.pad(descriptors).features
             progress.update(len(rows))
-    bits.flush()
-    np.save(folder / "counts.npy", counts)
 
 
-def _compact(descriptors: DescriptorSet) -> DescriptorSet:
+def _real_first(descriptors: DescriptorSet) -> DescriptorSet:
     """Real descriptors first, in their order, so that a count says which are real."""
     valid = descriptors.valid
     if valid is None or (valid[:, :-1] >= valid[:, 1:]).all():
@@ -221,11 +216,8 @@ def _read_header(path: Path) -> dict:
     file = path / "header.json"
     if not file.is_file():
         raise UserError(f"{path} is not a packed store: it has no header.json")
-    try:
-        header = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file} is not readable as JSON ({error}); build the store again") from error
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
+    header = read_json(file)
+    if header.get("format") != FORMAT:
         raise UserError(f"{file} is not the header of a packed store of ames_jax")
     if header.get("version") != VERSION:
         raise UserError(
@@ -234,9 +226,12 @@ def _read_header(path: Path) -> dict:
     return header
 
 
-def _checksum(path: Path) -> int:
-    value = 0
-    with path.open("rb") as stream:
-        while chunk := stream.read(CHECKSUM_BYTES):
-            value = zlib.crc32(chunk, value)
-    return value
+def _check_file(path: Path, header: dict, name: str, whole: bool) -> None:
+    """Compares the size of a file, and of the `whole` file its checksum, with the header; raises UserError."""
+    file, facts = path / name, header["files"][name]
+    size = file.stat().st_size if file.exists() else None
+    if size != facts["bytes"]:
+        found = "is missing" if size is None else f"has {size} bytes, expected {facts['bytes']}: it is truncated"
+        raise UserError(f"{file} {found}; build or copy the store again")
+    if whole and checksum(file) != facts["crc32"]:
+        raise UserError(f"{file} is damaged: its checksum is wrong; build the store again")

@@ -128,7 +128,7 @@ def read_boxes(path: Path) -> list[Box | None]:
       UserError: the file holds something else.
     """
     if path.suffix == ".pkl":
-        from ames_jax.data.release_files import read_ground_truth
+        from ames_jax.data.release_pickles import read_ground_truth
 
         truth = read_ground_truth(path)[0]
         missing = [i for i, query in enumerate(truth) if len(query.get("bbx", ())) != 4]

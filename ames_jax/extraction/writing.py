@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from ames_jax.data.release_hdf5 import MASK, METADATA, SCALE, WEIGHT, X, Y
-from ames_jax.data.shard_tasks import write_text
 from ames_jax.data.shards import read_about, write_shards
 from ames_jax.extraction.backbone import STATISTICS_FILE
 from ames_jax.extraction.chunks import ChunkFolder, ChunkRecords
 from ames_jax.extraction.extracting import ExtractionJob, refuse_other
 from ames_jax.extraction.sift import SiftStatistics
 from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.files import write_file as write_text
 
 
 def prepare_folder(job: ExtractionJob) -> dict[str, Any] | None:

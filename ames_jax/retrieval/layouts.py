@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ames_jax.data.neighbours import open_neighbours
 from ames_jax.data.readers import ConcatenatedReader, FileReader, ShardReader
-from ames_jax.data.release_files import read_ground_truth
+from ames_jax.data.release_pickles import read_ground_truth
 from ames_jax.data.shards import read_about
 from ames_jax.data.store import open_store
 from ames_jax.retrieval.judgements import judge

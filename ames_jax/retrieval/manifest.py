@@ -29,9 +29,9 @@ from typing import Any
 
 import numpy as np
 
-from ames_jax.data.importing import import_neighbours
 from ames_jax.data.neighbours import Neighbours, open_neighbours
 from ames_jax.data.readers import FileReader, ShardReader
+from ames_jax.data.release_pickles import import_neighbours
 from ames_jax.data.store import DescriptorReader, open_store
 from ames_jax.retrieval.judgements import Judged, judge, judge_by_class
 from ames_jax.retrieval.protocols import metric_of

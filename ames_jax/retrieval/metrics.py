@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ames_jax.data.release_files import GLDV2_PRIVATE
+from ames_jax.data.release_pickles import GLDV2_PRIVATE
 from ames_jax.retrieval.judgements import GroundTruth, Hits, Judged, find_hits, judge
 
 

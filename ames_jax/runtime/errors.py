@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import errno
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 # Of the system's errors, those that the user can mend wherever they arise.
 SYSTEM = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)
@@ -19,6 +20,15 @@ def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
     """ "; did you mean …?" with the nearest of the known words, written after `prefix`; nothing where none is near."""
     close = difflib.get_close_matches(word, list(known), 1)
     return f"; did you mean {prefix}{close[0]}?" if close else ""
+
+
+@contextmanager
+def requires(packages: str, purpose: str) -> Iterator[None]:
+    """In this block, a package that cannot be imported is a UserError that says what to install."""
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(f"{purpose} needs a package that is missing ({error}): pip install {packages}") from error
 
 
 def run_main(main: Callable[[], int | None]) -> None:

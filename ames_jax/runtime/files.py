@@ -159,14 +159,21 @@ def same_job(path: Path, facts: Mapping[str, Any], *, free: Container[str] = (),
         write_json(path, now)
         return False
     before = read_json(path)
+    refuse_other(str(path.parent), before, now, free=free, advice=advice)
+    return True
+
+
+def refuse_other(
+    where: str, before: Mapping[str, Any], now: Mapping[str, Any], *, free: Container[str] = (), advice: str
+) -> None:
+    """Raises UserError, naming every key that differs, where the facts of a job are others than before."""
     differs = [
         f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key) and key not in free
     ]
     if differs:
-        raise UserError(f"{path.parent}: was begun with other settings: {'; '.join(differs)}. {advice}")
-    return True
+        raise UserError(f"{where}: was begun with other settings: {'; '.join(differs)}. {advice}")
 
 
 def checksum(path: Path) -> int:
@@ -176,6 +183,12 @@ def checksum(path: Path) -> int:
         while block := stream.read(BLOCK_BYTES):
             value = zlib.crc32(block, value)
     return value
+
+
+def fingerprint_of(files: Iterable[str | Path]) -> str:
+    """A hash of where files lie, their sizes and when they were changed: 16 hexadecimal digits."""
+    facts = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in map(Path, files)]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 def digest_of(*arrays: np.ndarray) -> str:

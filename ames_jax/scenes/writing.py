@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ames_jax.data.neighbours import nearest, save_neighbours
+from ames_jax.data.neighbour_search import nearest
+from ames_jax.data.neighbours import save_neighbours
 from ames_jax.data.shards import ImageRecord, write_shards
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.extraction.keypoints import SIFT_WIDTH, Keypoints

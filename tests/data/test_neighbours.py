@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from ames_jax.data.neighbours import BlockSearch, nearest, open_neighbours, save_neighbours
+from ames_jax.data.neighbour_search import BlockSearch, nearest
+from ames_jax.data.neighbours import open_neighbours, save_neighbours
 from ames_jax.runtime.errors import UserError
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ames_jax.data import neighbour_search
-from ames_jax.data.importing import import_neighbours
-from ames_jax.data.neighbour_search import search_to_folder
-from ames_jax.data.neighbours import nearest, open_neighbours
-from ames_jax.data.release_files import ReleaseSource
+from ames_jax.data import neighbours
+from ames_jax.data.neighbour_search import BlockSearch, nearest
+from ames_jax.data.neighbours import open_neighbours, search_to_folder
+from ames_jax.data.release_hdf5 import ReleaseSource
+from ames_jax.data.release_pickles import import_neighbours
 from ames_jax.data.shards import open_split, read_about
 from ames_jax.data.store import open_store
 from ames_jax.model.ames import AMES, AMESConfig
@@ -125,7 +125,7 @@ def test_import(release, capsys):
 
 def test_import_in_blocks_gives_the_same(release, monkeypatch):
     import_neighbours(release.neighbours(), release.folder / "whole")
-    monkeypatch.setattr("ames_jax.data.importing.BLOCK_BYTES", 7 * 20 * 4)
+    monkeypatch.setattr("ames_jax.data.release_pickles.BLOCK_BYTES", 7 * 20 * 4)
     import_neighbours(release.neighbours(), release.folder / "blocks")
     for name in ("indices.npy", "similarities.npy"):
         assert (release.folder / "whole" / name).read_bytes() == (release.folder / "blocks" / name).read_bytes()
@@ -180,7 +180,7 @@ def test_neighbours_name_what_cannot_be(release):
     search = ("neighbours", "--queries", path, "--out", out, "--block", 16)
     assert run(*search, "--k", 9) == 0
     assert run(*search, "--k", 9) == 0
-    with pytest.raises(UserError, match=r"lists holds other neighbour lists \(k = 9\): name another folder"):
+    with pytest.raises(UserError, match=r"lists: was begun with other settings: k was 9, is 8. Name another folder"):
         run(*search, "--k", 8)
     with pytest.raises(UserError, match="process 2 of 2: count hosts from 0 to 1"):
         run(*search, "--k", 9, "--process", 2, "--processes", 2)
@@ -209,7 +209,7 @@ def test_a_killed_search_continues_and_ends_with_the_same_bytes(release, monkeyp
     values, folder = release.globals, release.folder
     search_to_folder(folder / "unbroken", values, values, 9, exclude_self=True, block=16)
     searched = []
-    plain = neighbour_search.BlockSearch.run
+    plain = BlockSearch.run
 
     def killed(self, queries, starts):
         for found in plain(self, queries, starts):
@@ -218,19 +218,21 @@ def test_a_killed_search_continues_and_ends_with_the_same_bytes(release, monkeyp
             searched.append(found[0])
             yield found
 
-    monkeypatch.setattr(neighbour_search.BlockSearch, "run", killed)
+    monkeypatch.setattr(BlockSearch, "run", killed)
     with pytest.raises(KeyboardInterrupt):
         search_to_folder(folder / "killed", values, values, 9, exclude_self=True, block=16)
     with pytest.raises(UserError, match="is missing"):
         open_neighbours(folder / "killed")
-    monkeypatch.setattr(neighbour_search.BlockSearch, "run", plain)
-    with pytest.raises(UserError, match="unfinished search with k = 9, now k = 8"):
+    with pytest.raises(UserError, match="k was 9, is 8"):
         search_to_folder(folder / "killed", values, values, 8, exclude_self=True, block=16)
-    done = []
-    search_to_folder(
-        folder / "killed", values, values, 9, exclude_self=True, block=16, progress=lambda *now: done.append(now)
-    )
-    assert done == [(2, 4), (3, 4), (4, 4)]
+
+    def watched(self, queries, starts):
+        searched.extend(starts)
+        return plain(self, queries, starts)
+
+    monkeypatch.setattr(BlockSearch, "run", watched)
+    search_to_folder(folder / "killed", values, values, 9, exclude_self=True, block=16)
+    assert searched == [0, 16, 32, 48]
     assert files(folder / "killed") == files(folder / "unbroken")
     assert not (folder / "killed" / ".unfinished").exists()
 
@@ -243,19 +245,44 @@ def test_hosts_share_a_search(release):
     assert files(folder / "two") == files(folder / "one")
 
 
-def test_a_search_killed_while_it_finishes_is_finished(release, monkeypatch):
-    """Also what happens when two hosts end at the same time: the other one moved a file away."""
+def killed_at(name, plain):
+    def write(path, value):
+        if path.name == name:
+            raise KeyboardInterrupt
+        plain(path, value)
+
+    return write
+
+
+def test_two_hosts_that_end_together_give_the_same_lists(release, monkeypatch):
+    """The other host finishes, and removes the blocks, while this one joins them."""
     values, folder = release.globals, release.folder
     search_to_folder(folder / "whole", values, values, 9, block=16)
-    plain = neighbour_search.os.replace
+    plain = neighbours._join
 
-    def killed(source, target):
-        plain(source, target)
-        raise KeyboardInterrupt
+    def join_twice(*arguments):
+        monkeypatch.setattr(neighbours, "_join", plain)
+        blocks = neighbours.write_blocks
 
+        def overtaken(path, *rest):
+            monkeypatch.setattr(neighbours, "write_blocks", blocks)
+            plain(*arguments)
+            blocks(path, *rest)
+
+        monkeypatch.setattr(neighbours, "write_blocks", overtaken)
+        plain(*arguments)
+
+    monkeypatch.setattr(neighbours, "_join", join_twice)
+    assert search_to_folder(folder / "both", values, values, 9, block=16)
+    assert files(folder / "both") == files(folder / "whole")
+    assert not (folder / "both" / ".unfinished").exists()
+
+
+def test_a_search_killed_while_it_finishes_is_finished(release, monkeypatch):
+    values, folder = release.globals, release.folder
+    search_to_folder(folder / "whole", values, values, 9, block=16)
     with monkeypatch.context() as patch:
-        patch.setattr(neighbour_search.os, "replace", killed)
-        patch.setattr(neighbour_search, "write_text", lambda path, text: path.write_text(text))
+        patch.setattr(neighbours, "write_json", killed_at("about.json", neighbours.write_json))
         with pytest.raises(KeyboardInterrupt):
             search_to_folder(folder / "killed", values, values, 9, block=16)
     assert search_to_folder(folder / "killed", values, values, 9, block=16)
@@ -311,13 +338,12 @@ def test_what_the_system_refuses_is_one_line(release, capsys):
 
 def test_beam_writes_the_same_bytes(release):
     pytest.importorskip("apache_beam", reason="Apache Beam is optional")
-    from ames_jax.data.beam_shards import write_shards_with_beam
     from ames_jax.data.shards import write_shards
 
     splits = {"train": ReleaseSource(release.hdf5(), release.list())}
     settings = {"descriptors": 6, "width": 8, "shards": 4}
     write_shards(release.folder / "plain", "toy", splits, **settings)
-    write_shards_with_beam(release.folder / "beam", "toy", splits, **settings)
+    write_shards(release.folder / "beam", "toy", splits, **settings, beam=[])
     assert files(release.folder / "beam") == files(release.folder / "plain")
 
 

@@ -6,59 +6,60 @@ import numpy as np
 import pytest
 
 from ames_jax.data.global_descriptors import GlobalDescriptors
-from ames_jax.data.release_files import ReleaseSource, read_ground_truth, read_neighbours
-from ames_jax.data.release_hdf5 import LocalFeatures
+from ames_jax.data.release_hdf5 import ReleaseSource
+from ames_jax.data.release_pickles import read_ground_truth, read_neighbours
 from ames_jax.runtime.errors import UserError
 
 
-def check_rows(local, release, features):
+def check_rows(source, release, features):
     for row in (0, 7, 59):
-        found = local.read(row, 4)
+        found = source[row].descriptors.truncate(4)
         np.testing.assert_array_equal(found.features, features[row, :4])
         metadata = release.metadata[row, :4].astype(np.float32)
         np.testing.assert_array_equal(found.valid, metadata[:, 3] == 0)
         np.testing.assert_array_equal(found.xy, metadata[:, :2])
         np.testing.assert_array_equal(found.scale, metadata[:, 2])
         np.testing.assert_array_equal(found.weight, metadata[:, 4])
-    block = local.read(slice(5, 9))
-    np.testing.assert_array_equal(block.features, features[5:9])
-    assert block.valid.shape == (4, 6)
+    rows = np.array([5, 6, 8, 40])
+    block = source.read(rows, 5)
+    np.testing.assert_array_equal(block.features, features[rows, :5])
+    np.testing.assert_array_equal(block.valid, release.metadata[rows, :5, 3] == 0)
+    assert source.read(rows, 600).count == 6
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 @pytest.mark.parametrize("options", [{}, {"chunks": (16, 6, 13), "compression": "gzip"}, {"chunks": (1, 2, 13)}])
 def test_flat(release, dtype, options):
-    local = LocalFeatures(release.hdf5(data=release.flat.astype(dtype), **options))
+    local = ReleaseSource(release.hdf5(data=release.flat.astype(dtype), **options))
     assert (local.layout, local.packed, local.virtual, local.dtype) == ("flat", False, False, dtype)
     assert (len(local), local.rows, local.width) == (60, 6, 8)
     check_rows(local, release, release.features)
 
 
 def test_structured(release):
-    local = LocalFeatures(release.structured(release.features))
+    local = ReleaseSource(release.structured(release.features))
     assert (local.layout, local.packed, local.width) == ("structured", False, 8)
     check_rows(local, release, release.features)
 
 
 def test_structured_bits(release):
     bits = np.random.default_rng(0).integers(0, 256, (60, 6, 16), dtype=np.uint8)
-    local = LocalFeatures(release.structured(bits))
+    local = ReleaseSource(release.structured(bits))
     assert (local.packed, local.width) == (True, 128)
     check_rows(local, release, bits)
-    source = ReleaseSource(local.path)
-    assert source.format.dtype == "bits"
-    assert source[3].descriptors.is_packed
+    assert local.format.dtype == "bits"
+    assert local[3].descriptors.is_packed
 
 
 def test_structured_with_an_image_an_element(release):
     kind = np.dtype([("metadata", np.float32, (6, 5)), ("descriptor", np.float16, (6, 8))])
     data = np.zeros(60, kind)
     data["metadata"], data["descriptor"] = release.metadata, release.features
-    check_rows(LocalFeatures(release.hdf5(data=data)), release, release.features)
+    check_rows(ReleaseSource(release.hdf5(data=data)), release, release.features)
 
 
 def test_virtual(release):
-    local = LocalFeatures(release.virtual())
+    local = ReleaseSource(release.virtual())
     assert local.virtual
     check_rows(local, release, release.features)
 
@@ -67,7 +68,7 @@ def test_a_missing_part_of_a_virtual_file_is_named(release):
     path = release.virtual()
     (release.folder / "dinov2_xab_local.hdf5").unlink()
     with pytest.raises(UserError, match=r"its part .*dinov2_xab_local.hdf5 is missing \(1 in all\)") as caught:
-        LocalFeatures(path)
+        ReleaseSource(path)
     assert "\n" not in str(caught.value)
 
 
@@ -81,29 +82,29 @@ def test_only_the_rows_asked_for_are_read(release):
     data = bytearray(path.read_bytes())
     data[chunk.byte_offset : chunk.byte_offset + chunk.size] = b"\xff" * chunk.size
     path.write_bytes(bytes(data))
-    local = LocalFeatures(path)
-    np.testing.assert_array_equal(local.read(7, 4).features, release.features[7, :4])
+    np.testing.assert_array_equal(ReleaseSource(path, descriptors=4)[7].descriptors.features, release.features[7, :4])
+    np.testing.assert_array_equal(ReleaseSource(path).read(np.array([7]), 4).features[0], release.features[7, :4])
     with pytest.raises(UserError, match="images 7 cannot be read"):
-        local.read(7)
+        ReleaseSource(path)[7]
 
 
 def test_a_truncated_file_is_named(release):
     path = release.hdf5()
     path.write_bytes(path.read_bytes()[:-500])
     with pytest.raises(UserError, match=r"dinov2_local.hdf5 is cut short at \d+ bytes: copy or download it again"):
-        LocalFeatures(path)
+        ReleaseSource(path)
 
 
 def test_files_of_another_kind_are_named(release):
     (release.folder / "text.hdf5").write_text("not HDF5")
     with pytest.raises(UserError, match="not a readable HDF5 file"):
-        LocalFeatures(release.folder / "text.hdf5")
+        ReleaseSource(release.folder / "text.hdf5")
     with pytest.raises(UserError, match=r"absent.hdf5 is missing"):
-        LocalFeatures(release.folder / "absent.hdf5")
+        ReleaseSource(release.folder / "absent.hdf5")
     with pytest.raises(UserError, match=r"`features` is float32 \(60, 16\), expected floats"):
-        LocalFeatures(release.hdf5("dinov2_global.hdf5", release.globals))
+        ReleaseSource(release.hdf5("dinov2_global.hdf5", release.globals))
     with pytest.raises(UserError, match=r"fields \['a', 'b'\], expected metadata and descriptor"):
-        LocalFeatures(release.hdf5("other.hdf5", np.zeros((3, 4), [("a", "f4"), ("b", "f4")])))
+        ReleaseSource(release.hdf5("other.hdf5", np.zeros((3, 4), [("a", "f4"), ("b", "f4")])))
 
 
 def test_global_descriptors(release):

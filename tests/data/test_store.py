@@ -133,7 +133,7 @@ def change_header(**changes):
         ("bits.npy", lambda path: path.unlink(), "bits.npy is missing"),
         ("counts.npy", flip, "counts.npy is damaged"),
         ("header.json", lambda path: path.unlink(), "is not a packed store"),
-        ("header.json", cut, "not readable as JSON"),
+        ("header.json", cut, "cannot be read as JSON"),
         ("header.json", lambda path: path.write_text("{}"), "not the header of a packed store"),
         ("header.json", change_header(version=2), "version 2, this program reads version 1"),
         ("header.json", change_header(images=7), "the header says"),

@@ -1,14 +1,15 @@
 """`validate` finds each fault, names the file and the first image, and says what to do; sound files give none."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ames_jax.data.checks.files import validate
-from ames_jax.data.checks.hdf5 import sample_rows
+from ames_jax.data.checks.descriptors import sample_rows
+from ames_jax.data.checks.validation import validate
 from ames_jax.data.neighbours import save_neighbours
-from ames_jax.data.release_files import ReleaseSource
+from ames_jax.data.release_hdf5 import ReleaseSource
 from ames_jax.data.shards import link_split, write_shards
 
 
@@ -222,9 +223,9 @@ def test_a_foreign_pickle(release):
 
 
 def test_large_files_are_sampled_and_say_so(release, monkeypatch):
-    monkeypatch.setattr("ames_jax.data.checks.hdf5.WHOLE_BYTES", 0)
-    monkeypatch.setattr("ames_jax.data.checks.hdf5.SAMPLE_RUNS", 3)
-    monkeypatch.setattr("ames_jax.data.checks.hdf5.SAMPLE_RUN", 4)
+    monkeypatch.setattr("ames_jax.data.checks.descriptors.WHOLE_BYTES", 0)
+    monkeypatch.setattr("ames_jax.data.checks.descriptors.SAMPLE_RUNS", 3)
+    monkeypatch.setattr("ames_jax.data.checks.descriptors.SAMPLE_RUN", 4)
     release.features[30, 0, 0] = np.nan
     release.features[10, 0, 0] = np.nan
     path = release.hdf5()
@@ -234,11 +235,13 @@ def test_large_files_are_sampled_and_say_so(release, monkeypatch):
 
 
 def test_sampling_covers_both_ends_in_small_blocks():
-    rows = list(sample_rows(10**6, row_bytes=100, block_bytes=700, full=False))
+    rows = list(sample_rows(Path("x"), 10**6, row_bytes=100, block_bytes=700, full=False))
     assert rows[0].start == 0
     assert rows[-1].stop == 10**6
     assert all(0 < r.stop - r.start <= 7 for r in rows)
-    everything = [i for r in sample_rows(50, row_bytes=100, block_bytes=700, full=True) for i in range(r.start, r.stop)]
+    everything = [
+        i for r in sample_rows(Path("x"), 50, row_bytes=100, block_bytes=700, full=True) for i in range(r.start, r.stop)
+    ]
     assert everything == list(range(50))
 
 

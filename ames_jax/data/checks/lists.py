@@ -7,25 +7,33 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from ames_jax.data.checks.reports import Report
-from ames_jax.data.importing import EXACT_FLOAT32
+from ames_jax.data.checks.reports import Faults, Report
 from ames_jax.data.lists import ImageList
+from ames_jax.data.release_pickles import EXACT_FLOAT32
+from ames_jax.runtime.progress import Progress
 
 # Values looked at without --full, and rows at once.
 SAMPLE_VALUES, BLOCK_ROWS = 10**8, 4096
 # How many of the first neighbours' labels are looked at, and how often chance they must agree at least.
 NEAR, ABOVE_CHANCE = 10, 2.0
+AGAIN = "make the lists again with `prepare neighbours`"
+NEIGHBOUR_FAULTS = {
+    "outside": f"name images outside of the {{}} there are: {AGAIN}, or give the files they belong to",
+    "fraction": f"hold indices that are not whole numbers: {AGAIN}",
+    "strange": f"hold similarities that are NaN or infinity: {AGAIN}",
+    "rising": f"are not sorted by falling similarity: {AGAIN}",
+    "own": f"hold the image itself: take it out, or {AGAIN} (training skips it)",
+}
 
 
 def check_text_list(path: Path, images: ImageList, report: Report) -> None:
     """An id that comes twice."""
     labels = "no labels" if images.labels is None else f"{len(np.unique(images.labels))} labels"
     report.line(f"{path}: list of {len(images)} images, {labels}")
-    ids, first, counts = np.unique(np.array(images.ids), return_index=True, return_counts=True)
+    _, first, counts = np.unique(np.array(images.ids), return_index=True, return_counts=True)
     if (counts > 1).any():
         twice = int(first[counts > 1].min())
         report.problem(path, f"{images.ids[twice]!r} (line {twice + 1}) comes more than once: remove the repeats")
-    del ids
 
 
 def check_neighbours(
@@ -48,33 +56,23 @@ def check_neighbours(
     report.line(f"{path}: {wide} neighbours of {count} images, {indices.dtype} indices{sampled}")
     if queries is not None and count != queries:
         report.problem(path, f"lists of {count} images, but there are {queries}: they are of another set")
-    end = np.inf if database is None else database
-    outside, fraction, rising, own, strange = [], [], [], [], []
-    for start in range(0, len(rows), BLOCK_ROWS):
-        some = rows[start : start + BLOCK_ROWS]
-        index = np.asarray(indices[some], np.float64)
-        value = np.asarray(similarities[some], np.float32)
-        with np.errstate(invalid="ignore"):
-            outside += some[((index < 0) | (index >= end)).any(axis=1)].tolist()
-            fraction += some[~(index == np.floor(index)).all(axis=1)].tolist()
-            rising += some[(np.diff(value, axis=1) > 0).any(axis=1)].tolist()
-        strange += some[~np.isfinite(value).all(axis=1)].tolist()
-        own += some[(index == some[:, None]).any(axis=1)].tolist() if itself else []
-    again = "make the lists again with `prepare neighbours`"
-    for found, text in (
-        (outside, f"name images outside of the {database} there are: {again}, or give the files they belong to"),
-        (fraction, f"hold indices that are not whole numbers: {again}"),
-        (strange, f"hold similarities that are NaN or infinity: {again}"),
-        (rising, f"are not sorted by falling similarity: {again}"),
-        (
-            own,
-            "hold the image itself: take it out, or make the lists again with `prepare neighbours` (training skips it)",
-        ),
-    ):
-        if found:
-            report.problem(path, f"the lists of {len(found)} images, the first of them {found[0]}, {text}")
+    faults, end = Faults(), np.inf if database is None else database
+    with Progress(f"checking {path.name}", len(rows), "lists") as progress:
+        for start in range(0, len(rows), BLOCK_ROWS):
+            block = rows[start : start + BLOCK_ROWS]
+            index, value = np.asarray(indices[block], np.float64), np.asarray(similarities[block], np.float32)
+            with np.errstate(invalid="ignore"):
+                faults.add("outside", block, ((index < 0) | (index >= end)).any(axis=1))
+                faults.add("fraction", block, ~(index == np.floor(index)).all(axis=1))
+                faults.add("rising", block, (np.diff(value, axis=1) > 0).any(axis=1))
+            faults.add("strange", block, ~np.isfinite(value).all(axis=1))
+            if itself:
+                faults.add("own", block, (index == block[:, None]).any(axis=1))
+            progress.update(len(block))
+    advice = {kind: text.format(database) for kind, text in NEIGHBOUR_FAULTS.items()}
+    faults.tell(report, path, advice, "the lists of {} images")
     if database is not None and database > EXACT_FLOAT32 and indices.dtype == np.float32:
-        report.problem(path, f"float32 cannot number {database} images: {again}")
+        report.problem(path, f"float32 cannot number {database} images: {AGAIN}")
 
 
 def check_label_agreement(list_path: Path, path: Path, labels: np.ndarray, indices: np.ndarray, report: Report) -> None:

@@ -1,0 +1,171 @@
+"""Checks release files and data sets, one by one and against each other; every problem says what to do."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ames_jax.data.checks.descriptors import BLOCK_BYTES, check_global, check_local
+from ames_jax.data.checks.lists import (
+    check_ground_truth,
+    check_label_agreement,
+    check_list_order,
+    check_neighbours,
+    check_text_list,
+)
+from ames_jax.data.checks.reports import Report
+from ames_jax.data.lists import RELEASE, ImageList, read_list
+from ames_jax.data.neighbours import open_neighbours
+from ames_jax.data.records import RecordFormat
+from ames_jax.data.release_hdf5 import ReleaseSource, open_hdf5
+from ames_jax.data.release_pickles import read_ground_truth, read_neighbours
+from ames_jax.data.shard_writing import read_shard
+from ames_jax.data.shards import LINK, open_split
+from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.files import read_json
+
+ROLES = ("query", "gallery", "train")
+
+
+@dataclasses.dataclass
+class Files:
+    """What the checked files hold, for the checks of one against the other.
+
+    Attributes:
+      counts: (path, images) of the files of each role. lists: path and content of the text list of a role.
+      neighbours, ground_truth: pickles.
+    """
+
+    counts: dict[str, list[tuple[Path, int]]] = dataclasses.field(default_factory=lambda: {r: [] for r in ROLES})
+    lists: dict[str, tuple[Path, ImageList]] = dataclasses.field(default_factory=dict)
+    neighbours: list[Path] = dataclasses.field(default_factory=list)
+    ground_truth: list[Path] = dataclasses.field(default_factory=list)
+
+    def count(self, role: str) -> int | None:
+        """Images of a role, None when no file tells."""
+        return self.counts[role][0][1] if self.counts[role] else None
+
+
+def validate(paths: Sequence[str | Path], *, full: bool = False, block_bytes: int = BLOCK_BYTES) -> Report:
+    """Checks files of one data set; `.hdf5`, `.npy`, `.pkl`, `.txt`, and folders that `prepare` wrote.
+
+    The role of a file follows from its name, as in the release: with "query", with "gallery", or neither (training).
+    Values of large files are sampled unless `full`; memory stays at a few `block_bytes`.
+    """
+    report, files = Report(), Files()
+    for path in map(Path, paths):
+        with report.gathering():
+            _check_file(path, files, report, full=full, block_bytes=block_bytes)
+    for counts in files.counts.values():
+        for path, count in counts[1:]:
+            first, expected = counts[0]
+            if count != expected:
+                report.problem(path, f"{count} images, but {first} has {expected}: they are not of the same images")
+    _check_pickles(files, report, full)
+    return report
+
+
+def _check_file(path: Path, files: Files, report: Report, **options: Any) -> None:
+    role = next((role for role in ROLES if role in path.stem), "train")
+    if path.is_dir():
+        _check_folder(path, report, **options)
+    elif path.suffix in (".hdf5", ".h5", ".npy"):
+        check = check_global if path.suffix == ".npy" or _is_global(path) else check_local
+        files.counts[role].append((path, check(path, report, **options)))
+    elif path.suffix == ".txt":
+        images = read_list(path, RELEASE)
+        check_text_list(path, images, report)
+        files.lists[role] = (path, images)
+        files.counts[role].append((path, len(images)))
+    elif path.suffix == ".pkl":
+        (files.ground_truth if path.stem.startswith("gnd") else files.neighbours).append(path)
+    else:
+        raise UserError(f"{path}: expected .hdf5, .npy, .pkl, .txt or the folder of a data set")
+
+
+def _is_global(path: Path) -> bool:
+    with open_hdf5(path) as file:
+        return "features" in file and file["features"].ndim == 2 and not file["features"].dtype.names
+
+
+def _check_pickles(files: Files, report: Report, full: bool) -> None:
+    query, database = ("query", "gallery") if files.counts["query"] or files.counts["gallery"] else ("train", "train")
+    counts = {"queries": files.count(query), "database": files.count(database)}
+    for path in files.neighbours:
+        with report.gathering():
+            lists = read_neighbours(path)
+            check_neighbours(path, *lists, report, **counts, itself=query == database, full=full)
+            if query == database and query in files.lists:
+                list_path, images = files.lists[query]
+                if images.labels is not None and len(images) == len(lists[1]):
+                    check_label_agreement(list_path, path, images.labels, lists[1], report)
+    for path in files.ground_truth:
+        with report.gathering():
+            truth, database_ids, query_ids = read_ground_truth(path)
+            check_ground_truth(path, truth, report, **counts)
+            for role, ids in (("query", query_ids), ("gallery", database_ids)):
+                if ids is not None and role in files.lists:
+                    check_list_order(*files.lists[role], path, ids, report)
+
+
+def _check_folder(root: Path, report: Report, **options: Any) -> None:
+    """Every shard in full against its count and checksum, then global descriptors, lists and ground truth against them."""
+    path = root / "shards.json"
+    linked = [link.name.removesuffix(LINK) for link in sorted(root.glob(f"*{LINK}"))]
+    if not path.exists() and not linked:
+        raise UserError(f"{root} is no finished data set (no shards.json): run `prepare shards` to its end")
+    counts: dict[str, int] = {}
+    for split, entry in read_json(path).items() if path.exists() else ():
+        counts[split] = _check_shards(root, split, entry, report)
+    for split in linked:
+        counts[split] = check_local(open_split(root, split).path, report, **options)
+    for path in sorted((root / "global").glob("*.npy")):
+        count = check_global(path, report, **options)
+        if counts.get(path.stem, count) != count:
+            report.problem(
+                path, f"{count} images, but split {path.stem} has {counts[path.stem]}: write the split again"
+            )
+    for folder in sorted(path for path in (root / "neighbours").glob("*.*") if path.is_dir()):
+        with report.gathering():
+            _check_lists(root, folder, counts, report, options["full"])
+    for path in sorted((root / "ground_truth").glob("*.json")):
+        with report.gathering():
+            truth = read_json(path)
+            sides = {"queries": counts.get(truth["query"]), "database": counts.get(truth["database"])}
+            check_ground_truth(path, truth["queries"], report, **sides)
+
+
+def _check_shards(root: Path, split: str, entry: dict, report: Report) -> int:
+    settings, ids, labels = entry["settings"], [], []
+    shape = (settings["descriptors"], settings["width"], settings["dtype"])
+    before = len(report.problems)
+    for name, file in entry["files"].items():
+        with report.gathering():
+            found = read_shard(
+                root / name, file["records"], file["sha256"], RecordFormat(*shape, tuple(settings["geometry"]))
+            )
+            ids += found[0]
+            labels += found[1]
+    if len(report.problems) == before:
+        source = open_split(root, split)
+        if ids != source.ids() or not np.array_equal(labels, source.labels()):
+            report.problem(root, f"ids or labels of {split} are not those of its records: write the data set again")
+    report.line(f"{root} {split}: {shape[2]} {len(ids)} images × {shape[0]} × {shape[1]}")
+    return settings["images"]
+
+
+def _check_lists(root: Path, folder: Path, counts: dict[str, int], report: Report, full: bool) -> None:
+    query, database = folder.name.split(".", 1)
+    lists, itself = open_neighbours(folder), query == database
+    sides = {"queries": counts.get(query), "database": counts.get(database)}
+    check_neighbours(folder, lists.similarities, lists.indices, report, **sides, itself=itself, full=full)
+    if itself and counts.get(query) == len(lists):
+        source = open_split(root, query)
+        if not isinstance(source, ReleaseSource) or source.arguments["images"] is not None:
+            labels = source.labels()
+            if (labels >= 0).any():
+                check_label_agreement(root, folder, labels, lists.indices, report)

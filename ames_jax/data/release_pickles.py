@@ -1,0 +1,130 @@
+"""The release's pickles of neighbour lists and ground truth: read safely, and turned into safe files of ours."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ames_jax.data.safe_pickle import read_pickle
+from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.files import write_blocks, write_file, write_json
+
+GLDV2_PRIVATE = 750  # queries at the end of GLDv2's test set; the others are public
+BLOCK_BYTES = 64 * 2**20
+# Whole numbers up to here are exact in float32; the release keeps row numbers as float32.
+EXACT_FLOAT32 = 2**24
+
+
+def read_neighbours(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """Similarities float [Nq, k] and indices (as floats, mapped from the file) of an `nn_*.pkl`.
+
+    Raises:
+      UserError: the file holds something else than one tensor [2, Nq, k].
+    """
+    values = read_pickle(path)
+    if not isinstance(values, np.ndarray) or values.ndim != 3 or values.shape[0] != 2:
+        found = f"shape {values.shape}" if isinstance(values, np.ndarray) else f"a {type(values).__name__}"
+        raise UserError(f"{path}: expected a tensor [2, queries, neighbours], found {found}")
+    return values[0], values[1]
+
+
+def read_ground_truth(path: str | Path) -> tuple[list[dict[str, list]], list[str] | None, list[str] | None]:
+    """Of a `gnd_*.pkl`: a mapping for each query (row lists "easy", "hard", "junk" or "ok"; "bbx"), database ids, query ids.
+
+    Raises:
+      UserError: the file holds something else.
+    """
+    values = read_pickle(path)
+    if not isinstance(values, Mapping) or "gnd" not in values:
+        raise UserError(f"{path}: expected a dict with the key gnd, found a {type(values).__name__}")
+    truth = []
+    for i, entry in enumerate(values["gnd"]):
+        if not isinstance(entry, Mapping) or not ({"ok"} <= set(entry) or {"easy", "hard", "junk"} <= set(entry)):
+            raise UserError(f"{path}: query {i} has neither `ok` nor `easy`, `hard`, `junk`")
+        kinds = {kind: [int(row) for row in entry[kind]] for kind in ("ok", "easy", "hard", "junk") if kind in entry}
+        if "bbx" in entry:
+            kinds["bbx"] = [float(value) for value in entry["bbx"]]
+        truth.append(kinds)
+    return truth, values.get("imlist"), values.get("qimlist")
+
+
+def import_neighbours(
+    pickle: str | Path,
+    folder: str | Path,
+    *,
+    columns: int | None = None,
+    dtype: str = "float32",
+    about: Mapping[str, Any] | None = None,
+) -> tuple[int, int]:
+    """Writes the lists of an `nn_*.pkl` as the files that `open_neighbours` reads, in blocks of rows.
+
+    Args:
+      pickle: the release's file; it is mapped, not read whole.
+      folder: where to, e.g. ROOT/neighbours/test_query.test_gallery.
+      columns: only the first this many neighbours of each query.
+      dtype: of the similarities, float32 or float16.
+      about: free facts.
+
+    Returns:
+      queries, and neighbours of each, that were written.
+
+    Raises:
+      UserError: the file is refused or damaged, an index is no whole number, or indices too large for float32 were
+        stored as float32.
+    """
+    similarities, indices = read_neighbours(pickle)
+    columns = min(columns or indices.shape[1], indices.shape[1])
+    rows_at_once = max(1, BLOCK_BYTES // (indices.shape[1] * indices.dtype.itemsize))
+    blocks = [slice(start, start + rows_at_once) for start in range(0, len(indices), rows_at_once)]
+    largest = max(float(np.max(indices[rows, :columns], initial=0)) for rows in blocks)
+    if indices.dtype.itemsize <= 4 and indices.dtype.kind == "f" and largest >= EXACT_FLOAT32:
+        raise UserError(
+            f"{pickle}: holds row {largest:.0f} as {indices.dtype}, which cannot tell it from its neighbour: make the "
+            "lists again with `python -m ames_jax.prepare neighbours`"
+        )
+
+    def whole_numbers() -> Iterator[np.ndarray]:
+        for rows in blocks:
+            block = np.asarray(indices[rows, :columns])
+            if not np.isfinite(block).all() or (block != np.floor(block)).any():
+                raise UserError(f"{pickle}: queries from {rows.start} hold indices that are not whole numbers")
+            yield block
+
+    folder, shape = Path(folder), (len(indices), columns)
+    write_blocks(folder / "indices.npy", whole_numbers(), np.int64 if largest >= 2**31 else np.int32, shape)
+    write_blocks(folder / "similarities.npy", (similarities[rows, :columns] for rows in blocks), dtype, shape)
+    write_json(folder / "about.json", {"imported_from": Path(pickle).name, **(about or {})})
+    return shape
+
+
+def import_ground_truth(
+    pickle: str | Path, path: str | Path, *, query: str, database: str, public: bool = False
+) -> int:
+    """Writes a `gnd_*.pkl` as JSON: the two splits, and row lists (easy, hard, junk or ok) and box of every query.
+
+    public: GLDv2's private test queries (the last 750) keep no right image, so that they count in no figure: what is chosen
+      on the public ones was not chosen on them.
+
+    Returns:
+      the number of queries.
+
+    Raises:
+      UserError: the file is refused, damaged, or no ground truth.
+    """
+    queries, database_ids, query_ids = read_ground_truth(pickle)
+    if public:
+        if len(queries) <= GLDV2_PRIVATE:
+            raise UserError(
+                f"{pickle}: {len(queries)} queries, of which the last {GLDV2_PRIVATE} would be private: not GLDv2"
+            )
+        queries[-GLDV2_PRIVATE:] = [{"ok": []}] * GLDV2_PRIVATE
+    truth = {"query": query, "database": database, "queries": queries}
+    for name, ids in (("query_ids", query_ids), ("database_ids", database_ids)):
+        if ids is not None:
+            truth[name] = list(ids)
+    write_file(Path(path), json.dumps(truth))
+    return len(queries)
