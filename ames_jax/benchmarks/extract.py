@@ -20,10 +20,8 @@ from ames_jax.benchmarks.options import add_common, check_positive, existing_pyt
 from ames_jax.extraction.extracting import ExtractionJob, extract_chunks
 from ames_jax.extraction.keypoints import SIFT_WIDTH
 from ames_jax.extraction.listing import ImageFiles, list_images
-from ames_jax.extraction.network_weights import vit_of
-from ames_jax.extraction.sift import SiftStatistics
-from ames_jax.extraction.sift_backbone import MAX_SIDE, SiftBackbone
-from ames_jax.extraction.vit import ViT, ViTConfig, patches_of, positions_of
+from ames_jax.extraction.sift import MAX_SIDE, SiftBackbone, SiftStatistics
+from ames_jax.extraction.vit import ViT, ViTConfig, patches_of, positions_of, vit_of
 from ames_jax.report.plain_tables import markdown
 from ames_jax.runtime.cores import usable_cores
 from ames_jax.runtime.errors import UserError
@@ -78,8 +76,7 @@ def _sift(arguments: argparse.Namespace) -> dict[str, Any]:
     statistics = SiftStatistics.learn(random.integers(0, 255, (CENTRES * 4, SIFT_WIDTH)).astype(np.uint8), CENTRES)
     with tempfile.TemporaryDirectory(prefix="ames_jax_benchmark_") as folder:
         files = _pictures(Path(folder), arguments.images, arguments.pictures)
-        statistics.save(Path(folder) / "statistics.npz")
-        backbone = SiftBackbone(statistics=Path(folder) / "statistics.npz")
+        backbone = SiftBackbone(statistics)
         seconds = []
         for i in range(arguments.repeats):
             job = ExtractionJob(images=files, backbone=backbone, root=Path(folder) / f"out{i}")

@@ -13,11 +13,11 @@ from tqdm import tqdm
 
 from ames_jax.data.shards import open_split, read_about
 from ames_jax.descriptors import DescriptorSet, stack
-from ames_jax.extraction.backbone import STATISTICS_FILE, Backbone, Extracted
+from ames_jax.extraction.backbone import STATISTICS_FILE, Backbone, ExtractedImage
 from ames_jax.extraction.backbones import open_backbone
 from ames_jax.extraction.images import load_image
+from ames_jax.extraction.sift import SHIPPED as SHIPPED_STATISTICS
 from ames_jax.extraction.sift import SiftStatistics
-from ames_jax.extraction.sift_backbone import SHIPPED as SHIPPED_STATISTICS
 from ames_jax.index.first_stage import make_empty
 from ames_jax.index.model_choice import ChosenModel
 from ames_jax.model.matching import GAMMAS as KERNEL_GAMMAS
@@ -94,7 +94,7 @@ def pictures_of(root: Path, stage: str, backbone: Backbone, packer: BitPacker, a
     )  # fmt: skip
 
 
-def _extract(root: Path, names: Sequence[str], backbone: Backbone, label: str) -> list[Extracted]:
+def _extract(root: Path, names: Sequence[str], backbone: Backbone, label: str) -> list[ExtractedImage]:
     paths = [root / "images" / f"{name}.jpg" for name in names]
     found = []
     with tqdm(total=len(paths), desc=label, unit="image", leave=False) as bar:

@@ -1,4 +1,4 @@
-"""The interface of a backbone: what turns pictures into local and global descriptors."""
+"""The interface of a backbone, which turns pictures into local and global descriptors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STATISTICS_FILE = "sift_statistics.npz"
 
 
 @dataclasses.dataclass(frozen=True)
-class Extracted:
+class ExtractedImage:
     """Descriptors of one image.
 
     Attributes:
@@ -50,5 +50,5 @@ class Backbone(Protocol):
     def fit(self, image: np.ndarray) -> np.ndarray:
         """The image in the size that `extract` reads; `extract` does this itself, loading threads may do it before."""
 
-    def extract(self, images: Sequence[np.ndarray]) -> list[Extracted]:
+    def extract(self, images: Sequence[np.ndarray]) -> list[ExtractedImage]:
         """Descriptors of RGB images uint8 [H, W, 3], which may differ in size."""

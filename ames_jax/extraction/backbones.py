@@ -1,13 +1,26 @@
-"""Backbones by name: for a collection and for its queries alike."""
+"""The table of backbones, and how one is opened: for a collection and for its queries alike."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+from etils import epy
 
 from ames_jax.data.shards import read_about
 from ames_jax.extraction.backbone import STATISTICS_FILE, Backbone
-from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.errors import UserError, did_you_mean
+
+with epy.lazy_imports():  # sift needs no network, and processes that only load images need neither
+    from ames_jax.extraction import cvnet, dinov2, network, sift
+
+# Name → class. The keywords of its `open` are the options that it has.
+BACKBONES: dict[str, Callable[[], type[Backbone]]] = {
+    "sift": lambda: sift.SiftBackbone,
+    "dinov2": lambda: dinov2.Dinov2Backbone,
+    "cvnet": lambda: cvnet.CvnetBackbone,
+}
 
 
 def open_backbone(
@@ -32,7 +45,7 @@ def open_backbone(
       descriptors: the strongest kept of each image (default: sift 600, others 700).
       max_side: longer side in pixels (default: sift at most 640, cvnet at most 1024, dinov2 exactly 770).
       dtype: compute type of a network, "float32" (default) or "bfloat16".
-      batch: images a device at a time of a network (default: 1 on CPU, 8 elsewhere).
+      batch: images per device at a time of a network (default: 1 on CPU, 8 elsewhere).
 
     Raises:
       UserError: an unknown name, an option that the backbone does not have, or a file that is missing or not right.
@@ -40,17 +53,16 @@ def open_backbone(
     given = {"weights": weights, "detector": detector, "statistics": statistics}
     given |= {"descriptors": descriptors, "max_side": max_side, "dtype": dtype, "batch": batch}
     options = {key: value for key, value in given.items() if value is not None}
-    if name not in OPENERS:
-        raise UserError(f"--backbone={name}: expected one of {', '.join(OPENERS)}")
+    backbone = _class_of(name, "--backbone")
     for key in ("descriptors", "max_side", "batch"):
         if options.get(key, 1) < 1:
             raise UserError(f"--{key.replace('_', '-')}={options[key]}: must be at least 1")
     if options.get("dtype", "float32") not in ("float32", "bfloat16"):
         raise UserError(f"--dtype={dtype}: expected float32 or bfloat16")
-    opener, known = OPENERS[name]
+    known = list(inspect.signature(backbone.open).parameters)
     for key in options.keys() - set(known):
         raise UserError(f"--{key.replace('_', '-')}: the backbone {name} has no such option; it has {', '.join(known)}")
-    return opener(**options)
+    return backbone.open(**options)
 
 
 def reopen_backbone(root: Path) -> Backbone:
@@ -73,28 +85,16 @@ def reopen_backbone(root: Path) -> Backbone:
     return open_backbone(**{**settings, **paths})
 
 
-def _open_sift(**options: Any) -> Backbone:
-    from ames_jax.extraction.sift_backbone import SiftBackbone
-
-    return SiftBackbone(**options)
-
-
-def _open_dinov2(**options: Any) -> Backbone:
-    from ames_jax.extraction.dinov2 import open_dinov2
-
-    return open_dinov2(**options)
+def open_network(name: str, weights: str, dtype: str, side: int) -> network.FeatureMap:
+    """The network of a backbone for square images, on which a detector is trained; raises UserError as `open_backbone`."""
+    backbone = _class_of(name, "--config.backbone")
+    if not issubclass(backbone, network.NetworkBackbone):
+        networks = [other for other, class_of in BACKBONES.items() if issubclass(class_of(), network.NetworkBackbone)]
+        raise UserError(f"--config.backbone={name}: a detector is trained for {' or '.join(networks)}")
+    return backbone.feature_map(backbone.read_network(Path(weights) if weights else None, dtype), side)
 
 
-def _open_cvnet(**options: Any) -> Backbone:
-    from ames_jax.extraction.cvnet import open_cvnet
-
-    return open_cvnet(**options)
-
-
-NETWORK_OPTIONS = ("weights", "detector", "descriptors", "max_side", "dtype", "batch")
-# Imported on use: sift needs no network, and worker processes that load images need neither.
-OPENERS = {
-    "sift": (_open_sift, ("statistics", "descriptors", "max_side")),
-    "dinov2": (_open_dinov2, NETWORK_OPTIONS),
-    "cvnet": (_open_cvnet, NETWORK_OPTIONS),
-}
+def _class_of(name: str, flag: str) -> type[Backbone]:
+    if name not in BACKBONES:
+        raise UserError(f"{flag}={name}: expected one of {', '.join(BACKBONES)}{did_you_mean(name, BACKBONES)}")
+    return BACKBONES[name]()

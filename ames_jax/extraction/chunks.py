@@ -1,4 +1,4 @@
-"""Extracted descriptors on their way to a data set: chunks of images, each a file that is written whole or not at all."""
+"""ExtractedImage descriptors on their way to a data set: chunks of images, each a file that is written whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from ames_jax.data.records import ImageRecord
 from ames_jax.descriptors import DescriptorSet, stack
-from ames_jax.extraction.backbone import Backbone, Extracted
+from ames_jax.extraction.backbone import Backbone, ExtractedImage
 
 UNFINISHED = ".extracted"
 
@@ -75,10 +75,10 @@ class ChunkFolder:
         return map(self.read, range(len(self)))
 
 
-def chunk_of(found: Sequence[Extracted | str], sizes: np.ndarray, backbone: Backbone) -> Chunk:
+def chunk_of(found: Sequence[ExtractedImage | str], sizes: np.ndarray, backbone: Backbone) -> Chunk:
     """A chunk of what was found of each image, or of why it is broken."""
     empty, blank = np.zeros((0, backbone.width), np.float32), np.zeros(0, np.float32)
-    none = Extracted(
+    none = ExtractedImage(
         DescriptorSet(empty, None, np.zeros((0, 2), np.float32), blank, blank),
         np.zeros(backbone.global_width, np.float32),
     )

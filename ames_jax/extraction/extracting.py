@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ames_jax.extraction.backbone import Backbone, Extracted
+from ames_jax.extraction.backbone import Backbone, ExtractedImage
 from ames_jax.extraction.chunks import ChunkFolder, chunk_of
 from ames_jax.extraction.images import crop, load_image
 from ames_jax.extraction.listing import ImageFile, ImageFiles
@@ -140,13 +140,13 @@ def _result(future: Future, skip: bool) -> Loaded | str:
         raise UserError(f"{error}; or leave such images out with --skip-broken") from error
 
 
-def _extract(backbone: Backbone, loaded: Sequence[Loaded | str]) -> list[Extracted | str]:
+def _extract(backbone: Backbone, loaded: Sequence[Loaded | str]) -> list[ExtractedImage | str]:
     """Descriptors of the whole images, positions mapped back to the whole picture; the reason of the broken ones."""
     whole = [image for image in loaded if not isinstance(image, str)]
     found = iter(backbone.extract([image.pixels for image in whole]))
     return [image if isinstance(image, str) else _placed(next(found), image.share) for image in loaded]
 
 
-def _placed(extracted: Extracted, share: np.ndarray) -> Extracted:
+def _placed(extracted: ExtractedImage, share: np.ndarray) -> ExtractedImage:
     local = dataclasses.replace(extracted.local, xy=share[0] + share[1] * extracted.local.xy)
     return dataclasses.replace(extracted, local=local)

@@ -11,9 +11,21 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+from ames_jax.extraction.network_weights import (
+    NORM,
+    Parameters,
+    Weights,
+    check_names,
+    count_blocks,
+    fill,
+    weight_and_bias,
+)
+
 GEM_FLOOR = 1e-6
+NORM_EPSILON = 1e-5
 # Of stage 3, in pixels of the network's input: receptive field 291, stride 16, padding 145, so that the field of
 # position i is centred on pixel 16 · i.
 STRIDE = 16
@@ -141,3 +153,51 @@ def _inside(sizes: jax.Array, frame: tuple[int, int], times: int) -> jax.Array:
     height, width = (int(_halved(side, times)) for side in frame)
     rows, columns = jnp.arange(height)[None, :, None, None], jnp.arange(width)[None, None, :, None]
     return (rows < sizes[:, 0, None, None, None]) & (columns < sizes[:, 1, None, None, None])
+
+
+def resnet_of(weights: Weights, dtype: str = "float32", source: str = "weights") -> ResNet:
+    """The ResNet of a CVNet checkpoint (names of its authors, below any prefix); batch norms are folded in.
+
+    A checkpoint that holds a momentum network beside `encoder_q` gives `encoder_q`. Arguments and errors as `vit_of`.
+    """
+    weights = _below_prefix(weights, "stem.conv.weight", prefer="encoder_q")
+    stages = range(1, 5)
+    depths = tuple(count_blocks(weights, f"s{s}.b{{}}.f.a.weight", first=1) for s in stages)
+    # The authors' convolution → their batch norm behind it, and our path.
+    convolutions = {"stem.conv": ("stem.bn", ("stem",))}
+    for stage, depth in zip(stages, depths):
+        for number in range(depth):
+            block, ours = f"s{stage}.b{number + 1}", ("stages", stage - 1, number)
+            if number == 0:
+                convolutions[f"{block}.proj"] = (f"{block}.bn", (*ours, "project"))
+            for letter, path in (("a", "reduce"), ("b", "spatial"), ("c", "expand")):
+                convolutions[f"{block}.f.{letter}"] = (f"{block}.f.{letter}_bn", (*ours, path))
+    names = ["head.pool.p", *weight_and_bias("head.fc"), *(f"{name}.weight" for name in convolutions)]
+    names += [f"{norm}.{part}" for norm, _ in convolutions.values() for part in NORM]
+    check_names(weights, names, source, ignored="num_batches_tracked")
+    values: Parameters = {
+        ("power",): weights["head.pool.p"],
+        ("fc", "kernel"): weights["head.fc.weight"].T,
+        ("fc", "bias"): weights["head.fc.bias"],
+    }
+    for name, (norm, path) in convolutions.items():
+        scale = weights[f"{norm}.weight"] / np.sqrt(weights[f"{norm}.running_var"] + NORM_EPSILON)
+        values[*path, "kernel"] = weights[f"{name}.weight"].transpose(2, 3, 1, 0) * scale
+        values[*path, "bias"] = weights[f"{norm}.bias"] - weights[f"{norm}.running_mean"] * scale
+    config = ResNetConfig(
+        depths=depths,
+        widths=tuple(len(weights[f"s{stage}.b1.proj.weight"]) for stage in stages),
+        inner=tuple(len(weights[f"s{stage}.b1.f.a.weight"]) for stage in stages),
+        stem=len(weights["stem.conv.weight"]),
+        global_width=len(weights["head.fc.bias"]),
+        dtype=dtype,
+    )
+    return fill(lambda: ResNet(config, nnx.Rngs(0)), values, source)
+
+
+def _below_prefix(weights: Weights, name: str, prefer: str) -> Weights:
+    prefixes = [found.removesuffix(name) for found in weights if found.endswith(name)]
+    prefixes.sort(key=lambda prefix: (prefer not in prefix, len(prefix)))
+    if not prefixes:
+        return weights
+    return {n.removeprefix(prefixes[0]): array for n, array in weights.items() if n.startswith(prefixes[0])}

@@ -8,13 +8,27 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from ames_jax.extraction.network_weights import Parameters, Weights, check_names, count_blocks, fill, weight_and_bias
+
 EPSILON = 1e-6
+# Of the authors' networks, whose number of heads leaves no trace in the weights.
+HEAD_WIDTH = 64
+# Layers of a block: the authors' names and ours.
+LAYERS = {
+    "norm1": "norm1",
+    "attn.qkv": "qkv",
+    "attn.proj": "out",
+    "norm2": "norm2",
+    "mlp.fc1": "expand",
+    "mlp.fc2": "contract",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,11 +150,11 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, valid: jax.Array)
     return jnp.moveaxis(mixed, 0, 1)
 
 
-def patches_of(image: np.ndarray, patch: int) -> np.ndarray:
-    """uint8 [h · patch, w · patch, 3] → uint8 [h · w, patch² · 3]: its patches row by row."""
-    height, width = image.shape[0] // patch, image.shape[1] // patch
-    split = image.reshape(height, patch, width, patch, 3).swapaxes(1, 2)
-    return split.reshape(height * width, -1)
+def patches_of(images: Any, patch: int) -> Any:
+    """[..., h · patch, w · patch, 3] → [..., h · w, patch² · 3], patches row by row; NumPy or JAX."""
+    *batch, height, width, _ = images.shape
+    split = images.reshape(*batch, height // patch, patch, width // patch, patch, 3).swapaxes(-4, -3)
+    return split.reshape(*batch, -1, patch * patch * 3)
 
 
 def positions_of(grid: np.ndarray, height: int, width: int, antialias: bool = True) -> np.ndarray:
@@ -175,3 +189,60 @@ def _precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
 
 def _compute(config: ViTConfig) -> dict:
     return {"dtype": jnp.dtype(config.dtype), "precision": _precision(jnp.dtype(config.dtype))}
+
+
+def vit_of(weights: Weights, heads: int | None = None, dtype: str = "float32", source: str = "weights") -> ViT:
+    """The vision transformer of a DINOv2 checkpoint (names of its authors), with or without registers.
+
+    Layer scales are folded in.
+
+    Args:
+      heads: of attention; by default as many of `HEAD_WIDTH` as fit.
+      dtype: compute type. source: what an error names.
+
+    Raises:
+      UserError: listing every name that is missing or left over, or of another shape.
+    """
+    depth = count_blocks(weights, "blocks.{}.norm1.weight")
+    layers = ["patch_embed.proj", "norm", *(f"blocks.{i}.{layer}" for i in range(depth) for layer in LAYERS)]
+    names = ["cls_token", "pos_embed", *(name for layer in layers for name in weight_and_bias(layer))]
+    names += [f"blocks.{i}.{scale}.gamma" for i in range(depth) for scale in ("ls1", "ls2")]
+    names += ["register_tokens"] if "register_tokens" in weights else []
+    check_names(weights, names, source, ignored="mask_token")
+    embed = weights["patch_embed.proj.weight"]
+    registers = weights.get("register_tokens", np.zeros((1, 0, len(embed)), np.float32))[0]
+    positions = weights["pos_embed"][0]
+    config = ViTConfig(
+        width=len(embed),
+        depth=depth,
+        heads=heads or max(1, len(embed) // HEAD_WIDTH),
+        mlp=len(weights["blocks.0.mlp.fc1.bias"]),
+        patch=embed.shape[2],
+        grid=round((len(positions) - 1) ** 0.5),
+        registers=len(registers),
+        dtype=dtype,
+    )
+    values: Parameters = {
+        ("class_token",): weights["cls_token"][0, 0],
+        ("registers",): registers,
+        ("class_position",): positions[0],
+        ("positions",): positions[1:].reshape(config.grid, config.grid, config.width),
+        ("embed", "kernel"): embed.transpose(2, 3, 1, 0).reshape(-1, config.width),
+        ("embed", "bias"): weights["patch_embed.proj.bias"],
+        ("norm", "scale"): weights["norm.weight"],
+        ("norm", "bias"): weights["norm.bias"],
+    }
+    for i in range(depth):
+        values |= _block_values(weights, i)
+    return fill(lambda: ViT(config, nnx.Rngs(0)), values, source)
+
+
+def _block_values(weights: Weights, number: int) -> Parameters:
+    values: Parameters = {}
+    scales = {"attn.proj": weights[f"blocks.{number}.ls1.gamma"], "mlp.fc2": weights[f"blocks.{number}.ls2.gamma"]}
+    for theirs, ours in LAYERS.items():
+        weight, bias = (weights[name] for name in weight_and_bias(f"blocks.{number}.{theirs}"))
+        scale = scales.get(theirs, np.float32(1))
+        values["blocks", number, ours, "kernel" if weight.ndim == 2 else "scale"] = weight.T * scale
+        values["blocks", number, ours, "bias"] = bias * scale
+    return values

@@ -6,7 +6,10 @@ In two kinds: normalised per centre (`vlad`), and of residuals of length 1 in lo
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
+from scipy.cluster.vq import kmeans2
 
 KMEANS_STEPS = 15
 
@@ -17,15 +20,10 @@ def learn_centres(features: np.ndarray, count: int, seed: int) -> np.ndarray:
     Runs in float64, so that the last bits of a machine's arithmetic do not decide which centre a point joins.
     """
     points = features.astype(np.float64)
-    rng = np.random.default_rng(seed)
-    centres = points[rng.choice(len(points), count, replace=False)]
-    for _ in range(KMEANS_STEPS):
-        nearest = _nearest(points, centres)
-        for i in range(count):
-            members = points[nearest == i]
-            if len(members):
-                centres[i] = members.mean(0)
-    return centres.astype(np.float32)
+    start = points[np.random.default_rng(seed).choice(len(points), count, replace=False)]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="One of the clusters is empty")  # it keeps its centre
+        return kmeans2(points, start, KMEANS_STEPS, minit="matrix")[0].astype(np.float32)
 
 
 def vlad(features: np.ndarray, valid: np.ndarray, centres: np.ndarray) -> np.ndarray:

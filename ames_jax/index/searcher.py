@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ames_jax.descriptors import DescriptorSet, stack
-from ames_jax.extraction.backbone import STATISTICS_FILE, Backbone, Extracted
+from ames_jax.extraction.backbone import STATISTICS_FILE, Backbone, ExtractedImage
 from ames_jax.extraction.images import load_image
 from ames_jax.extraction.sift import SiftStatistics, global_descriptor
 from ames_jax.index.collection import SearchIndex
@@ -24,7 +24,7 @@ from ames_jax.runtime.errors import UserError
 STAGES = ("extract", "global", "gather", "score", "rank")
 QUERIES_AT_A_TIME = 32  # pictures and shortlists held in memory
 
-Query = str | Path | np.ndarray | Extracted | DescriptorSet
+Query = str | Path | np.ndarray | ExtractedImage | DescriptorSet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Searcher:
         """The k best images for each query.
 
         Args:
-          queries: picture files, RGB images uint8 [H, W, 3], `Extracted` descriptors or, for SIFT, whose global descriptor
+          queries: picture files, RGB images uint8 [H, W, 3], `ExtractedImage` descriptors or, for SIFT, whose global descriptor
             comes from the local ones, a `DescriptorSet` of all local descriptors of a picture [N, 128].
           k: images per query.
           progress: called with the number of queries that were just finished.
@@ -115,7 +115,7 @@ class Searcher:
                 progress(len(found))
         return results
 
-    def extract(self, queries: Sequence[Query]) -> list[Extracted]:
+    def extract(self, queries: Sequence[Query]) -> list[ExtractedImage]:
         """Local and global descriptors of queries."""
         places = [i for i, query in enumerate(queries) if not _is_extracted(query)]
         with ThreadPoolExecutor(usable_cores()) as pool:
@@ -145,16 +145,16 @@ class Searcher:
         """The picture in the size that the backbone reads: loading threads share that work."""
         return self.backbone.fit(query if isinstance(query, np.ndarray) else load_image(Path(query)))
 
-    def _given(self, query: Extracted | DescriptorSet) -> Extracted:
-        if isinstance(query, Extracted):
+    def _given(self, query: ExtractedImage | DescriptorSet) -> ExtractedImage:
+        if isinstance(query, ExtractedImage):
             return query
         if self.index.facts["statistics"] is None:
             raise UserError(
                 "a DescriptorSet alone is a query of SIFT indexes, whose global descriptor comes from the local ones; "
-                "give Extracted(local, global_descriptor)"
+                "give ExtractedImage(local, global_descriptor)"
             )
         self._statistics = self._statistics or SiftStatistics.load(self.index.path / STATISTICS_FILE)
-        return Extracted(query, global_descriptor(query, self._statistics))
+        return ExtractedImage(query, global_descriptor(query, self._statistics))
 
     def _check_width(self, vectors: np.ndarray) -> None:
         if vectors.shape[1] != self.index.global_index.width:
@@ -193,7 +193,7 @@ class _Clock:
 
 
 def _is_extracted(query: Query) -> bool:
-    return isinstance(query, Extracted | DescriptorSet)
+    return isinstance(query, ExtractedImage | DescriptorSet)
 
 
 def _bare(descriptors: DescriptorSet) -> DescriptorSet:

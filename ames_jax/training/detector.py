@@ -20,9 +20,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from ames_jax.extraction.detector import Detector, unit_length
-from ames_jax.extraction.network_weights import detector_weights
-from ames_jax.extraction.networks import FeatureMap, open_network
+from ames_jax.extraction.backbones import open_network
+from ames_jax.extraction.detector import Detector, detector_weights, unit_length
+from ames_jax.extraction.network import FeatureMap
 from ames_jax.model.torch_files import write_checkpoint
 from ames_jax.runtime.devices import data_mesh
 from ames_jax.runtime.errors import UserError

@@ -15,10 +15,11 @@ from flax import nnx
 
 from ames_jax.benchmarks.extract import random_weights
 from ames_jax.extraction.cvnet import CvnetBackbone
-from ames_jax.extraction.detector import Detector, strongest
+from ames_jax.extraction.detector import Detector, detector_of, detector_weights, strongest
 from ames_jax.extraction.dinov2 import Dinov2Backbone
-from ames_jax.extraction.network_weights import detector_of, detector_weights, read_weights, resnet_of, vit_of
-from ames_jax.extraction.vit import ViTConfig, ViTOutput, patches_of, positions_of, resizing_matrix
+from ames_jax.extraction.network_weights import read_weights
+from ames_jax.extraction.resnet import resnet_of
+from ames_jax.extraction.vit import ViTConfig, ViTOutput, patches_of, positions_of, resizing_matrix, vit_of
 from ames_jax.model.torch_files import write_checkpoint
 from ames_jax.runtime.errors import UserError
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.extraction.backbone import Extracted
+from ames_jax.extraction.backbone import ExtractedImage
 from ames_jax.index.collection import SearchIndex
 from ames_jax.index.searcher import Searcher
 from ames_jax.runtime.errors import UserError
@@ -27,7 +27,7 @@ def test_an_index_of_before_0_2_gives_the_same_hits():
     assert searcher.index.read(np.array([5, 0])).features.shape == (2, 8, 2)
     rng = np.random.default_rng(0)
     local, vector = (rng.standard_normal(shape, dtype=np.float32) for shape in ((20, 128), 128))
-    hits = searcher.search(Extracted(DescriptorSet(local), vector / np.linalg.norm(vector)), k=6).hits
+    hits = searcher.search(ExtractedImage(DescriptorSet(local), vector / np.linalg.norm(vector)), k=6).hits
     assert [hit.row for hit in hits] == [0, 1, 2, 3, 5, 4]
     np.testing.assert_allclose([hit.score for hit in hits[:4]], [0.2467349, 0.2450373, 0.2157581, 0.1934827], atol=1e-5)
     np.testing.assert_allclose([hit.logit for hit in hits[:4]], [0.0734143, 0.0358086, 0.0925843, 0.0932614], atol=1e-5)

@@ -7,7 +7,7 @@ import photo_folder
 import pytest
 
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.extraction.backbone import Extracted
+from ames_jax.extraction.backbone import ExtractedImage
 from ames_jax.extraction.images import load_image
 from ames_jax.index.model_choice import ChosenModel
 from ames_jax.index.reranking import rerank
@@ -65,7 +65,7 @@ def test_a_picture_without_descriptors_is_a_query(searcher):
 def test_another_global_descriptor_is_refused(searcher):
     local = DescriptorSet(np.ones((3, 128), np.float32))
     with pytest.raises(UserError, match="has 7 values"):
-        searcher.search(Extracted(local, np.ones(7, np.float32)))
+        searcher.search(ExtractedImage(local, np.ones(7, np.float32)))
 
 
 def test_reranking_for_another_first_stage(made, searcher):

@@ -11,7 +11,8 @@ import pytest
 from conftest import GOLDEN
 from ml_collections import ConfigDict
 
-from ames_jax.extraction.network_weights import detector_of, read_weights
+from ames_jax.extraction.detector import detector_of
+from ames_jax.extraction.network_weights import read_weights
 from ames_jax.model.torch_files import write_checkpoint
 from ames_jax.runtime.command_line import load_config
 from ames_jax.runtime.errors import UserError
