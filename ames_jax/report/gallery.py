@@ -19,30 +19,33 @@ ORDER = "queries from the largest gain to the largest loss"
 
 @dataclass(frozen=True)
 class RankedImage:
-    """One image of a ranking: uint8 [height, width, 3] RGB, whether it is right (None: unknown), score and id if any."""
+    """One image of a ranking.
 
-    image: np.ndarray
+    Attributes:
+      pixels: RGB uint8 [height, width, 3].
+      right: whether it shows what the query shows; None where that is unknown.
+      score: drawn below it, if any.
+      id: of the image, if any.
+      old_place: its place in the other ranking, counted from 1.
+    """
+
+    pixels: np.ndarray
     right: bool | None
     score: float | None = None
     id: str = ""
+    old_place: int | None = None
 
 
 @dataclass(frozen=True)
 class GalleryQuery:
-    """A query and the first images of its two rankings.
+    """A query, RGB uint8 [height, width, 3], and the first images of its two rankings: the first stage's, re-ranked.
 
-    Attributes:
-      image: uint8 [height, width, 3].
-      before, after: the first stage's ranking and the re-ranked one.
-      old_places: for each entry of `after`, its place before, counted from 1.
-      average_precision: before and after, percent; None where it is unknown.
-      name: of the query, if any.
+    average_precision: before and after, percent; None where it is unknown. name: of the query, if any.
     """
 
     image: np.ndarray
     before: Sequence[RankedImage]
     after: Sequence[RankedImage]
-    old_places: Sequence[int]
     average_precision: tuple[float, float] | None = None
     name: str = ""
 
@@ -82,12 +85,12 @@ def gallery_query(
       average_precision: before and after, percent.
       columns: images drawn of each ranking.
     """
-    old_places = [int(np.flatnonzero(before == row)[0]) + 1 for row in after[:columns]]
 
-    rankings = [
-        [RankedImage(database_image(int(row)), int(row) in right) for row in rows[:columns]] for rows in (before, after)
-    ]
-    return GalleryQuery(image, *rankings, old_places, average_precision)
+    def ranked(row: int, old_place: int | None = None) -> RankedImage:
+        return RankedImage(database_image(row), row in right, old_place=old_place)
+
+    moved = [ranked(row, before.tolist().index(row) + 1) for row in after[:columns].tolist()]
+    return GalleryQuery(image, [ranked(row) for row in before[:columns].tolist()], moved, average_precision)
 
 
 def draw_gallery(
@@ -109,10 +112,9 @@ def draw_gallery(
         for block, query in zip(blocks, queries, strict=True):
             grid = block.add_gridspec(2, columns + 1, width_ratios=[1.6, *[1] * columns])
             _show(block.add_subplot(grid[:, 0]), query.image, NEUTRAL, query_caption(query), "-")
-            for column, shown in enumerate(query.before):
-                _show_ranked(block.add_subplot(grid[0, column + 1]), shown, str(column + 1))
-            for column, (shown, old) in enumerate(zip(query.after, query.old_places, strict=True)):
-                _show_ranked(block.add_subplot(grid[1, column + 1]), shown, move(column + 1, old))
+            for line, images in enumerate((query.before, query.after)):
+                for place, shown in enumerate(images, 1):
+                    _show_ranked(block.add_subplot(grid[line, place]), shown, place)
             for axes, text in ((block.axes[1], "before"), (block.axes[1 + len(query.before)], "after")):
                 axes.set_ylabel(text, fontsize=8, color=INK)
 
@@ -125,22 +127,18 @@ def query_caption(query: GalleryQuery) -> str:
     return f"{query.name or 'query'}\nAP {before:.0f} → {after:.0f}"
 
 
-def move(place: int, old: int) -> str:
-    """ "3", or "3  (▲ from 7)" where the image stood elsewhere before."""
-    if place == old:
-        return str(place)
-    return f"{place}  ({'▲' if old > place else '▼'} from {old})"
+def _show_ranked(axes: Axes, image: RankedImage, place: int) -> None:
+    caption = str(place)
+    if image.old_place not in (None, place):
+        caption += f"  ({'▲' if image.old_place > place else '▼'} from {image.old_place})"
+    if image.score is not None:
+        caption += f" · {image.score:.2f}"
+    color, line = {True: (RIGHT, "-"), False: (WRONG, "--"), None: (NEUTRAL, "-")}[image.right]
+    _show(axes, image.pixels, color, caption, line)
 
 
-def _show_ranked(axes: Axes, shown: RankedImage, caption: str) -> None:
-    color, line = {True: (RIGHT, "-"), False: (WRONG, "--"), None: (NEUTRAL, "-")}[shown.right]
-    if shown.score is not None:
-        caption = f"{caption} · {shown.score:.2f}"
-    _show(axes, shown.image, color, caption, line)
-
-
-def _show(axes: Axes, image: np.ndarray, color: str, caption: str, line: str) -> None:
-    axes.imshow(image)
+def _show(axes: Axes, pixels: np.ndarray, color: str, caption: str, line: str) -> None:
+    axes.imshow(pixels)
     axes.set(xticks=[], yticks=[])
     axes.set_xlabel(caption, fontsize=7, color=INK, labelpad=2)
     for spine in axes.spines.values():

@@ -150,27 +150,10 @@ def write_gallery(
       UserError: another suffix; a picture that is not where it was.
     """
     check_suffix(path)
-    index, shown = searcher.index, []
-    with (
-        Progress(f"pictures of {path}", len(queries), "queries") as progress,
-        ThreadPoolExecutor(usable_cores()) as pool,
-    ):
-        for query, result in zip(queries, progress.over(results)):
-            before, after = result.first_stage[:columns], result.hits[:columns]
-            rows = list({hit.row for hit in (*before, *after)})
-            paths = [query, *(index.picture_path(row, pictures) for row in rows)]
-            query_image, *images = pool.map(lambda path: shrink(load_image(path), PICTURE_SIDE), paths)
-            image_of = dict(zip(rows, images))
-            right = {hit.row: labels and labels.right(query, hit.id) for hit in (*before, *after)}
-            shown.append(
-                GalleryQuery(
-                    query_image,
-                    [RankedImage(image_of[hit.row], right[hit.row], hit.global_similarity, hit.id) for hit in before],
-                    [RankedImage(image_of[hit.row], right[hit.row], hit.score, hit.id) for hit in after],
-                    [hit.old_place for hit in after],
-                    name=query.name,
-                )
-            )
+    index = searcher.index
+    with Progress(f"pictures of {path}", len(queries), "queries") as progress:
+        pairs = progress.over(zip(queries, results))
+        shown = [_gallery_query(index, query, result, columns, labels, pictures) for query, result in pairs]
     name = str(index.about.get("name") or index.path.name)
     with Progress(f"drawing {path}"):
         if path.suffix.lower() in PICTURES:
@@ -179,3 +162,25 @@ def write_gallery(
         stored = f"{index.facts['descriptors'] * index.facts['bits'] // 8:,} B of local descriptors an image"
         note = f"{len(index):,} images, the first {searcher.shortlist} re-ranked from {stored}."
         write_page(f"{name}: global search, and re-ranked by AMES", note, shown, path)
+
+
+def _gallery_query(
+    index: SearchIndex, query: Path, result: SearchResult, columns: int, labels: Labels | None, pictures: Path | None
+) -> GalleryQuery:
+    before, after = result.first_stage[:columns], result.hits[:columns]
+    rows = list({hit.row for hit in (*before, *after)})
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        paths = [query, *(index.picture_path(row, pictures) for row in rows)]
+        image, *images = pool.map(lambda path: shrink(load_image(path), PICTURE_SIDE), paths)
+    image_of = dict(zip(rows, images))
+
+    def ranked(hit: Hit, score: float | None, old_place: int | None = None) -> RankedImage:
+        right = labels.right(query, hit.id) if labels else None
+        return RankedImage(image_of[hit.row], right, score, hit.id, old_place)
+
+    return GalleryQuery(
+        image,
+        [ranked(hit, hit.global_similarity) for hit in before],
+        [ranked(hit, hit.score, hit.old_place) for hit in after],
+        name=query.name,
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import matplotlib
 import numpy as np
 import pytest
@@ -113,7 +115,7 @@ def test_gallery_query_names_old_places():
         return picture(row)
 
     query = gallery_query(picture(0), database_image, np.array([7, 8, 9, 5]), np.array([9, 7, 8, 5]), {9}, (20, 100), 2)
-    assert list(query.old_places) == [3, 1]
+    assert [shown.old_place for shown in query.after] == [3, 1]
     assert [shown.right for shown in query.before] == [False, False]
     assert [shown.right for shown in query.after] == [True, False]
     assert set(drawn) == {7, 8, 9}
@@ -122,7 +124,8 @@ def test_gallery_query_names_old_places():
 def test_gallery_is_drawn(tmp_path, monkeypatch):
     figures = captured(monkeypatch, gallery)
     before = [RankedImage(picture(10), False), RankedImage(picture(200), True)]
-    query = GalleryQuery(picture(90), before, before[::-1], [2, 1], (50.0, 100.0))
+    after = [dataclasses.replace(before[1], old_place=2), dataclasses.replace(before[0], old_place=1)]
+    query = GalleryQuery(picture(90), before, after, (50.0, 100.0))
     draw_gallery(DATA_SET, "student", [query, query], tmp_path / "gallery.png")
     assert DATA_SET in figures[0].get_suptitle()
     captions = [axes.get_xlabel() for axes in figures[0].axes]
