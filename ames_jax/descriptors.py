@@ -9,10 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Num, Shaped, UInt8
 
 from ames_jax.runtime.errors import UserError
 
-Array = Any  # numpy or JAX array: a DescriptorSet holds either
+AnyArray = Array | np.ndarray  # a DescriptorSet holds either
 
 
 @jax.tree_util.register_dataclass
@@ -29,11 +30,12 @@ class DescriptorSet:
       weight: float [..., N], strength of each descriptor, falling along N, or None.
     """
 
-    features: Array
-    valid: Array | None = None
-    xy: Array | None = None
-    scale: Array | None = None
-    weight: Array | None = None
+    # Transformations of JAX put whatever they map to into the fields, so their types are not checked.
+    features: Any
+    valid: Any = None
+    xy: Any = None
+    scale: Any = None
+    weight: Any = None
 
     @property
     def count(self) -> int:
@@ -67,7 +69,7 @@ class DescriptorSet:
             self if self.valid is not None else dataclasses.replace(self, valid=xp.ones(self.features.shape[:-1], bool))
         )
 
-        def pad_rows(field: Array, axis: int) -> Array:
+        def pad_rows(field: AnyArray, axis: int) -> AnyArray:
             widths = [(0, 0)] * field.ndim
             widths[axis] = (0, missing)
             return xp.pad(field, widths)
@@ -82,7 +84,7 @@ class DescriptorSet:
 
 
 def stack(sets: Sequence[DescriptorSet], count: int | None = None) -> DescriptorSet:
-    """Stacks sets of single images [N_i, ·] to one [B, count, ·], truncated and padded to `count` (default: the longest)."""
+    """Sets of single images [N_i, ·] as one [B, count, ·], truncated and padded to `count` (default: the longest)."""
     count = count if count is not None else max(s.count for s in sets)
     padded = [s.truncate(count).pad(count) for s in sets]
     if any(s.valid is not None for s in padded):
@@ -90,26 +92,23 @@ def stack(sets: Sequence[DescriptorSet], count: int | None = None) -> Descriptor
     return jax.tree.map(lambda *fields: np.stack(fields), *padded)
 
 
-def pack_bits(values: Array) -> np.ndarray:
-    """Packs the signs of the last axis into bytes: bit 1 where `values > 0`, so an exact zero is stored as 0.
+def pack_bits(values: Shaped[AnyArray, "*batch bits"]) -> UInt8[np.ndarray, "*batch bits/8"]:
+    """Packs the signs of the last axis (bool or numbers, a multiple of 8) into bytes.
 
-    Args:
-      values: bool or number [..., bits], bits divisible by 8.
-
-    Returns:
-      uint8 [..., bits / 8], first value in the highest bit of the first byte (the order of the release's files).
+    Bit 1 stands where `values > 0`, so an exact zero is stored as 0; the first value takes the highest bit of the first
+    byte, the order of the release's files.
     """
     return np.packbits(np.asarray(values) > 0, axis=-1)
 
 
-def unpack_bits(packed: Array, dtype: Any = jnp.float32) -> jax.Array:
-    """Unpacks uint8 [..., n] to ±1 [..., 8 n] of `dtype`; works inside jit, so stored bits travel to the device packed."""
+def unpack_bits(packed: UInt8[AnyArray, "*batch bytes"], dtype: Any = jnp.float32) -> Num[Array, "*batch 8*bytes"]:
+    """Unpacks bits to ±1 of `dtype`; works inside jit, so stored bits travel to the device packed."""
     bits = jnp.unpackbits(jnp.asarray(packed), axis=-1)
     return bits.astype(dtype) * 2 - 1
 
 
 def validate(descriptors: DescriptorSet, width: int, bits: int | None, name: str) -> None:
-    """Checks on the host that `descriptors` can enter a model of this descriptor `width` (and `bits`).
+    """Refuses, on the host, descriptors that cannot enter a model of this descriptor `width` (and `bits`).
 
     Raises:
       UserError: naming `name` and what is wrong: a width that does not match, packed bits for a full-precision model,

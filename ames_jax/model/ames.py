@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Float32
 
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.model.attention import ACTIVATIONS, CrossWeights, Layer, Sequence, SharedQuery, join_valid
+from ames_jax.model.attention import ACTIVATIONS, CrossWeights, Layer, Sequence, join_valid
 from ames_jax.model.matching import matched
+from ames_jax.model.shortcuts import SharedQuery, join_database, last_row, share_query
 from ames_jax.model.tokens import Tokenizer, layer_norm
 from ames_jax.runtime.errors import UserError, did_you_mean
 
@@ -61,9 +64,8 @@ class AMESConfig:
             raise UserError("match_weight counts matches of bits, and a full-precision model has none; set it to 0")
         if self.layers < 1:
             raise UserError(f"layers must be at least 1, found {self.layers}")
-        choices = {
-            "activation": tuple(ACTIVATIONS), "binarizer": ("straight_through", "erf"), "dtype": ("float32", "bfloat16"),
-        }  # fmt: skip
+        binarizers, dtypes = ("straight_through", "erf"), ("float32", "bfloat16")
+        choices = {"activation": tuple(ACTIVATIONS), "binarizer": binarizers, "dtype": dtypes}
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
                 raise UserError(f"{field} must be one of {', '.join(allowed)}, found {getattr(self, field)!r}")
@@ -104,7 +106,7 @@ RELEASED: dict[str, tuple[float, float]] = {
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """What the model says of B pairs.
+    """The answer for B pairs, with the tokens that it was read from.
 
     Attributes:
       logit: float32 [B]; the similarity is its sigmoid.
@@ -118,8 +120,8 @@ class Pair:
 class AMES(nnx.Module):
     """Similarity of two sets of local descriptors (Suma et al., ECCV 2024; arXiv 2408.03282).
 
-    `model(query, database)` is the whole forward pass. `share_query` and `logits` are the short way to the same logits:
-    they do a query's own work once and, in the last layer, only what the score needs.
+    `model(query, database)` is the whole forward pass. `pair_logits`, and for a shortlist `share_query` with `logits`, are
+    shorter ways to the same logits (shortcuts.py).
     """
 
     def __init__(self, config: AMESConfig, rngs: nnx.Rngs):
@@ -127,29 +129,31 @@ class AMES(nnx.Module):
         dtype = jnp.dtype(config.dtype)
         # On accelerators the default rounds float32 products to fewer bits, and scores would differ from the authors'.
         precision = jax.lax.Precision.HIGHEST if config.dtype == "float32" else None
+        options = {"dtype": dtype, "precision": precision, "rngs": rngs}
         self.tokenizer = Tokenizer(
             config.descriptor_width,
             config.model_width,
             config.bits,
-            config.binarizer,
-            config.sigma,
-            dtype,
-            precision,
-            rngs,
+            binarizer=config.binarizer,
+            sigma=config.sigma,
+            **options,
         )
         truncated_normal = nnx.initializers.truncated_normal(stddev=0.02, lower=-2.0, upper=2.0)
         self.matching_token = nnx.Param(truncated_normal(rngs.params(), (config.model_width,)))
         self.layers = nnx.List(
             Layer(
-                config.model_width, config.heads, config.feed_forward, config.activation, config.pre_norm,
-                dtype, precision, rngs,
+                config.model_width,
+                config.heads,
+                config.feed_forward,
+                activation=config.activation,
+                pre_norm=config.pre_norm,
+                **options,
             )
             for _ in range(config.layers)
-        )  # fmt: skip
-        self.final_norm = layer_norm(config.model_width, dtype, rngs) if config.pre_norm else None
-        self.classifier = nnx.Linear(
-            config.model_width, 1, kernel_init=truncated_normal, dtype=jnp.float32, precision=precision, rngs=rngs
         )
+        self.final_norm = layer_norm(config.model_width, dtype, rngs) if config.pre_norm else None
+        options["dtype"] = jnp.float32
+        self.classifier = nnx.Linear(config.model_width, 1, kernel_init=truncated_normal, **options)
 
     def __call__(self, query: DescriptorSet, database: DescriptorSet, train: bool = False) -> Pair:
         """Scores pair i of query [B, Q, ·] with database [B, T, ·].
@@ -158,59 +162,43 @@ class AMES(nnx.Module):
         rounding of full-precision database tokens through float16 (as they are stored) off.
         """
         sequence = self._sequence(query, database, train)
-        queries = sequence.queries
         for layer in self.layers:
             sequence = layer(sequence)
-        tokens = sequence.tokens if self.final_norm is None else self.final_norm(sequence.tokens)
-        ordered = jnp.concatenate(
-            [tokens[:, queries : queries + 1], tokens[:, :queries], tokens[:, queries + 1 :]], axis=1
-        )
-        return Pair(self._with_matches(self._classify(ordered[:, 0]), query, database, train), ordered)
+        tokens, at = self._normed(sequence.tokens), sequence.queries
+        ordered = jnp.concatenate([tokens[:, at : at + 1], tokens[:, :at], tokens[:, at + 1 :]], axis=1)
+        return Pair(self._with_matches(self._classify(ordered), query, database, train), ordered)
 
-    def database_tokens(self, database: DescriptorSet, train: bool = False) -> jax.Array:
-        """Tokens [..., T, d] of the database side; at test time in the precision in which they are stored."""
+    def pair_logits(self, query: DescriptorSet, database: DescriptorSet, train: bool = False) -> Float32[Array, " B"]:
+        """Logits of query [B, Q, ·] with database [B, T, ·], without the tokens that a score does not need."""
+        sequence = self.layers[0].self_block(self._sequence(query, database, train))
+        return self._with_matches(self._after_self_block(sequence), query, database, train)
+
+    def share_query(self, query: DescriptorSet) -> SharedQuery:
+        """The work on one query [Q, ·] that its whole shortlist shares."""
+        tokens = self.tokenizer(query)
+        shared = share_query(self.layers[0], tokens, query.valid, self._matching(tokens.dtype))
+        return shared._replace(signs=self.tokenizer.signs(query)) if self.config.match_weight else shared
+
+    def logits(self, shared: SharedQuery, database: DescriptorSet) -> Float32[Array, " K"]:
+        """Logits of one shared query against database images [K, T, ·]."""
+        tokens = self.database_tokens(database)
+        sequence = join_database(self.layers[0], shared, self._matching(tokens.dtype), tokens, database.valid)
+        logits = self._after_self_block(sequence)
+        if shared.signs is None:
+            return logits
+        signs = self.tokenizer.signs(database)
+        count = matched(shared.signs, signs, shared.valid, database.valid, self.config.match_threshold)
+        return logits + self.config.match_weight * count
+
+    def database_tokens(self, database: DescriptorSet, train: bool = False) -> Float[Array, "*batch T d"]:
+        """Tokens of the database side; at test time in the precision in which they are stored."""
         tokens = self.tokenizer(database, train)
         if self.config.round_stored and self.config.bits is None and not train:
             tokens = tokens.astype(jnp.float16).astype(tokens.dtype)
         return tokens
 
-    def share_query(self, query: DescriptorSet) -> SharedQuery:
-        """The work on one query [Q, ·] that its whole shortlist shares."""
-        tokens = self.tokenizer(query)
-        shared = self.layers[0].share_query(tokens, query.valid, self._matching(tokens.dtype))
-        return shared._replace(signs=self.tokenizer.signs(query)) if self.config.match_weight else shared
-
-    def logits(self, shared: SharedQuery, database: DescriptorSet) -> jax.Array:
-        """float32 logits [B] of one shared query against database images [B, T, ·]."""
-        logits = self._attended_logits(shared, database)
-        if shared.signs is None:
-            return logits
-        signs = self.tokenizer.signs(database)
-        found = matched(shared.signs, signs, shared.valid, database.valid, self.config.match_threshold)
-        return logits + self.config.match_weight * found
-
-    def _attended_logits(self, shared: SharedQuery, database: DescriptorSet) -> jax.Array:
-        tokens = self.database_tokens(database)
-        sequence = self.layers[0].join_database(shared, self._matching(tokens.dtype), tokens, database.valid)
-        if len(self.layers) == 1:
-            return self._finish(self.layers[0].matching_only(sequence, self_block_done=True))
-        sequence = self.layers[0].after_self_block(sequence)
-        return self._last_layers(sequence, start=1)
-
-    def pair_logits(self, query: DescriptorSet, database: DescriptorSet, train: bool = False) -> jax.Array:
-        """float32 logits [B] of query [B, Q, ·] with database [B, T, ·], without the tokens that a score does not need."""
-        logits = self._last_layers(self._sequence(query, database, train), start=0)
-        return self._with_matches(logits, query, database, train)
-
-    def _with_matches(self, logits: jax.Array, query: DescriptorSet, database: DescriptorSet, train: bool) -> jax.Array:
-        if not self.config.match_weight:
-            return logits
-        sides = (self.tokenizer.signs(side, train) for side in (query, database))
-        found = matched(*sides, query.valid, database.valid, self.config.match_threshold)
-        return logits + self.config.match_weight * found
-
     def cross_weights(self, query: DescriptorSet, database: DescriptorSet) -> list[CrossWeights]:
-        """What the cross block of each layer attends to, for query [B, Q, ·] with database [B, T, ·]: why a score came out."""
+        """The attention weights of each layer's cross block for query [B, Q, ·] with database [B, T, ·]: what matched what."""
         sequence, weights = self._sequence(query, database, train=False), []
         for layer in self.layers:
             weights.append(layer.cross_weights(sequence))
@@ -225,17 +213,27 @@ class AMES(nnx.Module):
         valid = join_valid(query.valid, database.valid, batch, queries, database_tokens.shape[1])
         return Sequence(jnp.concatenate([query_tokens, matching, database_tokens], axis=1), valid, queries)
 
-    def _last_layers(self, sequence: Sequence, start: int) -> jax.Array:
-        for layer in self.layers[start:-1]:
-            sequence = layer(sequence)
-        return self._finish(self.layers[-1].matching_only(sequence))
+    def _after_self_block(self, sequence: Sequence) -> Float32[Array, " B"]:
+        """Logits from a sequence after the first layer's self block; the last layer for the matching token alone."""
+        for layer, following in itertools.pairwise(self.layers):
+            sequence = following.self_block(layer.after_self_block(sequence))
+        return self._classify(self._normed(last_row(self.layers[-1], sequence)))
 
-    def _finish(self, matching: jax.Array) -> jax.Array:
-        normed = matching if self.final_norm is None else self.final_norm(matching)
-        return self._classify(normed[:, 0])
+    def _with_matches(
+        self, logits: Float32[Array, " B"], query: DescriptorSet, database: DescriptorSet, train: bool
+    ) -> Float32[Array, " B"]:
+        if not self.config.match_weight:
+            return logits
+        signs = (self.tokenizer.signs(side, train) for side in (query, database))
+        count = matched(*signs, query.valid, database.valid, self.config.match_threshold)
+        return logits + self.config.match_weight * count
 
-    def _classify(self, matching: jax.Array) -> jax.Array:
-        return self.classifier(matching.astype(jnp.float32))[:, 0]
+    def _normed(self, tokens: Float[Array, "B N d"]) -> Float[Array, "B N d"]:
+        return tokens if self.final_norm is None else self.final_norm(tokens)
 
-    def _matching(self, dtype: jnp.dtype) -> jax.Array:
+    def _classify(self, tokens: Float[Array, "B N d"]) -> Float32[Array, " B"]:
+        """The classifier reads the first token, the matching one."""
+        return self.classifier(tokens[:, 0].astype(jnp.float32))[:, 0]
+
+    def _matching(self, dtype: jnp.dtype) -> Float[Array, "1 d"]:
         return self.matching_token[...].astype(dtype)[None]

@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Float32, Int, UInt8, UInt64
 
-from ames_jax.descriptors import DescriptorSet
+from ames_jax.descriptors import AnyArray, DescriptorSet
 
 # Grids for `ranking.tune`. The scores are sums over some tens of descriptors, so γ spans the straight part of the
 # sigmoid up to its saturation.
@@ -59,8 +59,8 @@ def prepare(descriptors: DescriptorSet, whitening: Whitening | None = None) -> D
     return replace(descriptors, features=features / np.maximum(norm, 1e-12))
 
 
-def best_similarities(query: DescriptorSet, database: DescriptorSet) -> np.ndarray:
-    """The best similarity of each query descriptor in each database image: float32 [K, Q] in −1..1.
+def best_similarities(query: DescriptorSet, database: DescriptorSet) -> Float32[np.ndarray, "K Q"]:
+    """The best similarity of each query descriptor in each database image, in −1..1.
 
     query [Q, ·], database [K, T, ·], both from `prepare`, both floats or both packed bits. −1 for a query descriptor
     that is padding and for an image without a valid descriptor, which adds nothing at any threshold.
@@ -75,14 +75,14 @@ def best_similarities(query: DescriptorSet, database: DescriptorSet) -> np.ndarr
 def kernel_scores(
     queries: DescriptorSet,
     database: DescriptorSet,
-    shortlists: np.ndarray,
+    shortlists: Int[np.ndarray, "N K"],
     thresholds: Sequence[float] = THRESHOLDS,
     whitening: Whitening | None = None,
-) -> dict[float, np.ndarray]:
-    """Scores of every query against its shortlist by threshold: `{t: float32 [Nq, K]}`, `logits` for `ranking.tune`.
+) -> dict[float, Float32[np.ndarray, "N K"]]:
+    """Scores by threshold of every query [N, Q, ·] against its shortlist, rows of the database [M, T, ·].
 
-    queries [Nq, Q, ·], database [Ng, T, ·], shortlists int [Nq, K]: database rows. The similarities are computed once
-    for all thresholds. Sums over the query's valid descriptors: 0 for a query without any.
+    They take the place of logits in `ranking.tune`. The similarities are computed once for all thresholds, and summed
+    over the query's valid descriptors: 0 for a query without any.
     """
     needed, rows = np.unique(shortlists, return_inverse=True)
     rows = rows.reshape(shortlists.shape)
@@ -95,7 +95,9 @@ def kernel_scores(
     return scores
 
 
-def _best_by_cosine(query: np.ndarray, database: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
+def _best_by_cosine(
+    query: Float32[np.ndarray, "Q D"], database: Float32[np.ndarray, "K T D"], valid: Bool[AnyArray, "K T"] | None
+) -> Float32[np.ndarray, "K Q"]:
     images, per_image, width = database.shape
     similarity = (database.reshape(-1, width) @ query.T).reshape(images, per_image, len(query))
     if valid is not None:
@@ -103,7 +105,9 @@ def _best_by_cosine(query: np.ndarray, database: np.ndarray, valid: np.ndarray |
     return similarity.max(axis=1, initial=-1)
 
 
-def _best_by_bits(query: np.ndarray, database: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
+def _best_by_bits(
+    query: UInt8[np.ndarray, "Q bytes"], database: UInt8[np.ndarray, "K T bytes"], valid: Bool[AnyArray, "K T"] | None
+) -> Float32[np.ndarray, "K Q"]:
     bits = 8 * query.shape[-1]
     query_words, database_words = _words(query), _words(database)
     distance = np.zeros((len(query), *database.shape[:2]), np.uint16 if bits > 255 else np.uint8)
@@ -115,27 +119,24 @@ def _best_by_bits(query: np.ndarray, database: np.ndarray, valid: np.ndarray | N
     return 1 - nearest * np.float32(2 / bits)
 
 
-def _words(packed: np.ndarray) -> np.ndarray:
-    """uint8 [..., bytes] as uint64 [..., words]; zeros fill the last word on both sides and so add no distance."""
+def _words(packed: UInt8[np.ndarray, "*batch bytes"]) -> UInt64[np.ndarray, "*batch words"]:
+    """The bytes in words; zeros fill the last word on both sides and so add no distance."""
     missing = -packed.shape[-1] % 8
     padded = np.pad(packed, [(0, 0)] * (packed.ndim - 1) + [(0, missing)]) if missing else np.ascontiguousarray(packed)
     return padded.view(np.uint64)
 
 
 def matched(
-    query: jax.Array,
-    database: jax.Array,
-    query_valid: jax.Array | None,
-    database_valid: jax.Array | None,
+    query: Float[Array, "*B Q bits"],
+    database: Float[Array, "K T bits"],
+    query_valid: Bool[AnyArray, "*B Q"] | None,
+    database_valid: Bool[AnyArray, "K T"] | None,
     threshold: float,
-) -> jax.Array:
-    """Sum over the query's descriptors of max(0, best cosine in the database image − threshold): float32 [B].
+) -> Float32[Array, " K"]:
+    """The kernel in the model: sum over the query's descriptors of max(0, best cosine in the image − threshold).
 
-    Args:
-      query: ±1 [B, Q, bits], or [Q, bits] for one query against all; query_valid: bool alike without bits, or None.
-      database: ±1 [B, T, bits]; database_valid: bool [B, T], or None.
-
-    An image without a valid descriptor adds nothing.
+    query and database hold ±1; the query's B is K, or left out for one query against all images. An image without a
+    valid descriptor adds nothing.
     """
     best = jnp.einsum("qc,btc->bqt" if query.ndim == 2 else "bqc,btc->bqt", query, database) / query.shape[-1]
     if database_valid is not None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Float32
 
 from ames_jax.descriptors import DescriptorSet, pack_bits, unpack_bits
 
 NORM_EPSILON = 1e-5
 
 
-def l2_normalise(x: jax.Array) -> jax.Array:
+def l2_normalise(x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
     """Divides the last axis by its Euclidean norm; a zero vector stays zero."""
     squared = jnp.sum(x * x, axis=-1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.maximum(squared, 1e-24))
@@ -25,7 +27,7 @@ def layer_norm(width: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
 
 
 @jax.custom_jvp
-def straight_through_sign(x: jax.Array) -> jax.Array:
+def straight_through_sign(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """±1 forward (an exact zero gives −1, as bit 0 in storage); the gradient passes through unchanged."""
     return jnp.where(x > 0, 1, -1).astype(x.dtype)
 
@@ -35,7 +37,7 @@ def _straight_through_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, j
     return straight_through_sign(primals[0]), tangents[0]
 
 
-def erf_sign(x: jax.Array, sigma: float) -> jax.Array:
+def erf_sign(x: Float[Array, "*shape"], sigma: float) -> Float[Array, "*shape"]:
     """The release's training surrogate erf(x / √(2σ)); σ = 1e-6 there, which has no gradient beyond |x| ≈ 0.005."""
     return jax.scipy.special.erf(x / math.sqrt(2 * sigma))
 
@@ -48,35 +50,41 @@ class Tokenizer(nnx.Module):
     """
 
     def __init__(
-        self, descriptor_width: int, model_width: int, bits: int | None, binarizer: str, sigma: float,
-        dtype: jnp.dtype, precision: jax.lax.Precision | None, rngs: nnx.Rngs,
-    ):  # fmt: skip
+        self,
+        descriptor_width: int,
+        model_width: int,
+        bits: int | None,
+        *,
+        binarizer: str,
+        sigma: float,
+        dtype: jnp.dtype,
+        precision: jax.lax.Precision | None,
+        rngs: nnx.Rngs,
+    ):
         self.bits, self.binarizer, self.sigma, self.precision = bits, binarizer, sigma, precision
         truncated_normal = nnx.initializers.truncated_normal(stddev=0.02, lower=-2.0, upper=2.0)
         if bits is not None:
             self.hyperplanes = nnx.Param(nnx.initializers.orthogonal()(rngs.params(), (descriptor_width, bits)))
-        self.remap = nnx.Linear(
-            descriptor_width if bits is None else bits, model_width,
-            kernel_init=truncated_normal, dtype=dtype, precision=precision, rngs=rngs,
-        )  # fmt: skip
+        options = {"dtype": dtype, "precision": precision, "rngs": rngs}
+        self.remap = nnx.Linear(bits or descriptor_width, model_width, kernel_init=truncated_normal, **options)
         self.norm = layer_norm(model_width, dtype, rngs)
 
-    def projections(self, features: jax.Array) -> jax.Array:
-        """Signed distances to the hyperplanes, float32 [..., N, bits], whose signs are the bits (binary models only)."""
+    def projections(self, features: Float[Array, "*batch N D"]) -> Float32[Array, "*batch N bits"]:
+        """Signed distances to the hyperplanes, whose signs are the bits (binary models only)."""
         # Full precision whatever the compute type: a bit must not depend on it.
         x = l2_normalise(features.astype(jnp.float32))
         return jnp.matmul(x, self.hyperplanes[...], precision=jax.lax.Precision.HIGHEST)
 
-    def __call__(self, descriptors: DescriptorSet, train: bool = False) -> jax.Array:
-        """Tokens [..., N, d]; `train` matters to the erf binarizer alone."""
+    def __call__(self, descriptors: DescriptorSet, train: bool = False) -> Float[Array, "*batch N d"]:
+        """The tokens; `train` matters to the erf binarizer alone."""
         if self.bits is None and not descriptors.is_packed:
             values = l2_normalise(descriptors.features.astype(jnp.float32))
         else:
             values = self.signs(descriptors, train)
         return self.norm(self.remap(values))
 
-    def signs(self, descriptors: DescriptorSet, train: bool = False) -> jax.Array:
-        """The bits as ±1, float32 [..., N, bits] (binary models only); in training perhaps the erf surrogate of them."""
+    def signs(self, descriptors: DescriptorSet, train: bool = False) -> Float32[Array, "*batch N bits"]:
+        """The bits as ±1 (binary models only); in training, where the binarizer is "erf", its surrogate of them."""
         if descriptors.is_packed:
             return unpack_bits(descriptors.features)
         values = self.projections(descriptors.features)
@@ -89,5 +97,4 @@ class Tokenizer(nnx.Module):
             raise ValueError("a full-precision model has no bits to store")
         if descriptors.is_packed:
             return descriptors
-        packed = pack_bits(self.projections(jnp.asarray(descriptors.features)))
-        return DescriptorSet(packed, descriptors.valid, descriptors.xy, descriptors.scale, descriptors.weight)
+        return dataclasses.replace(descriptors, features=pack_bits(self.projections(jnp.asarray(descriptors.features))))

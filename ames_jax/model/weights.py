@@ -1,4 +1,4 @@
-"""Checkpoints of a run (orbax), and finished models: a directory with one file, `model.safetensors`."""
+"""Finished models: a directory with one file, `model.safetensors`, that holds weights, configuration and facts."""
 
 from __future__ import annotations
 

@@ -124,18 +124,6 @@ def test_an_empty_set_is_scored_by_the_matching_token_and_the_other_side(model, 
     np.testing.assert_allclose(run(AMES.pair_logits, model, empty, query), logits(model, none, query), atol=2e-6)
 
 
-@pytest.mark.parametrize("pre_norm", [False, True])
-@pytest.mark.parametrize("layers", [1, 3])
-def test_the_short_way_equals_the_whole_forward_pass(pre_norm, layers, rng):
-    config = AMESConfig(descriptor_width=24, model_width=32, heads=4, layers=layers, feed_forward=48, pre_norm=pre_norm)
-    model = AMES(config, nnx.Rngs(1))
-    query, database = random_set(rng, 5), random_set(rng, 3, 4)
-    tiled = DescriptorSet(np.tile(query.features, (3, 1, 1)))
-    whole = logits(model, tiled, database)
-    np.testing.assert_allclose(run(short_way, model, query, database), whole, atol=2e-6)
-    np.testing.assert_allclose(run(AMES.pair_logits, model, tiled, database), whole, atol=2e-6)
-
-
 def test_bfloat16_stays_near(rng):
     config = AMESConfig(descriptor_width=24, bits=16, model_width=32, layers=2, feed_forward=48)
     exact, rough = (AMES(dataclasses.replace(config, dtype=d), nnx.Rngs(0)) for d in ("float32", "bfloat16"))
@@ -196,10 +184,10 @@ def test_cross_weights_are_those_of_the_forward_pass(golden_settings):
     def both(model):
         sequence = model._sequence(query, database, train=False)
         layer = model.layers[0]
-        inner = layer._self_block(sequence)
+        inner = layer.self_block(sequence)
         normed = layer.norm_cross(inner.tokens) if layer.pre_norm else inner.tokens
         _, _, value = layer.cross_attention.project(normed)
-        return model.cross_weights(query, database)[0], layer.cross_attention.over(inner, normed, True), value
+        return model.cross_weights(query, database)[0], layer.cross_attention(normed, inner, cross=True), value
 
     weights, expected, value = run(both, model)
     count, attention = query.count, model.layers[0].cross_attention
@@ -229,10 +217,10 @@ def test_matches_of_bits_join_the_logit_as_the_kernel_counts_them(rng):
         for n in (5, 7)
     )
     kernel = [kernel_scores(query[[i]], database[[i]], np.zeros((1, 1), int), (0.2,))[0.2][0, 0] for i in range(3)]
-    expected = plain.pair_logits(query, database) + 0.5 * np.stack(kernel)
-    np.testing.assert_allclose(counting.pair_logits(query, database), expected, atol=1e-5)
-    np.testing.assert_allclose(counting(query, database).logit, expected, atol=1e-5)
-    np.testing.assert_allclose(short_way(counting, query[0], database)[0], expected[0], atol=1e-5)
+    expected = logits(plain, query, database) + 0.5 * np.stack(kernel)
+    np.testing.assert_allclose(run(AMES.pair_logits, counting, query, database), expected, atol=1e-5)
+    np.testing.assert_allclose(logits(counting, query, database), expected, atol=1e-5)
+    np.testing.assert_allclose(run(short_way, counting, query[0], database)[0], expected[0], atol=1e-5)
     with pytest.raises(UserError, match="match_weight"):
         dataclasses.replace(config, bits=None, match_weight=1.0)
     with pytest.raises(UserError, match="match_weight"):

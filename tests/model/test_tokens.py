@@ -11,7 +11,8 @@ pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
 
 def tokenizer(bits=16, binarizer="straight_through"):
-    return Tokenizer(24, 8, bits, binarizer, 1e-6, jnp.dtype("float32"), jax.lax.Precision.HIGHEST, nnx.Rngs(0))
+    options = {"dtype": jnp.dtype("float32"), "precision": jax.lax.Precision.HIGHEST, "rngs": nnx.Rngs(0)}
+    return Tokenizer(24, 8, bits, binarizer=binarizer, sigma=1e-6, **options)
 
 
 def test_straight_through_is_a_hard_sign_whose_gradient_passes():
