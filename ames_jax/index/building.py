@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from ames_jax.data.readers import PartReader, ShardReader
+from ames_jax.data.readers import DescriptorReader, PartReader
 from ames_jax.data.shards import open_split, read_about
-from ames_jax.data.store import DescriptorReader, build_store
+from ames_jax.data.store import build_store
 from ames_jax.extraction.backbone import STATISTICS_FILE
 from ames_jax.extraction.sift import SiftStatistics
-from ames_jax.index.collection import EMPTY, FACTS, FORMAT, GLOBAL, MODEL, VERSION, SearchIndex
+from ames_jax.index.collection import EMPTY, FACTS, FORMAT, GLOBAL, MODEL, VERSION, SearchIndex, picture_of
 from ames_jax.index.first_stage import factory_string, make_empty, write_empty, write_part
 from ames_jax.index.model_choice import ChosenModel
 from ames_jax.model.packing import BitPacker
@@ -74,17 +74,12 @@ class Descriptors:
 
     def reader(self, rows: np.ndarray | None = None) -> DescriptorReader:
         """Local descriptors of the images `rows`, int [n] ascending (None: all)."""
-        reader = ShardReader(self.root, self.split)
+        reader = open_split(self.root, self.split)
         return reader if rows is None else PartReader(reader, rows)
 
 
 def build_index(
-    path: str | Path,
-    descriptors: Descriptors,
-    chosen: ChosenModel,
-    *,
-    budget: int = KILOBYTE,
-    global_index: str = "flat",
+    path: str | Path, descriptors: Descriptors, chosen: ChosenModel, budget: int = KILOBYTE, global_index: str = "flat"
 ) -> SearchIndex:
     """Builds the index of all images of `descriptors` and opens it.
 
@@ -161,18 +156,9 @@ def write_images(
         if leftover.name not in {part["folder"] for part in facts["parts"]}:
             shutil.rmtree(leftover)
     folder = path / f"part-{len(facts['parts']):05d}"
-    ids = [descriptors.ids[row] for row in rows]
-    source = f"{descriptors.root} {descriptors.split}"
-    store = build_store(
-        folder,
-        descriptors.reader(rows),
-        ids,
-        packer,
-        facts["descriptors"],
-        model=facts["model"],
-        source=source,
-        show_progress=True,
-    )
+    ids, reader = [descriptors.ids[row] for row in rows], descriptors.reader(rows)
+    names = {"model": facts["model"], "source": f"{descriptors.root} {descriptors.split}"}
+    store = build_store(folder, reader, ids, packer, facts["descriptors"], **names, show_progress=True)
     # A memory map is read in the blocks that FAISS is given; all rows is the common case and needs no copy.
     values = descriptors.global_descriptors
     write_part(path / EMPTY, values if len(rows) == len(values) else values[rows], folder / GLOBAL)
@@ -180,7 +166,7 @@ def write_images(
     part = {
         "folder": folder.name,
         "images": len(rows),
-        "source": source,
+        "source": names["source"],
         "pictures": descriptors.pictures,
         "global_bytes": (folder / GLOBAL).stat().st_size,
     }
@@ -214,7 +200,7 @@ def _refuse_another_extraction(index: SearchIndex, descriptors: Descriptors) -> 
             f"{descriptors.root}: extracted with other SIFT statistics than the images of {index.path}; extract them "
             f"with --statistics={index.path / STATISTICS_FILE}"
         )
-    was, now = (about.get("extraction") or {} for about in (index.about, descriptors.about))
+    was, now = (about.get("extraction") or {} for about in (read_about(index.path), descriptors.about))
     for key in sorted((was.keys() | now.keys()) - FILES):
         if was.get(key) != now.get(key):
             raise UserError(
@@ -225,11 +211,8 @@ def _refuse_another_extraction(index: SearchIndex, descriptors: Descriptors) -> 
 
 def _refuse_another_picture(index: SearchIndex, descriptors: Descriptors) -> None:
     row_of = {name: row for row, name in enumerate(index.ids)}
-    for name in descriptors.ids:
-        if name not in row_of:
-            continue
-        held = index.picture(row_of[name])
-        new = descriptors.pictures and Path(descriptors.pictures["folder"]) / f"{name}{descriptors.pictures['suffix']}"
+    for name in filter(row_of.__contains__, descriptors.ids):
+        held, new = index.picture(row_of[name]), picture_of(name, descriptors.pictures)
         if held != new:
             raise UserError(
                 f"{descriptors.root}: {name!r} is in the index already, as another picture ({held}, here {new}); "

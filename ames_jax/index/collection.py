@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ames_jax.data.shards import read_about
 from ames_jax.data.store import PackedStore, open_store, rows_of
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.extraction.backbone import Backbone
@@ -90,11 +89,6 @@ class SearchIndex:
         """λ and γ of the ensemble."""
         return self.facts["lam"], self.facts["gamma"]
 
-    @property
-    def about(self) -> dict[str, Any]:
-        """about.json of the first descriptors: name, backbone, global, …"""
-        return read_about(self.path)
-
     @functools.cached_property
     def ids(self) -> list[str]:
         """The id of every image."""
@@ -124,10 +118,8 @@ class SearchIndex:
     def picture(self, row: int, folder: Path | None = None) -> Path | None:
         """The picture file of an image: in the folder that its descriptors named, None where they named none, or in
         `folder`, where the pictures have moved."""
-        part_of, _ = self._parts_of(np.array([row]))
-        pictures = self.facts["parts"][part_of[0]]["pictures"] or {"folder": None, "suffix": ""}
-        folder = folder or pictures["folder"]
-        return None if folder is None else Path(folder) / f"{self.ids[row]}{pictures['suffix']}"
+        [part], _ = self._parts_of(np.array([row]))
+        return picture_of(self.ids[row], self.facts["parts"][part]["pictures"], folder)
 
     def picture_path(self, row: int, folder: Path | None = None) -> Path:
         """`picture` of an image; raises UserError, naming the file, where there is none."""
@@ -151,6 +143,12 @@ class SearchIndex:
         """The part of each row, int [n], and the first row of each part."""
         ends = np.cumsum([len(store) for store in self.stores])
         return np.searchsorted(ends, rows, side="right"), ends - [len(store) for store in self.stores]
+
+
+def picture_of(name: str, pictures: Mapping[str, str] | None, folder: Path | None = None) -> Path | None:
+    """The picture file of the image `name`: FOLDER/ID + SUFFIX of `pictures`, or in another folder."""
+    place = folder or (pictures and pictures["folder"])
+    return Path(place) / f"{name}{pictures['suffix'] if pictures else ''}" if place else None
 
 
 def read_facts(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The model of an index: which it is, how its scores join the global ones, and whether it fits the descriptors."""
+"""The model of an index: its choice, the λ and γ that go with it, and whether it fits the descriptors."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ SHIPPED = {"sift": Path(__file__).parents[1] / "model" / "shipped" / "sift"}
 
 @dataclasses.dataclass(frozen=True)
 class ChosenModel:
-    """A binary model and what is known of it.
+    """A binary model with the facts that go with it.
 
     Attributes:
-      name: as the user gave it; facts: what was saved with it (data_set, backbone, statistics, …).
-      lam, gamma: λ and γ of the ensemble, None where they are not known.
+      name: as the user gave it.
+      facts: saved with the model: data_set, backbone, statistics, …
+      lam, gamma: λ and γ of the ensemble, None where they are unknown.
     """
 
     model: AMES
@@ -36,23 +37,23 @@ class ChosenModel:
     ) -> ChosenModel:
         """The model `name` as `load_model` takes it; None: the one shipped for this backbone.
 
-        λ and γ: given, or those that validation chose when the model was trained, or the authors' of a released one.
+        λ and γ are the given ones, or those that validation chose in training, or those of a released model's authors.
         Raises UserError: nothing there, or no model shipped for the backbone.
         """
+        name = name or SHIPPED.get(backbone)
         if name is None:
-            name = SHIPPED.get(backbone)
-            if name is None or not name.is_dir():
-                raise UserError(f"--model is missing: no model is shipped for {backbone} descriptors; give one")
+            raise UserError(f"--model is missing: no model is shipped for {backbone} descriptors; give one")
         facts = facts_of(find_model(Path(name))) if Path(name).is_dir() else {}
-        known = (
-            dict(zip(("lam", "gamma"), RELEASED.get(facts.get("released", Path(name).stem), ()), strict=False)) | facts
-        )
-        lam, gamma = (value if value is not None else known.get(key) for key, value in (("lam", lam), ("gamma", gamma)))
+        released_lam, released_gamma = RELEASED.get(facts.get("released", Path(name).stem), (None, None))
+        lam = facts.get("lam", released_lam) if lam is None else lam
+        gamma = facts.get("gamma", released_gamma) if gamma is None else gamma
         return cls(load_model(name), str(name), facts, lam, gamma)
 
     def check(self, about: Mapping[str, Any], statistics: str | None) -> None:
-        """Raises UserError where the descriptors (their about.json, the fingerprint of their SIFT statistics) are not
-        those that the model was trained for, or λ or γ are not known."""
+        """Raises UserError where λ or γ are unknown, or the model was trained for other descriptors.
+
+        about: about.json of the descriptors; statistics: fingerprint of their SIFT statistics, if any.
+        """
         if self.lam is None or self.gamma is None:
             raise UserError(
                 f"{self.name} does not say with which λ and γ its scores join the global ones; give --lam and --gamma "

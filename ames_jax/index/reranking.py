@@ -103,7 +103,7 @@ def ranked(
 
 def setting_of(store: StoredImages, lam: float | None, gamma: float | None) -> tuple[float, float]:
     """λ and γ: the given ones, else those of the store; raises UserError where it knows none."""
-    known_lam, known_gamma = getattr(store, "setting", None) or (None, None)
+    known_lam, known_gamma = store.setting or (None, None)
     lam, gamma = known_lam if lam is None else lam, known_gamma if gamma is None else gamma
     if lam is None or gamma is None:
         raise UserError(

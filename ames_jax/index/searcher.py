@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -73,15 +74,11 @@ class Searcher:
         self.shortlist, self.query_descriptors = min(shortlist, len(self.index)), query_descriptors
         self.lam, self.gamma = setting_of(self.index, lam, gamma)
         self._scorer = Scorer(self.index.model)
-        self._backbone, self._statistics = backbone, None
+        self._backbone = backbone
 
     def warm_up(self) -> None:
         """Opens the backbone and compiles what a query runs, so that the first one takes no longer than others."""
-        self.backbone.extract([np.zeros((64, 64, 3), np.uint8)])
-        width = self.index.model.config.descriptor_width
-        nothing = stack([_bare(DescriptorSet(np.zeros((0, width), np.float32)))], self.query_descriptors)
-        self._scorer.shortlists(nothing, *self._gather(np.zeros((1, self.shortlist), np.int64)))
-        self.index.ids  # noqa: B018 - read once, kept
+        self.search(np.zeros((64, 64, 3), np.uint8))
 
     @property
     def backbone(self) -> Backbone:
@@ -109,94 +106,74 @@ class Searcher:
         """
         results = []
         for start in range(0, len(queries), QUERIES_AT_A_TIME):
-            found = self._search(queries[start : start + QUERIES_AT_A_TIME], k)
-            results += found
+            block = queries[start : start + QUERIES_AT_A_TIME]
+            results += self._search(block, k)
             if progress:
-                progress(len(found))
+                progress(len(block))
         return results
 
     def extract(self, queries: Sequence[Query]) -> list[ExtractedImage]:
         """Local and global descriptors of queries."""
-        places = [i for i, query in enumerate(queries) if not _is_extracted(query)]
         with ThreadPoolExecutor(usable_cores()) as pool:
-            pictures = list(pool.map(self._image, (queries[i] for i in places)))
-        extracted = dict(zip(places, self.backbone.extract(pictures) if places else []))
-        return [extracted[i] if i in extracted else self._given(query) for i, query in enumerate(queries)]
+            ready = list(pool.map(self._picture_or_descriptors, queries))
+        pictures = [query for query in ready if isinstance(query, np.ndarray)]
+        extracted = iter(self.backbone.extract(pictures) if pictures else [])
+        return [next(extracted) if isinstance(query, np.ndarray) else query for query in ready]
 
-    def _search(self, queries: Sequence[Query], k: int) -> list[SearchResult]:
-        clock = _Clock(len(queries))
-        extracted = self.extract(queries)
-        local = stack([_bare(query.local) for query in extracted], self.query_descriptors)
-        clock.lap("extract")
-        vectors = np.stack([query.global_descriptor for query in extracted])
-        self._check_width(vectors)
-        similarities, rows = self.index.global_index.search(vectors, max(k, self.shortlist))
-        clock.lap("global")
-        # An approximate first stage may list fewer (row −1): scored like row 0 to keep the shape, then left out.
-        database = self._gather(np.maximum(rows[:, : self.shortlist], 0))
-        clock.lap("gather")
-        logits = self._scorer.shortlists(local, *database)
-        clock.lap("score")
-        found = [self._ranked(s[r >= 0], r[r >= 0], x[r[: len(x)] >= 0]) for s, r, x in zip(similarities, rows, logits)]
-        clock.lap("rank")
-        return [SearchResult(hits[:k], before[:k], clock.seconds) for hits, before in found]
-
-    def _image(self, query: Query) -> np.ndarray:
-        """The picture in the size that the backbone reads: loading threads share that work."""
-        return self.backbone.fit(query if isinstance(query, np.ndarray) else load_image(Path(query)))
-
-    def _given(self, query: ExtractedImage | DescriptorSet) -> ExtractedImage:
+    def _picture_or_descriptors(self, query: Query) -> np.ndarray | ExtractedImage:
+        """A picture in the size that the backbone reads (loading threads share that work), or descriptors."""
         if isinstance(query, ExtractedImage):
             return query
+        if isinstance(query, np.ndarray | str | Path):
+            return self.backbone.fit(query if isinstance(query, np.ndarray) else load_image(Path(query)))
         if self.index.facts["statistics"] is None:
             raise UserError(
                 "a DescriptorSet alone is a query of SIFT indexes, whose global descriptor comes from the local ones; "
                 "give ExtractedImage(local, global_descriptor)"
             )
-        self._statistics = self._statistics or SiftStatistics.load(self.index.path / STATISTICS_FILE)
         return ExtractedImage(query, global_descriptor(query, self._statistics))
 
-    def _check_width(self, vectors: np.ndarray) -> None:
-        if vectors.shape[1] != self.index.global_index.width:
-            raise UserError(
-                f"the query's global descriptor has {vectors.shape[1]} values, those of {self.index.path} "
-                f"{self.index.global_index.width}: it comes from another extraction"
-            )
+    @functools.cached_property
+    def _statistics(self) -> SiftStatistics:
+        return SiftStatistics.load(self.index.path / STATISTICS_FILE)
 
-    def _gather(self, rows: np.ndarray) -> tuple[DescriptorSet, np.ndarray]:
-        """The stored images that shortlists [Nq, K] name, each once, and the shortlists as rows of them."""
-        needed, places = np.unique(rows, return_inverse=True)
-        return self.index.read(needed), places.reshape(rows.shape)
+    def _search(self, queries: Sequence[Query], k: int) -> list[SearchResult]:
+        times = [time.perf_counter()]
+        extracted = self.extract(queries)
+        local = stack([_with_valid(query.local) for query in extracted], self.query_descriptors)
+        times.append(time.perf_counter())
+        vectors, expected = np.stack([query.global_descriptor for query in extracted]), self.index.global_index.width
+        if vectors.shape[1] != expected:
+            raise UserError(
+                f"the query's global descriptor has {vectors.shape[1]} values, those of {self.index.path} {expected}: "
+                "it comes from another extraction"
+            )
+        similarities, rows = self.index.global_index.search(vectors, max(k, self.shortlist))
+        times.append(time.perf_counter())
+        # An approximate first stage may list fewer (row −1): scored like row 0 to keep the shape, then left out.
+        shortlists = np.maximum(rows[:, : self.shortlist], 0)
+        needed, places = np.unique(shortlists, return_inverse=True)
+        database = self.index.read(needed)
+        times.append(time.perf_counter())
+        logits = self._scorer.shortlists(local, database, places.reshape(shortlists.shape))
+        times.append(time.perf_counter())
+        lists = [self._ranked(s[r >= 0], r[r >= 0], x[r[: len(x)] >= 0]) for s, r, x in zip(similarities, rows, logits)]
+        times.append(time.perf_counter())
+        seconds = dict(zip(STAGES, (np.diff(times) / len(queries)).tolist()))
+        return [SearchResult(hits[:k], before[:k], seconds) for hits, before in lists]
 
     def _ranked(self, similarities: np.ndarray, rows: np.ndarray, logits: np.ndarray) -> tuple[list[Hit], list[Hit]]:
         """The whole list re-ranked, and as the first stage gave it."""
         ids, count = [self.index.ids[row] for row in rows], len(logits)
         head = ranked(ids[:count], rows[:count], similarities[:count], logits, self.lam, self.gamma)
         tail = [
-            Hit(name, int(row), None, float(similarity), None, count + place)
-            for place, (name, row, similarity) in enumerate(zip(ids[count:], rows[count:], similarities[count:]), 1)
+            Hit(ids[i], int(rows[i]), None, float(similarities[i]), None, old_place=i + 1)
+            for i in range(count, len(ids))
         ]
         return head + tail, sorted(head, key=lambda hit: hit.old_place) + tail
 
 
-class _Clock:
-    """Seconds between laps, divided by the number of queries."""
-
-    def __init__(self, queries: int):
-        self.seconds: dict[str, float] = {}
-        self._queries, self._last = queries, time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.seconds[name] = (now - self._last) / self._queries
-        self._last = now
-
-
-def _is_extracted(query: Query) -> bool:
-    return isinstance(query, ExtractedImage | DescriptorSet)
-
-
-def _bare(descriptors: DescriptorSet) -> DescriptorSet:
+def _with_valid(descriptors: DescriptorSet) -> DescriptorSet:
     """Features, and `valid` always, so that queries with and without padding run one program."""
     valid = np.ones(descriptors.count, bool) if descriptors.valid is None else descriptors.valid
     return DescriptorSet(np.asarray(descriptors.features), valid)

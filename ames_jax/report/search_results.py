@@ -9,6 +9,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from ames_jax.data.lists import read_labels
+from ames_jax.data.shards import read_about
 from ames_jax.extraction.images import load_image, shrink
 from ames_jax.index.collection import SearchIndex
 from ames_jax.index.reranking import Hit
@@ -43,14 +44,11 @@ def results_facts(queries: Sequence[Path], results: Sequence[SearchResult], inde
         picture = index.picture(hit.row)
         return {"place": place, **dataclasses.asdict(hit), "picture": picture and str(picture)}
 
+    found = [[facts(place, hit) for place, hit in enumerate(result.hits, 1)] for result in results]
     return {
         "queries": [
-            {
-                "query": str(query),
-                "hits": [facts(place, hit) for place, hit in enumerate(result.hits, 1)],
-                "seconds": result.seconds,
-            }
-            for query, result in zip(queries, results)
+            {"query": str(query), "hits": hits, "seconds": result.seconds}
+            for query, hits, result in zip(queries, found, results)
         ]
     }
 
@@ -154,7 +152,7 @@ def write_gallery(
     with Progress(f"pictures of {path}", len(queries), "queries") as progress:
         pairs = progress.over(zip(queries, results))
         shown = [_gallery_query(index, query, result, columns, labels, pictures) for query, result in pairs]
-    name = str(index.about.get("name") or index.path.name)
+    name = str(read_about(index.path).get("name") or index.path.name)
     with Progress(f"drawing {path}"):
         if path.suffix.lower() in PICTURES:
             draw_gallery(name, "AMES", shown, path, order="")
