@@ -22,10 +22,11 @@ from ames_jax.extraction import extracting
 from ames_jax.extraction.backbones import open_backbone, reopen_backbone
 from ames_jax.extraction.images import load_image
 from ames_jax.extraction.keypoints import detect
-from ames_jax.extraction.sift import SiftStatistics
+from ames_jax.extraction.sift import SiftBackbone, SiftStatistics
 from ames_jax.extraction.vit import ViTConfig
 from ames_jax.model.torch_files import write_checkpoint
 from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.files import lock
 
 PICTURES = ("a/0.png", "a/1.png", "b/2.png", "b/3.png", "4.png")
 
@@ -53,14 +54,8 @@ def statistics(pictures: Path) -> Path:
 
 
 def sift(pictures: Path, out: Path, statistics: Path, *more: str) -> int:
-    flags = [
-        f"--images={pictures}",
-        "--backbone=sift",
-        f"--out={out}",
-        f"--statistics={statistics}",
-        "--descriptors=60",
-    ]
-    return extract.main([*flags, "--chunk=2", *more])
+    flags = [f"--images={pictures}", "--backbone=sift", f"--out={out}", f"--statistics={statistics}"]
+    return extract.main([*flags, "--descriptors=60", *more])
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +79,7 @@ def test_it_is_a_data_set_like_any_other(data_set: Path, pictures: Path) -> None
     values = np.load(data_set / "global" / "images.npy")
     assert values.shape == (5, 512)
     np.testing.assert_allclose(np.linalg.norm(values, axis=1), 1, atol=1e-5)
-    assert not (data_set / ".extracted").exists()
+    assert not list(data_set.rglob(".*"))
 
 
 def test_a_query_is_extracted_as_the_collection_was(data_set: Path, pictures: Path) -> None:
@@ -112,32 +107,69 @@ def test_the_releases_files_hold_the_same(data_set: Path) -> None:
     assert (data_set / "images.txt").read_text().splitlines()[0] == "4.png,120,130"
 
 
+def records(root: Path, split: str = "images") -> list[tuple]:
+    """Everything in the records, as bytes."""
+    found = []
+    for record in open_split(root, split):
+        local = record.descriptors
+        fields = (local.features, local.valid, local.xy, local.scale, local.weight)
+        found.append((record.id, record.label, *(field.tobytes() for field in fields)))
+    return found
+
+
 def test_a_run_that_was_killed_goes_on_and_a_finished_one_stays(
     pictures: Path, statistics: Path, data_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, real, chunks = tmp_path / "my_photos", extracting._extract, []
+    out, real, batches = tmp_path / "my_photos", SiftBackbone.extract, []
 
-    def killed(backbone: object, loaded: list) -> list:
-        chunks.append(len(loaded))
-        if len(chunks) == 2:
+    def killed(backbone: SiftBackbone, images: list) -> list:
+        batches.append(len(images))
+        if len(batches) == 2:
             raise KeyboardInterrupt
-        return real(backbone, loaded)
+        return real(backbone, images)
 
-    monkeypatch.setattr(extracting, "_extract", killed)
+    monkeypatch.setattr(SiftBackbone, "extract", killed)
     with pytest.raises(KeyboardInterrupt):
-        sift(pictures, out, statistics)
-    assert chunks == [2, 2]
+        sift(pictures, out, statistics, "--chunk=2")
+    assert batches == [1, 2]  # three shards of 1, 2 and 2 images
     assert not (out / "dataset_info.json").exists()
-    with pytest.raises(UserError, match=r"extraction = .*'descriptors': 60.*now"):
-        sift(pictures, out, statistics, "--max-side=100")
-    assert sift(pictures, out, statistics) == 0
-    assert chunks == [2, 2, 2, 1]
-    for name in ("global/images.npy", "images/images.ids.txt", "my_photos-images.array_record-00000-of-00001"):
+    with pytest.raises(UserError, match=r"extraction was .*'descriptors': 60.*is .*'max_side': 100"):
+        sift(pictures, out, statistics, "--chunk=2", "--max-side=100")
+    assert sift(pictures, out, statistics, "--chunk=2") == 0
+    assert batches == [1, 2, 2, 2]
+    assert records(out) == records(data_set)
+    for name in ("global/images.npy", "images/images.ids.txt", "images/images.labels.npy", "images/images.sizes.npy"):
         assert (out / name).read_bytes() == (data_set / name).read_bytes()
-    assert sift(pictures, out, statistics) == 0
-    assert chunks == [2, 2, 2, 1]
+    assert not list(out.rglob(".*"))
+    assert sift(pictures, out, statistics, "--chunk=2", "--hdf5") == 0
+    assert batches == [1, 2, 2, 2]
+    assert (out / "sift_images_local.hdf5").read_bytes() == (data_set / "sift_images_local.hdf5").read_bytes()
     with pytest.raises(UserError, match="use the same settings, or another folder"):
         sift(pictures, out, statistics, "--max-side=100")
+
+
+def test_a_run_that_was_killed_at_its_very_end_is_finished(
+    pictures: Path, statistics: Path, data_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "my_photos"
+    with monkeypatch.context() as patch:
+        patch.setattr(extracting, "finish", lambda tasks: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            sift(pictures, out, statistics)
+    monkeypatch.setattr(SiftBackbone, "extract", None)  # nothing is extracted again
+    assert sift(pictures, out, statistics) == 0
+    assert records(out) == records(data_set)
+
+
+def test_what_an_earlier_version_left_is_begun_anew(
+    pictures: Path, statistics: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    left = tmp_path / "out" / ".extracted" / "images"
+    left.mkdir(parents=True)
+    (left / "0000000.npz").write_bytes(b"")
+    assert sift(pictures, tmp_path / "out", statistics) == 0
+    assert "begun by an earlier version" in capsys.readouterr().out
+    assert not left.parent.exists()
 
 
 def test_hosts_share_the_list(pictures: Path, statistics: Path, data_set: Path, tmp_path: Path, capsys) -> None:
@@ -146,8 +178,17 @@ def test_hosts_share_the_list(pictures: Path, statistics: Path, data_set: Path, 
     assert "others are still at work" in capsys.readouterr().out
     assert sift(pictures, out, statistics, "--process=0", "--processes=2") == 0
     assert "split images of 5 images" in capsys.readouterr().out
-    name = "my_photos-images.array_record-00000-of-00001"
-    assert (out / name).read_bytes() == (data_set / name).read_bytes()
+    assert records(out) == records(data_set)
+    assert not list(out.rglob(".*"))
+
+
+def test_two_runs_at_a_time_are_told_apart(
+    pictures: Path, statistics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AMES_JAX_HOME", str(tmp_path / "home"))
+    out = tmp_path / "out"
+    with lock(out / "images", tmp_path / "home"), pytest.raises(UserError, match="is being written by process"):
+        sift(pictures, out, statistics)
 
 
 def test_broken_images_stop_or_are_listed_and_rows_do_not_shift(
@@ -164,8 +205,8 @@ def test_broken_images_stop_or_are_listed_and_rows_do_not_shift(
     ]
     listed.write_text("".join(f"{path},{i}\n" for i, path in enumerate(names)))
     with pytest.raises(UserError, match=r"broken\.jpg: cannot be read.*--skip-broken"):
-        sift(listed, tmp_path / "out", statistics)
-    assert sift(listed, tmp_path / "out", statistics, "--skip-broken") == 0
+        sift(listed, tmp_path / "out", statistics, "--chunk=1")
+    assert sift(listed, tmp_path / "out", statistics, "--skip-broken", "--chunk=1") == 0
     source = open_split(tmp_path / "out", "images")
     assert source.ids() == [str(names[i]) for i in (0, 2, 4)]
     assert source.labels().tolist() == [0, 2, 4]
@@ -240,7 +281,8 @@ def test_dinov2_and_cvnet_from_files_of_their_authors(pictures: Path, tmp_path: 
         (["--backbone=surf"], "--backbone=surf: expected one of sift, dinov2, cvnet"),
         (["--backbone=sift", "--weights=x"], "--weights: the backbone sift has no such option"),
         (["--backbone=sift", "--statistics=none.npz"], r"none\.npz: no such SIFT statistics; give --statistics=FILE"),
-        (["--backbone=sift", "--descriptors=0"], "--descriptors=0: must be at least 1"),
+        (["--backbone=sift", "--descriptors=0"], r"--descriptors.*expected a number in 1\.\."),
+        (["--backbone=sift", "--skip"], "Unknown option.*--skip"),
         (["--backbone=cvnet"], r"cvnet needs --weights=CVNet_R101\.pyth.*github"),
         (["--backbone=dinov2", "--weights=x.pth", "--detector=y.pt"], r"x\.pth is missing"),
         (["--backbone=sift", "--process=2", "--processes=2"], "--process=2: expected 0 to 1"),
@@ -260,6 +302,30 @@ def test_documentation_holds_no_placeholder() -> None:
     text = (Path(__file__).parents[1] / "docs" / "extraction.md").read_text(encoding="utf-8")
     prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     assert not re.findall(r"^[A-Z0-9_]+$", prose, flags=re.MULTILINE)
+
+
+def test_broken_images_of_a_killed_run_are_read_again_once_they_are_mended(
+    pictures: Path, statistics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed, picture, out = tmp_path / "list.txt", tmp_path / "a.png", tmp_path / "out"
+    listed.write_text(f"{picture}\n{pictures / '4.png'}\n")
+    picture.write_bytes(b"broken")
+    with monkeypatch.context() as patch:
+        patch.setattr(extracting, "finish", lambda tasks: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            sift(listed, out, statistics, "--skip-broken")
+    picture.write_bytes((pictures / "a/0.png").read_bytes())
+    assert sift(listed, out, statistics) == 0
+    assert open_split(out, "images").ids() == [str(picture), str(pictures / "4.png")]
+
+
+def test_no_image_that_can_be_read_is_an_error(statistics: Path, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(b"broken")
+    with pytest.raises(UserError, match=r"none of the 1 images can be read; the first: .*a\.png"):
+        sift(tmp_path / "pictures", tmp_path / "out", statistics, "--skip-broken")
+    with pytest.raises(UserError, match=r"--out=.*a\.png is a file"):
+        sift(tmp_path / "pictures", tmp_path / "pictures" / "a.png", statistics, "--skip-broken")
 
 
 def test_help_needs_no_network_and_names_the_flags() -> None:

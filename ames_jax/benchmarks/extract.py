@@ -17,7 +17,8 @@ from flax import nnx
 from ames_jax.benchmarks.machine import describe, median_seconds
 from ames_jax.benchmarks.opponent import Opponent, compare, progress
 from ames_jax.benchmarks.options import add_common, check_positive, existing_python, whole_numbers
-from ames_jax.extraction.extracting import ExtractionJob, extract_chunks
+from ames_jax.data.shards import open_split
+from ames_jax.extraction.extracting import ExtractionJob, extract
 from ames_jax.extraction.keypoints import SIFT_WIDTH
 from ames_jax.extraction.listing import ImageFiles, list_images
 from ames_jax.extraction.sift import MAX_SIDE, SiftBackbone, SiftStatistics
@@ -70,7 +71,7 @@ def run(arguments: argparse.Namespace, config: ViTConfig | None = None) -> tuple
 
 
 def _sift(arguments: argparse.Namespace) -> dict[str, Any]:
-    """From image files to the chunks that `extract` writes."""
+    """From image files to the data set that `extract` writes."""
     random = np.random.default_rng(0)
     # The time does not depend on the values of the statistics.
     statistics = SiftStatistics.learn(random.integers(0, 255, (CENTRES * 4, SIFT_WIDTH)).astype(np.uint8), CENTRES)
@@ -81,9 +82,9 @@ def _sift(arguments: argparse.Namespace) -> dict[str, Any]:
         for i in range(arguments.repeats):
             job = ExtractionJob(images=files, backbone=backbone, root=Path(folder) / f"out{i}")
             start = time.perf_counter()
-            extract_chunks(job)
+            extract(job)
             seconds.append(time.perf_counter() - start)
-        found = sum(int(chunk.local.valid.sum()) for chunk in job.chunks)
+        found = sum(int(record.descriptors.valid.sum()) for record in open_split(job.root, job.split))
     return {
         "work": f"SIFT, {MAX_SIDE} px", "images_per_second": len(files) / float(np.median(seconds)),
         "descriptors": found / len(files),

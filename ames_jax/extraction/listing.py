@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ames_jax.data.lists import read_lines, read_list
+from ames_jax.data.release_pickles import read_ground_truth
 from ames_jax.extraction.images import SUFFIXES
 from ames_jax.runtime.errors import UserError
 
@@ -79,24 +81,9 @@ def _of_folder(folder: Path) -> ImageFiles:
 
 
 def _of_list(path: Path, root: Path) -> ImageFiles:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"--images={path}: expected a folder, or a text list with a line an image") from error
-    if not lines:
-        raise UserError(f"--images={path}: the list is empty")
-    # A path may hold commas, so the numbers are counted from the end, in the first line for all.
-    tail = [part.strip().isdigit() for part in lines[0].split(",")[1:]]
-    numbers = 0
-    while numbers < min(3, len(tail)) and tail[-1 - numbers]:
-        numbers += 1
-    files = []
-    for i, line in enumerate(lines):
-        name, *rest = line.rsplit(",", numbers) if numbers else [line]
-        if not name.strip() or len(rest) < numbers or not all(value.strip().lstrip("-").isdigit() for value in rest):
-            raise UserError(f"--images={path} line {i + 1}: expected a path and {numbers} numbers, found {line!r}")
-        files.append(ImageFile(name.strip(), root / name.strip(), int(rest[0]) if numbers in (1, 3) else -1))
-    return ImageFiles(root, files)
+    listed = read_list(path)
+    labels = [-1] * len(listed) if listed.labels is None else listed.labels.tolist()
+    return ImageFiles(root, [ImageFile(name, root / name, label) for name, label in zip(listed.ids, labels)])
 
 
 def _refuse_bad_ids(images: Path, files: Sequence[ImageFile]) -> None:
@@ -128,16 +115,12 @@ def read_boxes(path: Path) -> list[Box | None]:
       UserError: the file holds something else.
     """
     if path.suffix == ".pkl":
-        from ames_jax.data.release_pickles import read_ground_truth
-
         truth = read_ground_truth(path)[0]
         missing = [i for i, query in enumerate(truth) if len(query.get("bbx", ())) != 4]
         if missing:
             raise UserError(f"--boxes={path}: query {missing[0]} has no box (bbx)")
         return [tuple(query["bbx"]) for query in truth]
-    if not path.is_file():
-        raise UserError(f"--boxes={path}: no such file")
-    return [_box_of(line, path, i) for i, line in enumerate(path.read_text(encoding="utf-8").splitlines())]
+    return [_box_of(line, path, i) for i, line in enumerate(read_lines(path))]
 
 
 def _box_of(line: str, path: Path, row: int) -> Box | None:

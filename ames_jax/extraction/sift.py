@@ -20,6 +20,7 @@ from ames_jax.extraction.keypoints import SIFT_WIDTH, Keypoints, detect
 from ames_jax.extraction.vlad import learn_axes, learn_centres, normalised, vlad, vlad_in_axes
 from ames_jax.runtime.cores import usable_cores
 from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.files import whole_file
 
 SHIPPED = Path(__file__).parents[1] / "model" / "shipped" / "sift" / "sift_statistics.npz"
 DESCRIPTORS, MAX_SIDE = 600, 640
@@ -74,8 +75,10 @@ class SiftStatistics:
         return hashlib.sha256(content).hexdigest()[:32]
 
     def save(self, path: Path) -> None:
+        """Writes an .npz file, whole or not at all."""
         axes = {} if self.axes is None else {"axes": self.axes}
-        np.savez(path, mean=self.mean, centres=self.centres, spread=self.spread, **axes)
+        with whole_file(path) as partial, partial.open("wb") as file:
+            np.savez(file, mean=self.mean, centres=self.centres, spread=self.spread, **axes)
 
     @classmethod
     def load(cls, path: Path) -> SiftStatistics:

@@ -62,7 +62,7 @@ def test_boxes_of_a_ground_truth_and_of_lines(tmp_path: Path) -> None:
     [
         ("", None, "the list is empty"),
         ("a.jpg\na.jpg\n", None, "a.jpg is listed twice"),
-        ("a.jpg,1,2\nb.jpg,3\n", None, "line 2: expected a path and 2 numbers"),
+        ("a.jpg,1,2\nb.jpg,3\n", None, r"line 2: expected `id,width,height` as in line 1"),
         ("a.jpg\n", "1,2,3,4\n5,6,7,8\n", "2 boxes for 1 images"),
         ("a.jpg\n", "9,2,3,4\n", "line 1: expected left,top,right,bottom"),
     ],

@@ -155,7 +155,7 @@ def _check_shards(root: Path, split: str, entry: dict, report: Report) -> int:
         if ids != source.ids() or not np.array_equal(labels, source.labels()):
             report.problem(root, f"ids or labels of {split} are not those of its records: write the data set again")
     report.line(f"{root} {split}: {shape[2]} {len(ids)} images × {shape[0]} × {shape[1]}")
-    return settings["images"]
+    return sum(file["records"] for file in entry["files"].values())
 
 
 def _check_lists(root: Path, folder: Path, counts: dict[str, int], report: Report, full: bool) -> None:

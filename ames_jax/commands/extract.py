@@ -1,0 +1,101 @@
+"""The command `python -m ames_jax.extract`: parameters are the flags, docstrings their help."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from cyclopts import Parameter
+from etils import epy
+
+from ames_jax.runtime.command_line import Count, CountOrZero
+from ames_jax.runtime.errors import UserError
+
+with epy.lazy_imports():  # help needs none of them
+    from ames_jax.extraction import backbones, extracting, hdf5_writing, listing
+
+
+@Parameter(name="*")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BackboneFlags:
+    """Flags of the network.
+
+    Attributes:
+      backbone: sift, dinov2 or cvnet; sift needs no download.
+      descriptors: The strongest kept of each image (default: sift 600, dinov2 and cvnet 700).
+      max_side: Longer side in pixels (default: sift at most 640, cvnet at most 1024, dinov2 770).
+      statistics: Of sift, a sift_statistics.npz (default: those of the shipped model).
+      weights: File of the network, from its authors (dinov2: downloaded if not given).
+      detector: File *_detector.pt (default: the release's, downloaded).
+      dtype: Compute type of a network (default: float32).
+      batch: Images per device at a time of a network (default: 1 on CPU, 8 elsewhere).
+    """
+
+    backbone: str
+    descriptors: Count | None = None
+    max_side: Count | None = None
+    statistics: Path | None = None
+    weights: Path | None = None
+    detector: Path | None = None
+    dtype: Literal["float32", "bfloat16"] | None = None
+    batch: Count | None = None
+
+
+def extract(
+    flags: BackboneFlags,
+    *,
+    images: Path,
+    out: Path,
+    split: str = "images",
+    name: str | None = None,
+    root: Path | None = None,
+    boxes: Path | None = None,
+    skip_broken: bool = False,
+    store: Literal["float16", "int8"] = "float16",
+    hdf5: bool = False,
+    chunk: Count | None = None,
+    process: CountOrZero = 0,
+    processes: Count = 1,
+) -> None:
+    """Extract the descriptors of images.
+
+    Args:
+      images: A folder, or a list with one line per image.
+      out: Folder of the data set; each --split of it is a run of its own.
+      split: Name of these images in the data set.
+      name: Name of the data set (default: the folder's).
+      root: Folder that the paths of a list are relative to (default: the list's own).
+      boxes: Look at a part of each image: gnd_*.pkl, or lines left,top,right,bottom.
+      skip_broken: Leave out and list images that cannot be read, instead of stopping.
+      store: Storage of local descriptors.
+      hdf5: Write the release's HDF5 files and list too.
+      chunk: Images per file of the data set, which a killed run loses at most (default: 512 MiB of them).
+      process: Number of this host, where several share the list and the folder.
+      processes: Number of hosts.
+    """
+    if process >= processes:
+        raise UserError(f"--process={process}: expected 0 to {processes - 1} (--processes - 1)")
+    listed = listing.list_images(images, root, boxes)
+    options = {"name" if key == "backbone" else key: value for key, value in vars(flags).items()}
+    job = extracting.ExtractionJob(
+        images=listed,
+        backbone=backbones.open_backbone(**options),
+        root=out,
+        split=split,
+        name=name,
+        dtype=store,
+        skip_broken=skip_broken,
+        chunk=chunk,
+        process=process,
+        processes=processes,
+    )
+    facts = extracting.extract(job)
+    if facts is None:
+        print(f"{out}: this host's part is done, others are still at work; the last one completes the data set")
+        return
+    if hdf5:
+        hdf5_writing.write_hdf5(job)
+    print(f"{out}: split {split} of {facts['written']} images")
+    if facts["broken"]:
+        print(f"left out {len(facts['broken'])} broken images: {out / 'images' / split}.broken.txt")
