@@ -186,7 +186,7 @@ def test_neighbours_name_what_cannot_be(release):
         run(*search, "--k", 9, "--process", 2, "--processes", 2)
     with pytest.raises(UserError, match="--out is missing"):
         run("neighbours", "--queries", path)
-    with pytest.raises(UserError, match="argument --k: expected a whole number above 0, found '0'"):
+    with pytest.raises(UserError, match=r"--k.*expected a number in 1\.\."):
         run(*search, "--k", 0)
     release.globals[21, 3] = np.nan
     nan = release.hdf5("nan.hdf5", release.globals)
