@@ -302,6 +302,11 @@ def test_a_store_of_the_release_and_of_shards(release, tmp_path, capsys):
     dataset = ("--features", release.folder / "set", "--split", "train")
     assert run("store", *dataset, *more, "--out", tmp_path / "b.store") == 0
     first, second = open_store(tmp_path / "a.store"), open_store(tmp_path / "b.store")
+    assert first.setting is None
+    for facts, setting in (({"lam": 0.4, "gamma": 2.0}, (0.4, 2.0)), ({"released": "dinov2_ames_dist"}, (0.35, 0.1))):
+        save_model(AMES(shape, nnx.Rngs(0)), tmp_path / "model", facts)
+        assert run("store", *dataset, *more, "--out", tmp_path / f"{setting[0]}.store") == 0
+        assert open_store(tmp_path / f"{setting[0]}.store").setting == setting
     np.testing.assert_array_equal(first.bits[60:], second.bits)
     np.testing.assert_array_equal(first.counts, np.tile(second.counts, 2))
     assert first.ids()[60:] == second.ids() == open_split(release.folder / "set", "train").ids()

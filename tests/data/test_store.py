@@ -10,6 +10,7 @@ from flax import nnx
 
 from ames_jax.data.store import build_store, open_store
 from ames_jax.descriptors import DescriptorSet, pack_bits
+from ames_jax.index.reranking import rerank
 from ames_jax.model.ames import AMES, AMESConfig
 from ames_jax.model.packing import BitPacker, binarizer_fingerprint
 from ames_jax.runtime.errors import UserError
@@ -172,6 +173,21 @@ def test_images_beyond_the_store_are_refused(tmp_path):
 def test_ids_must_fit(tmp_path, ids, message):
     with pytest.raises(UserError, match=message):
         build_store(tmp_path / "g", gallery(), ids, BitPacker(model()), 4, model="m", source="s")
+
+
+def test_a_store_keeps_the_setting_of_its_model(tmp_path):
+    """λ .35 and γ .10 of the released DINOv2 model were taken for any store."""
+    binary, reader = model(), gallery(5)
+    ids = [str(row) for row in range(5)]
+    build_store(tmp_path / "own", reader, ids, BitPacker(binary), 9, model="m", source="s", setting=(0.5, 3.0))
+    store, query, similarities = open_store(tmp_path / "own"), reader.read(np.array([2]), 9)[0], np.linspace(1, 0, 5)
+    assert store.setting == (0.5, 3.0)
+    hits = rerank(binary, query, store, ids, similarities)
+    assert hits == rerank(binary, query, store, ids, similarities, lam=0.5, gamma=3.0)
+    assert hits != rerank(binary, query, store, ids, similarities, lam=0.35, gamma=0.10)
+    assert build(tmp_path / "unknown", reader).setting is None
+    with pytest.raises(UserError, match=r"does not say .* give lam and gamma"):
+        rerank(binary, query, open_store(tmp_path / "unknown"), ["a/1.jpg"], [1])
 
 
 def test_an_existing_store_is_not_overwritten(tmp_path):
