@@ -1,1 +1,1 @@
-"""Storing and searching galleries of packed descriptors."""
+"""Search in collections of pictures: an index on disk, its first stage, and re-ranking."""

@@ -26,16 +26,19 @@ class Explanation:
     """A query, an image, and the descriptors that connect them.
 
     Attributes:
-      query_image, image: RGB uint8 [H, W, 3].
-      hit: the image's scores.
+      query: name of the query's file; query_image, image: RGB uint8 [H, W, 3].
+      hit: the image's id and scores; lam, gamma: λ and γ of its score.
       query_xy [Q, 2], xy [T, 2]: positions of the descriptors as a share of width and height.
       pairs: int [P, 2], query and image descriptor of each correspondence, the strongest first; strengths: float [P].
       query_attention [Q], attention [T]: the matching token's attention to each descriptor in the last layer.
     """
 
+    query: str
     query_image: np.ndarray
     image: np.ndarray
     hit: Hit
+    lam: float
+    gamma: float
     query_xy: np.ndarray
     xy: np.ndarray
     pairs: np.ndarray
@@ -75,7 +78,8 @@ def explain(searcher: Searcher, query: Path, image_id: str, pictures: Path | Non
     pairs, strengths = correspondences(weights)
     last = np.asarray(weights[-1].matching[0].mean(axis=0))
     attention = last[: local.count], last[local.count + 1 :]
-    return Explanation(*images, hit, local.xy, again.xy, pairs, strengths, *attention)
+    setting = searcher.lam, searcher.gamma
+    return Explanation(query.name, *images, hit, *setting, local.xy, again.xy, pairs, strengths, *attention)
 
 
 def correspondences(weights: list[CrossWeights]) -> tuple[np.ndarray, np.ndarray]:

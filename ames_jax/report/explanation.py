@@ -18,16 +18,15 @@ LARGEST_CIRCLE = 260  # points², of the descriptor that the matching token atte
 LEGEND = "lines: descriptors that attend to each other, brighter is stronger   circles: the matching token's attention"
 
 
-def draw_explanation(
-    explained: Explanation, lam: float, gamma: float, names: tuple[str, str], path: str | Path, lines: int = 30
-) -> None:
+def draw_explanation(explained: Explanation, path: str | Path, lines: int = 30) -> None:
     """Writes a PNG: query left, image right, the `lines` strongest correspondences, and circles whose areas are the
-    matching token's attention. lam, gamma: λ and γ of the score; names: of query and image."""
+    matching token's attention."""
     shapes = [picture.shape[:2] for picture in (explained.query_image, explained.image)]
     sizes = [(SIDE * w / max(h, w), SIDE * h / max(h, w)) for h, w in shapes]
     width, height = sizes[0][0] + sizes[1][0] + 0.5, max(size[1] for size in sizes) + 1.1
     largest = max(explained.query_attention.max(initial=0), explained.attention.max(initial=0), 1e-12)
-    hit, local = explained.hit, 1 / (1 + np.exp(-gamma * explained.hit.logit))
+    hit, lam = explained.hit, explained.lam
+    local = 1 / (1 + np.exp(-explained.gamma * hit.logit))
     title = (
         f"score {hit.score:.3f} = {lam:g} · global {hit.global_similarity:.3f} + {1 - lam:g} · local {local:.3f}   "
         f"(logit {hit.logit:.2f})"
@@ -36,8 +35,8 @@ def draw_explanation(
         figure.suptitle(title, x=0.01, ha="left", fontsize=10)
         left, right = figure.subplots(1, 2, width_ratios=[size[0] for size in sizes])
         for axes, picture, at, weights, name in (
-            (left, explained.query_image, explained.query_xy, explained.query_attention, names[0]),
-            (right, explained.image, explained.xy, explained.attention, names[1]),
+            (left, explained.query_image, explained.query_xy, explained.query_attention, explained.query),
+            (right, explained.image, explained.xy, explained.attention, hit.id),
         ):
             _show(axes, picture, name)
             areas = LARGEST_CIRCLE * weights / largest
