@@ -16,6 +16,7 @@ from absl import flags
 from ames_jax.data.records import ImageRecord
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.runtime.errors import UserError
+from ames_jax.training.batch import BATCH_AXES, TripletArrays
 from ames_jax.training.triplets import Triplets
 
 T = TypeVar("T")
@@ -36,24 +37,19 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class TripletBatch:
-    """One process's part of a training step (NumPy).
+    """A training step's batch, or one process's part of it while its arrays are NumPy's.
 
     Attributes:
-      anchor, positive, negative: features [B, K, D] in the pipeline's dtype, or packed bits uint8, and valid [B, K].
-      query_length, database_length: descriptors that the query and the database images are cut to in this step.
-      ids: int64 [B, 3], rows of the images.
+      arrays: features [B, K, D] in the pipeline's dtype, or packed bits uint8, with valid [B, K]; lengths; what is real.
+      lengths: descriptors that the query and the database images are cut to in this step, as in `arrays`.
+      ids: int64 [B, 3], rows of this process's images.
       step: the step this batch belongs to.
-      real: bool [B], False for the triplets that only fill the batch up.
     """
 
-    anchor: DescriptorSet
-    positive: DescriptorSet
-    negative: DescriptorSet
-    query_length: int
-    database_length: int
+    arrays: TripletArrays
+    lengths: tuple[int, int]
     ids: np.ndarray
     step: int
-    real: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +153,9 @@ class TripletPipeline:
 
     def _batch(self, step: int, features: np.ndarray, valid: np.ndarray) -> TripletBatch:
         sets = (DescriptorSet(features[role], valid[role]) for role in range(ROLES))
-        return TripletBatch(*sets, *self.drawn_lengths(step), self.rows(step), step, self._positions() < self.batch)
+        lengths = self.drawn_lengths(step)
+        arrays = TripletArrays(*sets, np.array(lengths, np.int32), self._positions() < self.batch)
+        return TripletBatch(arrays, lengths, self.rows(step), step)
 
 
 class _Steps:
@@ -226,17 +224,17 @@ def prefetch_to_device(batches: Iterable[T], place: Callable[[T], T], size: int 
     yield from queue
 
 
-def place_on(sharding: jax.sharding.Sharding) -> Callable[[TripletBatch], TripletBatch]:
-    """For `prefetch_to_device`: puts the sets of a batch on the devices of `sharding`, which splits the batch axis.
+def place_on(mesh: jax.sharding.Mesh) -> Callable[[TripletBatch], TripletBatch]:
+    """For `prefetch_to_device`: puts the arrays of a batch on the devices of a mesh, as `BATCH_AXES` says.
 
     Every process gives its own part; the arrays that come out are of the global batch.
     """
 
-    def place(batch: TripletBatch) -> TripletBatch:
-        def put(field: np.ndarray) -> jax.Array:
-            return jax.make_array_from_process_local_data(sharding, field)
+    def put(spec: jax.sharding.PartitionSpec, fields: Any) -> Any:
+        sharding = jax.sharding.NamedSharding(mesh, spec)
+        return jax.tree.map(lambda field: jax.make_array_from_process_local_data(sharding, field), fields)
 
-        names = ("anchor", "positive", "negative", "real")
-        return dataclasses.replace(batch, **{name: jax.tree.map(put, getattr(batch, name)) for name in names})
+    def place(batch: TripletBatch) -> TripletBatch:
+        return dataclasses.replace(batch, arrays=jax.tree.map(put, BATCH_AXES, batch.arrays))
 
     return place

@@ -26,7 +26,8 @@ from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import same_job, write_file
 from ames_jax.runtime.processes import is_lead, join_shares, lead_first, own_share, say
 from ames_jax.training.log import trace_steps
-from ames_jax.training.loop import FitSettings, finished, fit
+from ames_jax.training.loop import FitSettings
+from ames_jax.training.model_task import finished, fit
 from ames_jax.training.pipeline import TripletPipeline
 from ames_jax.training.step import Recipe
 from ames_jax.training.triplets import Triplets
@@ -98,9 +99,9 @@ def train_role(config: ConfigDict, root: Path, directory: Path, label: str, teac
         checkpoint_minutes=config.checkpoint.minutes,
         keep=config.checkpoint.keep,
         profile=trace_steps(config.profile),
-        facts={"data_set": about["name"], "backbone": about.get("backbone"), "role": label, **_statistics_fact(root)},
     )
-    return fit(model, recipe, pipeline, settings, make_validation(config, root), teacher)
+    facts = {"data_set": about["name"], "backbone": about.get("backbone"), "role": label, **_statistics_fact(root)}
+    return fit(model, recipe, pipeline, settings, make_validation(config, root), teacher, facts)
 
 
 def _started(path: str, fresh: AMES) -> AMES:
