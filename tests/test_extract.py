@@ -153,7 +153,7 @@ def test_a_run_that_was_killed_at_its_very_end_is_finished(
 ) -> None:
     out = tmp_path / "my_photos"
     with monkeypatch.context() as patch:
-        patch.setattr(extracting, "finish", lambda tasks: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(extracting.shard_writing, "finish", lambda tasks: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             sift(pictures, out, statistics)
     monkeypatch.setattr(SiftBackbone, "extract", None)  # nothing is extracted again
@@ -311,7 +311,7 @@ def test_broken_images_of_a_killed_run_are_read_again_once_they_are_mended(
     listed.write_text(f"{picture}\n{pictures / '4.png'}\n")
     picture.write_bytes(b"broken")
     with monkeypatch.context() as patch:
-        patch.setattr(extracting, "finish", lambda tasks: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(extracting.shard_writing, "finish", lambda tasks: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             sift(listed, out, statistics, "--skip-broken")
     picture.write_bytes((pictures / "a/0.png").read_bytes())

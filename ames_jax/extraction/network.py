@@ -77,16 +77,13 @@ class NetworkBackbone:
     @staticmethod
     def read_network(path: Path | None, dtype: str) -> nnx.Module:
         """The network in a file of its authors (None: downloaded, where that is possible); raises UserError."""
-        raise NotImplementedError
 
     @staticmethod
     def widths(network: nnx.Module) -> tuple[int, int]:
         """Values of a local and of the global descriptor."""
-        raise NotImplementedError
 
     def fit(self, image: np.ndarray) -> np.ndarray:
         """The image in the size of scale 1."""
-        raise NotImplementedError
 
     def inputs(self, image: np.ndarray, scale: float) -> Arrays:
         """Arrays of a fitted image at a scale, padded to one of few shapes.
@@ -94,17 +91,14 @@ class NetworkBackbone:
         Among them, for the P positions of the feature map: valid bool [P], and xy float32 [P, 2], their centres as a share
         of the image's width and height. The others are what `features` takes.
         """
-        raise NotImplementedError
 
     @staticmethod
     def features(network: Any, batch: Arrays) -> tuple[jax.Array, jax.Array]:
         """Feature map float32 [B, P, C] and global descriptors [B, G] of a batch of `inputs`; pure."""
-        raise NotImplementedError
 
     @staticmethod
     def squares(network: Any, side: int) -> Callable[[jax.Array], Arrays]:
         """A pure function from images uint8 [B, side, side, 3] to the batch that `features` takes; raises UserError."""
-        raise NotImplementedError
 
     @classmethod
     def feature_map(cls, network: nnx.Module, side: int) -> FeatureMap:

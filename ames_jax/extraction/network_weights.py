@@ -20,7 +20,6 @@ Module = TypeVar("Module", bound=nnx.Module)
 
 # Under which key a checkpoint keeps its weights: the release, CVNet's authors, others.
 KEYS = ("state", "model_state", "state_dict", "model")
-NORM = ("weight", "bias", "running_mean", "running_var")
 
 
 def read_weights(path: str | Path) -> dict[str, np.ndarray]:

@@ -14,15 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ames_jax.extraction.network_weights import (
-    NORM,
-    Parameters,
-    Weights,
-    check_names,
-    count_blocks,
-    fill,
-    weight_and_bias,
-)
+from ames_jax.extraction.network_weights import Parameters, Weights, check_names, count_blocks, fill, weight_and_bias
 
 GEM_FLOOR = 1e-6
 NORM_EPSILON = 1e-5
@@ -173,7 +165,8 @@ def resnet_of(weights: Weights, dtype: str = "float32", source: str = "weights")
             for letter, path in (("a", "reduce"), ("b", "spatial"), ("c", "expand")):
                 convolutions[f"{block}.f.{letter}"] = (f"{block}.f.{letter}_bn", (*ours, path))
     names = ["head.pool.p", *weight_and_bias("head.fc"), *(f"{name}.weight" for name in convolutions)]
-    names += [f"{norm}.{part}" for norm, _ in convolutions.values() for part in NORM]
+    names += [name for norm, _ in convolutions.values() for name in weight_and_bias(norm)]
+    names += [f"{norm}.running_{part}" for norm, _ in convolutions.values() for part in ("mean", "var")]
     check_names(weights, names, source, ignored="num_batches_tracked")
     values: Parameters = {
         ("power",): weights["head.pool.p"],

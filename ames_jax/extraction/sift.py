@@ -17,7 +17,7 @@ from ames_jax.descriptors import DescriptorSet
 from ames_jax.extraction.backbone import ExtractedImage
 from ames_jax.extraction.images import shrink
 from ames_jax.extraction.keypoints import SIFT_WIDTH, Keypoints, detect
-from ames_jax.extraction.vlad import learn_axes, learn_centres, normalised, vlad, vlad_in_axes
+from ames_jax.extraction.vlad import learn_axes, learn_centres, normalised, vlad
 from ames_jax.runtime.cores import usable_cores
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import whole_file
@@ -118,9 +118,7 @@ def global_descriptor(descriptors: DescriptorSet, statistics: SiftStatistics) ->
     """VLAD of the local descriptors [..., N, 128], in local axes where there are any: float32 [..., C · 128] of length 1."""
     features = np.asarray(descriptors.features, np.float32)
     valid = np.ones(features.shape[:-1], bool) if descriptors.valid is None else np.asarray(descriptors.valid)
-    if statistics.axes is None:
-        return vlad(features, valid, statistics.centres)
-    return vlad_in_axes(features, valid, statistics.centres, statistics.axes)
+    return vlad(features, valid, statistics.centres, statistics.axes)
 
 
 def _root(histogram: np.ndarray) -> np.ndarray:
