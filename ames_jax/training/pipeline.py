@@ -8,16 +8,19 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, TypeVar
 
-import grain
 import jax
 import numpy as np
 from absl import flags
+from etils import epy
 
 from ames_jax.data.records import ImageRecord
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.errors import UserError, requires
 from ames_jax.training.batch import BATCH_AXES, TripletArrays
 from ames_jax.training.triplets import Triplets
+
+with epy.lazy_imports():  # does not exist for Windows, where all but training works
+    import grain
 
 T = TypeVar("T")
 ROLES = 3
@@ -134,7 +137,8 @@ class TripletPipeline:
 
     def batches(self, start_step: int = 0) -> Iterator[TripletBatch]:
         """Batches from `start_step` on, without end, read ahead in the background; closing the iterator stops that."""
-        steps = grain.MapDataset.source(_Steps(self))[start_step:]
+        with requires("grain", "training"):
+            steps = grain.MapDataset.source(_Steps(self))[start_step:]
         dataset = steps.to_iter_dataset(grain.ReadOptions(self.threads, prefetch_buffer_size=self.prefetch))
         if self.workers:
             if not flags.FLAGS.is_parsed():
