@@ -14,15 +14,11 @@ from ames_jax.extraction.network_weights import Weights, check_names, fill
 NORM_EPSILON = 1e-5
 # The release's names → ours.
 RELEASED = {
-    "conv1.weight": ("project", "kernel"),
-    "conv1.bias": ("project", "bias"),
-    "bn.weight": ("norm", "scale"),
-    "bn.bias": ("norm", "bias"),
-    "bn.running_mean": ("norm", "mean"),
-    "bn.running_var": ("norm", "var"),
-    "conv2.weight": ("weigh", "kernel"),
-    "conv2.bias": ("weigh", "bias"),
-}
+    "conv1.weight": ("project", "kernel"), "conv1.bias": ("project", "bias"),
+    "bn.weight": ("norm", "scale"), "bn.bias": ("norm", "bias"),
+    "bn.running_mean": ("norm", "mean"), "bn.running_var": ("norm", "var"),
+    "conv2.weight": ("weigh", "kernel"), "conv2.bias": ("weigh", "bias"),
+}  # fmt: skip
 
 
 class Detector(nnx.Module):

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -80,8 +80,7 @@ class ExtractionJob:
         return {"extraction": self.backbone.settings, "images": len(self.images), "list": digest}
 
 
-@dataclasses.dataclass(frozen=True)
-class LoadedImage:
+class LoadedImage(NamedTuple):
     """A picture in the backbone's size, the share of the file that it is (offset, size), and the file's width, height."""
 
     pixels: np.ndarray
@@ -106,7 +105,7 @@ def extract(job: ExtractionJob) -> dict[str, Any] | None:
         _write_shards(job, tasks)
         if not all(_is_done(job, task) for task in tasks):
             return None
-        with _in_turn(job):
+        with _in_turn(job), Progress("completing the data set"):
             _finish(job, _plan(job))  # no shards where another host was first
     if job.processes > 1:
         shutil.rmtree(job.root / shard_writing.UNFINISHED / "locks", ignore_errors=True)
@@ -159,26 +158,15 @@ def _plan(job: ExtractionJob) -> list[ShardTask]:
     shards = math.ceil(len(job.images) / job.chunk if job.chunk else size / shard_writing.SHARD_BYTES)
     name = read_about(job.root).get("name") or job.name or _data_set_name(job.root)
     settings = {"descriptors": count, "width": width, "dtype": job.dtype, "shards": max(shards, job.processes)}
-    tasks = shard_writing.plan_shards(job.root, name, {job.split: _ListedImages(job.images.files)}, **settings)
+    none = np.zeros(0, np.float32)
+    nothing = DescriptorSet(none[None], None, none.reshape(0, 2), none, none)  # tells which geometry will come
+    listed = [ImageRecord(file.id, file.label, nothing) for file in job.images.files]
+    tasks = shard_writing.plan_shards(job.root, name, {job.split: listed}, **settings)
     if tasks:
         files.same_job(folder / "extraction.json", job.facts(), advice=ADVICE)
     else:
         shutil.rmtree(folder, ignore_errors=True)  # left where a run was killed at its very end
     return tasks
-
-
-class _ListedImages(Sequence[ImageRecord]):
-    """The images before they are extracted: ids and labels, and which geometry will come."""
-
-    def __init__(self, files: Sequence[ImageFile]) -> None:
-        self._files = files
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, row: int) -> ImageRecord:
-        file, none = self._files[row], np.zeros(0, np.float32)
-        return ImageRecord(file.id, file.label, DescriptorSet(none[None], None, none.reshape(0, 2), none, none))
 
 
 def _is_done(job: ExtractionJob, task: ShardTask) -> bool:

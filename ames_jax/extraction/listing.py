@@ -69,7 +69,9 @@ def list_images(images: Path, root: Path | None = None, boxes: Path | None = Non
 
 
 def _of_folder(folder: Path) -> ImageFiles:
-    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    paths = (
+        path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
+    )
     shown = sorted((path for path in paths if not any(part.startswith(".") for part in path.parts)), key=Path.as_posix)
     if not shown:
         raise UserError(f"--images={folder}: no image in this folder (looked for {', '.join(sorted(SUFFIXES))})")

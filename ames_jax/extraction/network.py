@@ -32,15 +32,21 @@ Arrays = dict[str, Any]
 
 
 class NetworkBackbone:
-    """See `Backbone`. A subclass names its network, says how a picture enters it and which features come out.
+    """See `Backbone`; `scale` of a descriptor is the number of its scale, as in the release.
 
-    `scale` of a descriptor is the number of its scale, as in the release.
+    A subclass has, beside `name`, `global_name`, `default_side` and `fit`:
+      read_network(path or None, dtype): the network in a file of its authors, or downloaded; raises UserError.
+      widths(network): values of a local and of the global descriptor.
+      inputs(image, scale): arrays of a fitted image at a scale, padded to one of few shapes. Among them, for the P
+        positions of the feature map, `valid` bool [P], and `xy` float32 [P, 2], centres as a share of the image's size.
+      features(network, batch): of stacked inputs, the map float32 [B, P, C] and global descriptors [B, G]; static, pure.
+      squares(network, side): a pure function from images uint8 [B, side, side, 3] to a batch for `features`; static.
     """
 
     name: str
     global_name: str
-    scales: tuple[float, ...] = (1.0,)
     default_side: int
+    scales: tuple[float, ...] = (1.0,)
 
     @classmethod
     def open(
@@ -73,32 +79,6 @@ class NetworkBackbone:
         graph, parameters = nnx.split((network, detector))
         self._batches = Batches(functools.partial(self._forward, graph), parameters, batch)
         self.together = max(16, 4 * self._batches.most)
-
-    @staticmethod
-    def read_network(path: Path | None, dtype: str) -> nnx.Module:
-        """The network in a file of its authors (None: downloaded, where that is possible); raises UserError."""
-
-    @staticmethod
-    def widths(network: nnx.Module) -> tuple[int, int]:
-        """Values of a local and of the global descriptor."""
-
-    def fit(self, image: np.ndarray) -> np.ndarray:
-        """The image in the size of scale 1."""
-
-    def inputs(self, image: np.ndarray, scale: float) -> Arrays:
-        """Arrays of a fitted image at a scale, padded to one of few shapes.
-
-        Among them, for the P positions of the feature map: valid bool [P], and xy float32 [P, 2], their centres as a share
-        of the image's width and height. The others are what `features` takes.
-        """
-
-    @staticmethod
-    def features(network: Any, batch: Arrays) -> tuple[jax.Array, jax.Array]:
-        """Feature map float32 [B, P, C] and global descriptors [B, G] of a batch of `inputs`; pure."""
-
-    @staticmethod
-    def squares(network: Any, side: int) -> Callable[[jax.Array], Arrays]:
-        """A pure function from images uint8 [B, side, side, 3] to the batch that `features` takes; raises UserError."""
 
     @classmethod
     def feature_map(cls, network: nnx.Module, side: int) -> FeatureMap:

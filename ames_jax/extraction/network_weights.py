@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -36,6 +37,11 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
     if not arrays:
         raise UserError(f"{path}: holds no weights; expected a PyTorch checkpoint of a network")
     return arrays
+
+
+def precision_of(dtype: Any) -> jax.lax.Precision | None:
+    """Of a network's products: on accelerators the default rounds those of float32 to fewer bits."""
+    return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
 
 
 def weight_and_bias(name: str) -> list[str]:

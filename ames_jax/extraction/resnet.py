@@ -8,13 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ames_jax.extraction.network_weights import Parameters, Weights, check_names, count_blocks, fill, weight_and_bias
+from ames_jax.extraction.network_weights import (
+    Parameters,
+    Weights,
+    check_names,
+    count_blocks,
+    fill,
+    precision_of,
+    weight_and_bias,
+)
 
 GEM_FLOOR = 1e-6
 NORM_EPSILON = 1e-5
@@ -41,9 +50,7 @@ class ResNetConfig:
     dtype: str = "float32"
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class ResNetOutput:
+class ResNetOutput(NamedTuple):
     """float32: local [B, h, w, C], output of stage 3 before its last ReLU (noise beyond an image's own h and w), and
     global_descriptor [B, G], not normalised."""
 
@@ -123,8 +130,7 @@ class Conv(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] → [B, ⌈H / stride⌉, ⌈W / stride⌉, out]."""
         kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
-        # On accelerators the default rounds float32 products to fewer bits.
-        precision = jax.lax.Precision.HIGHEST if self.dtype == jnp.float32 else None
+        precision = precision_of(self.dtype)
         side, stride = kernel.shape[0], self.stride
         if side == 1:
             x = jnp.matmul(x[:, ::stride, ::stride], kernel[0, 0], precision=precision)
