@@ -59,8 +59,7 @@ def open_neighbours(folder: str | Path) -> Neighbours:
         raise UserError(
             f"{folder}: indices {indices.dtype} {indices.shape} and similarities {similarities.shape} do not match"
         )
-    about = folder / "about.json"
-    return Neighbours(indices, similarities, read_json(about) if about.exists() else {})
+    return Neighbours(indices, similarities, read_json(folder / "about.json", missing={}))
 
 
 def save_neighbours(

@@ -131,8 +131,7 @@ def _link(root: Path, split: str) -> Path:
 
 def read_about(root: str | Path) -> dict[str, Any]:
     """The free facts about a data set (about.json); empty when there are none."""
-    path = Path(root) / "about.json"
-    return read_json(path) if path.exists() else {}
+    return read_json(Path(root) / "about.json", missing={})
 
 
 @functools.lru_cache(maxsize=16)
