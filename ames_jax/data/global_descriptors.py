@@ -11,6 +11,7 @@ import numpy as np
 from ames_jax.data.release_hdf5 import features_of, open_hdf5
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import read_array, write_blocks
+from ames_jax.runtime.progress import Progress
 
 BLOCK_BYTES = 64 * 2**20
 
@@ -53,8 +54,9 @@ class GlobalDescriptors:
     def save(self, path: Path) -> None:
         """Writes all rows as one float32 .npy file, block by block, whole or not at all."""
         step = max(1, BLOCK_BYTES // (4 * self.shape[1]))
-        blocks = (self[start : start + step] for start in range(0, len(self), step))
-        write_blocks(path, blocks, np.float32, self.shape)
+        starts = range(0, len(self), step)
+        with Progress(f"writing {path.name}", len(starts), "blocks") as progress:
+            write_blocks(path, (self[at : at + step] for at in progress.over(starts)), np.float32, self.shape)
 
 
 def _open(path: Path) -> Any:

@@ -27,6 +27,7 @@ from ames_jax.data.shard_writing import read_shard
 from ames_jax.data.shards import LINK, open_split
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import read_json
+from ames_jax.runtime.progress import Progress
 
 ROLES = ("query", "gallery", "train")
 
@@ -142,14 +143,13 @@ def _check_folder(root: Path, report: Report, **options: Any) -> None:
 def _check_shards(root: Path, split: str, entry: dict, report: Report) -> int:
     settings, ids, labels = entry["settings"], [], []
     shape = (settings["descriptors"], settings["width"], settings["dtype"])
+    record_format = RecordFormat(*shape, tuple(settings["geometry"]))
     before = len(report.problems)
-    for name, file in entry["files"].items():
-        with report.gathering():
-            found = read_shard(
-                root / name, file["records"], file["sha256"], RecordFormat(*shape, tuple(settings["geometry"]))
-            )
-            ids += found[0]
-            labels += found[1]
+    with Progress(f"checking {split}", len(entry["files"]), "shards") as progress:
+        for name, file in progress.over(entry["files"].items()):
+            with report.gathering():
+                found = read_shard(root / name, file["records"], file["sha256"], record_format)
+                ids, labels = ids + found[0], labels + found[1]
     if len(report.problems) == before:
         source = open_split(root, split)
         if ids != source.ids() or not np.array_equal(labels, source.labels()):
