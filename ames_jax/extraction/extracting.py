@@ -70,11 +70,11 @@ class ExtractionJob:
 
     @property
     def facts_file(self) -> Path:
-        """Where the facts of the finished split are."""
+        """The file of the finished split's facts."""
         return self.root / "images" / f"{self.split}.extracted.json"
 
     def facts(self) -> dict[str, Any]:
-        """What a run that goes on must have in common with the one before."""
+        """The settings that a run that goes on must have in common with the one before."""
         listed = [(file.id, file.label, file.box) for file in self.images.files]
         digest = hashlib.sha256(json.dumps(listed).encode()).hexdigest()
         return {"extraction": self.backbone.settings, "images": len(self.images), "list": digest}

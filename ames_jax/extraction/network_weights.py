@@ -50,7 +50,7 @@ def weight_and_bias(name: str) -> list[str]:
 
 
 def count_blocks(weights: Weights, pattern: str, first: int = 0) -> int:
-    """How many names `pattern.format(number)` follow one another from `first` on; at least 1, which is then missing."""
+    """The number of names `pattern.format(number)` in a row from `first` on; at least 1, which is then missing."""
     number = first
     while pattern.format(number) in weights:
         number += 1

@@ -30,10 +30,10 @@ SAMPLE = 20_000
 
 @dataclass(frozen=True)
 class SiftStatistics:
-    """What is learned from training images: mean float32 [128] of RootSIFT, VLAD centres float32 [C, 128].
+    """Statistics of training images: mean float32 [128] of RootSIFT, VLAD centres float32 [C, 128].
 
-    `axes`, float32 [C, 128, 128] or None, decide the kind of VLAD (see `extraction.vlad`). `spread` goes with them: how
-    far apart the keypoints are (see `keypoints.detect`).
+    `axes`, float32 [C, 128, 128] or None, decide the kind of VLAD (see `extraction.vlad`). `spread` goes with them: the
+    distance between keypoints (see `keypoints.detect`).
 
     The mean matters: RootSIFT is non-negative, all its values lie in one corner of the sphere, and the sign of a
     projection (a bit) of uncentred values says little.
@@ -64,11 +64,11 @@ class SiftStatistics:
 
     @property
     def global_name(self) -> str:
-        """How results name the global descriptor."""
+        """The name of the global descriptor in results."""
         return f"VLAD, {len(self.centres)} centres" + (", local axes" if self.axes is not None else "")
 
     def fingerprint(self) -> str:
-        """What tells whether descriptors and a model were made with the same statistics (32 hexadecimal digits)."""
+        """A hash, equal where descriptors and a model were made with the same statistics (32 hexadecimal digits)."""
         values = (getattr(self, field.name) for field in fields(self))
         known = (np.asarray(value, np.float32) for value in values if value is not None)
         content = b"".join(np.ascontiguousarray(value).tobytes() for value in known)
@@ -161,7 +161,7 @@ class SiftBackbone:
         return shrink(image, self.max_side)
 
     def extract(self, images: Sequence[np.ndarray]) -> list[ExtractedImage]:
-        """See `Backbone.extract`; an image a core at a time."""
+        """See `Backbone.extract`; each core takes one image at a time."""
         # The matrices are small, and BLAS's own threads, waiting for each other, would take a third of all time.
         with self._libraries.limit(limits=1, user_api="blas"):
             return list(self._threads.map(self._one, images))

@@ -56,7 +56,7 @@ class ViTConfig:
 
     @property
     def antialias(self) -> bool:
-        """How the authors resize position embeddings: antialiased in their networks with registers, else not."""
+        """Whether position embeddings are resized with antialiasing: the authors do so in their networks with registers."""
         return self.registers > 0
 
 
