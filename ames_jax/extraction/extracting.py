@@ -105,7 +105,7 @@ def extract(job: ExtractionJob) -> dict[str, Any] | None:
         _write_shards(job, tasks)
         if not all(_is_done(job, task) for task in tasks):
             return None
-        with _in_turn(job), Progress("completing the data set"):
+        with Progress("completing the data set"), _in_turn(job):
             _finish(job, _plan(job))  # no shards where another host was first
     if job.processes > 1:
         shutil.rmtree(job.root / shard_writing.UNFINISHED / "locks", ignore_errors=True)
