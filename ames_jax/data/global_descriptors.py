@@ -25,8 +25,7 @@ class GlobalDescriptors:
     def __init__(self, paths: Sequence[str | Path]) -> None:
         """Opens the files.
 
-        Raises:
-          UserError: a file is missing, cut short, or holds something else; the files are of different widths.
+        Raises UserError: a file is missing, cut short, or holds something else; the files are of different widths.
         """
         self._parts = [_open(Path(path)) for path in paths]
         self._ends = np.cumsum([len(part) for part in self._parts])
@@ -34,7 +33,7 @@ class GlobalDescriptors:
         for path, part in zip(paths, self._parts):
             if part.shape[1] != width:
                 raise UserError(
-                    f"{path}: {part.shape[1]} values an image, but {paths[0]} has {width}: give files of the same network"
+                    f"{path}: {part.shape[1]} values per image, but {paths[0]} has {width}: give files of the same network"
                 )
         self.shape = (int(self._ends[-1]), width)
 

@@ -49,8 +49,7 @@ def nearest(
     Returns:
       similarities float32 [Nq, k], falling, and indices int32 [Nq, k]; equals keep the database's order.
 
-    Raises:
-      UserError: when the widths differ or the database has fewer than k rows to give.
+    Raises UserError: when the widths differ or the database has fewer than k rows to give.
     """
     similarities = np.empty((len(queries), k), np.float32)
     indices = np.empty((len(queries), k), np.int32)
@@ -193,8 +192,7 @@ def _padded(rows: np.ndarray, count: int, name: str) -> np.ndarray:
 def race_faiss(queries: Rows, database: Rows, k: int, *, block: int = BLOCK) -> str:
     """Searches one block of queries with `BlockSearch` and with `faiss.IndexFlatIP` on the CPU: one line with times and ratio.
 
-    Raises:
-      UserError: faiss is not installed.
+    Raises UserError: faiss is not installed.
     """
     with requires("faiss-cpu", "comparing"):
         import faiss

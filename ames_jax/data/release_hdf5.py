@@ -25,8 +25,7 @@ GAP_BYTES = 2**14
 def open_hdf5(path: str | Path) -> Any:
     """Opens an HDF5 file for reading (`h5py.File`).
 
-    Raises:
-      UserError: the file is missing, cut short, or no HDF5.
+    Raises UserError: the file is missing, cut short, or no HDF5.
     """
     import h5py
 
@@ -53,8 +52,7 @@ def features_of(file: Any, path: Path) -> Any:
 def check_parts(path: Path, dataset: Any) -> list[Path]:
     """Opens every file that a virtual dataset maps, and names them; HDF5 itself gives zeros for what is not there.
 
-    Raises:
-      UserError: a part is missing, cut short, or not what the virtual file maps.
+    Raises UserError: a part is missing, cut short, or not what the virtual file maps.
     """
     sources = [source for source in dataset.virtual_sources() if source.file_name != "."]
     parts = {source.file_name: _part_path(path, source.file_name) for source in sources}
@@ -190,8 +188,7 @@ class ReleaseSource:
         Returns:
           metadata float32 [..., k, 5] with the mask as it is (1 is padding), and features in the file's dtype.
 
-        Raises:
-          UserError: the file is damaged there.
+        Raises UserError: the file is damaged there.
         """
         count = self.rows if count is None else min(count, self.rows)
         try:

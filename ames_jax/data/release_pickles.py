@@ -26,8 +26,7 @@ WAIT_SECONDS = 600
 def read_neighbours(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """Similarities float [Nq, k] and indices (as floats, mapped from the file) of an `nn_*.pkl`.
 
-    Raises:
-      UserError: the file holds something else than one tensor [2, Nq, k].
+    Raises UserError: the file holds something else than one tensor [2, Nq, k].
     """
     values = read_pickle(path)
     if not isinstance(values, np.ndarray) or values.ndim != 3 or values.shape[0] != 2:
@@ -39,8 +38,7 @@ def read_neighbours(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
 def read_ground_truth(path: str | Path) -> tuple[list[dict[str, list]], list[str] | None, list[str] | None]:
     """Of a `gnd_*.pkl`: a mapping for each query (row lists "easy", "hard", "junk" or "ok"; "bbx"), database ids, query ids.
 
-    Raises:
-      UserError: the file holds something else.
+    Raises UserError: the file holds something else.
     """
     values = read_pickle(path)
     if not isinstance(values, Mapping) or "gnd" not in values:
@@ -120,8 +118,7 @@ def import_ground_truth(
     Returns:
       the number of queries.
 
-    Raises:
-      UserError: the file is refused, damaged, or no ground truth.
+    Raises UserError: the file is refused, damaged, or no ground truth.
     """
     queries, database_ids, query_ids = read_ground_truth(pickle)
     if public:

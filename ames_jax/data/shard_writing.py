@@ -64,7 +64,7 @@ class ShardTask:
 
     @property
     def path(self) -> Path:
-        """Where TFDS looks for this shard."""
+        """The file of the shard, named as TFDS expects it."""
         return self.root / f"{self.name}-{self.split}.array_record-{self.index:05d}-of-{self.of:05d}"
 
     @property

@@ -111,8 +111,7 @@ class DescriptorSource:
 def open_split(root: str | Path, split: str) -> DescriptorSource | ReleaseSource:
     """Opens one split of a data set: its shards, or the release's HDF5 file that `link_split` put in their place.
 
-    Raises:
-      UserError: when `root` holds no data set, or a data set without this split.
+    Raises UserError: when `root` holds no data set, or a data set without this split.
     """
     link = _link(Path(root), split)
     return ReleaseSource(**read_json(link)) if link.exists() else DescriptorSource(Path(root), split)
