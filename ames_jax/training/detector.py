@@ -28,6 +28,7 @@ from ames_jax.runtime.devices import data_mesh, on_all, split_over
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.progress import write
 from ames_jax.training.loop import FitSettings, train
+from ames_jax.training.run import keep_config
 
 # Pooled features have length 1: this is how far apart two classes' logits can be at the start.
 LOGIT_SCALE = 16.0
@@ -51,6 +52,7 @@ def train_detector(config: ConfigDict, workdir: Path) -> Path:
       UserError: no labelled images, a setting that does not fit, a loss that is not finite.
       StoppedEarly: after SIGTERM, state saved.
     """
+    keep_config(config, workdir)
     images, validation = split_images(config)
     network = open_network(config.backbone, config.weights, config.dtype, config.side)
     task = DetectorTask(config, images, validation, network)

@@ -59,27 +59,26 @@ class TripletBatch:
 class TripletPipeline:
     """Batches of triplets, each a pure function of (seed, step), so that a step number is all there is to restore.
 
-    Step s is batch s mod `steps_per_epoch` of epoch s div `steps_per_epoch`. The triplets that are left over at the end
-    of an epoch, fewer than a batch, are dropped; the next epoch has another order. Every process reads its contiguous
-    part of the same global batch, so all have the same number of steps however the records lie in shards.
+    Step s is batch s mod `steps_per_epoch` of epoch s div `steps_per_epoch`. Triplets that are left over at the end of an
+    epoch, fewer than a batch, are dropped; the next epoch has another order. Every process reads its contiguous part of the
+    same global batch, so all have the same number of steps however the records lie in shards.
 
     Attributes:
-      source: the images; row i is row i of the triplets' labels.
-      triplets: which images form the triplets.
+      source: images; row i is row i of the triplets' labels.
+      triplets: the rows of images that form triplets.
       batch: triplets of a step over all processes.
       lengths: (low, high): both lengths of a step are drawn uniformly from [low, high).
-      seed: of the lengths; the triplets have their own.
-      descriptors: K, descriptors delivered of each image; None for all that the source gives.
-      dtype: float16 or float32; None for what the source gives: float16 from float16 storage, float32 from int8, which
-        is fastest. Packed bits stay uint8.
-      process, processes: which part of a batch, of how many.
-      drop: share of an image's descriptors that are left out at random, as another detector would not have found them.
-      noise: length of the random vector that is added to a descriptor, in shares of the descriptor's own length.
+      seed: of lengths and augmentation; the triplets have their own.
+      descriptors: K, descriptors delivered of each image; None for all that the source has.
+      dtype: float16 or float32; None for the source's own, which is fastest. Packed bits stay uint8.
+      process, processes: the part of a batch, and the number of parts.
+      drop: share of an image's descriptors that are left out at random, as if another detector had not found them.
+      noise: length of a random vector that is added to a descriptor, in shares of the descriptor's own length.
       workers: processes that read and decode; 0 reads in threads, which is faster on few cores and for small sets.
       threads: batches that are read at the same time, in this process or in each worker.
       prefetch: batches held ready or being read, in this process or in each worker.
-      multiple: a batch is filled up to a multiple of this (all devices must get the same number of triplets) with copies
-        of its last triplet, which do not count: `TripletBatch.real`.
+      multiple: a batch is filled up to a multiple of this, since all devices must get the same number of triplets, with
+        copies of its last triplet, which do not count (`TripletArrays.real`).
     """
 
     source: Source
