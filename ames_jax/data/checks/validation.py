@@ -164,7 +164,7 @@ def _check_lists(root: Path, folder: Path, counts: dict[str, int], report: Repor
     check_neighbours(folder, lists, report, **sides, itself=itself, full=full)
     if itself and counts.get(query) == len(lists):
         source = open_split(root, query)
-        if not isinstance(source, ReleaseSource) or source.arguments["images"] is not None:
-            labels = source.labels()
-            if (labels >= 0).any():
-                check_label_agreement(root, folder, labels, lists.indices, report)
+        listed = not isinstance(source, ReleaseSource) or source.arguments["images"]
+        labels = source.labels() if listed else np.empty(0)
+        if (labels >= 0).any():
+            check_label_agreement(root, folder, labels, lists.indices, report)
