@@ -1,113 +1,102 @@
-"""Floating-point operations that AMES needs: matrix products only, a multiply-add counted as two.
+"""Floating-point operations that AMES needs, counted in the traced program: matrix products, a multiply-add counted as two.
 
-S = 1 + Q + T tokens, d model width, D descriptor width, F feed-forward width, H heads, L layers. Softmax, LayerNorm and
-activations (about 1 % at the released size) are left out, so that a share of the matmul peak is never flattered.
+Softmax, LayerNorm and activations (about 1 % at the released size) are left out, and so is what our program does without
+need: a share of the matmul peak is never flattered.
 """
 
 from __future__ import annotations
 
-from ames_jax.model.ames import AMESConfig
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.extend.core import jaxprs_in_params
+
+from ames_jax.descriptors import DescriptorSet
+from ames_jax.model.ames import AMES, AMESConfig
+from ames_jax.training.batch import TeacherTokens, TripletArrays
+from ames_jax.training.step import Recipe, make_loss
 
 
-def tokenizer(config: AMESConfig, descriptors: int, packed: bool = False) -> int:
-    """Descriptors to tokens; from stored bits (`packed`) the projection on the hyperplanes is done already."""
-    d, width, bits = config.model_width, config.descriptor_width, config.bits
-    if bits is None:
-        return 2 * descriptors * width * d
-    return 2 * descriptors * bits * ((0 if packed else width) + d)
+def matrix_products(function: Callable, *arguments: Any) -> int:
+    """FLOPs of the matrix products of `function`, traced for arrays or `jax.ShapeDtypeStruct`s; nothing is computed."""
+
+    def count(jaxpr: Any) -> int:
+        total = 0
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "dot_general":
+                (contracted, _), _ = equation.params["dimension_numbers"]
+                depth = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+                total += 2 * depth * math.prod(equation.outvars[0].aval.shape)
+            runs = equation.params["length"] if equation.primitive.name == "scan" else 1
+            total += runs * sum(map(count, jaxprs_in_params(equation.params)))
+        return total
+
+    return count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
-def block(config: AMESConfig, rows: int, projected: int, seen: int) -> int:
-    """An attention block: `projected` rows get q, k, v; `rows` get an output; `seen` (row, key) pairs are scored."""
-    d = config.model_width
-    return 2 * projected * 3 * d * d + 4 * seen * d + 2 * rows * d * d
+def tokenizer(config: AMESConfig, descriptors: int) -> int:
+    """Descriptors to tokens."""
+    return _of_model(config, lambda model, side: model.tokenizer(side), _side(config, descriptors))
 
 
-def pool(config: AMESConfig, keys: int) -> int:
-    """One row over `keys` tokens with the key and value projections folded into the row."""
-    d = config.model_width
-    return 8 * d * d + 4 * config.heads * keys * d
-
-
-def feed_forward(config: AMESConfig, rows: int) -> int:
-    """The feed-forward block."""
-    return 4 * rows * config.model_width * config.feed_forward
-
-
-def self_block(config: AMESConfig, q: int, t: int) -> int:
-    """Query rows see the query and the matching token, database rows alike, the matching token all."""
-    s = 1 + q + t
-    return block(config, s, s, q * (q + 1) + t * (t + 1) + s)
-
-
-def cross_block(config: AMESConfig, q: int, t: int) -> int:
-    """Query rows see the database and the matching token, database rows the query and it, the matching token all."""
-    s = 1 + q + t
-    return block(config, s, s, q * (t + 1) + t * (q + 1) + s)
-
-
-def full_layer(config: AMESConfig, q: int, t: int) -> int:
-    """A layer, for all of its tokens."""
-    return self_block(config, q, t) + cross_block(config, q, t) + feed_forward(config, 1 + q + t)
-
-
-def query_once(config: AMESConfig, q: int) -> int:
-    """What a query needs once for its whole shortlist: tokens, first self block, and their q, k, v in the cross block."""
-    d = config.model_width
-    work = tokenizer(config, q) + block(config, q, q + 1, q * (q + 1))
-    return work if config.layers == 1 else work + 2 * q * 3 * d * d
-
-
-def shortlist_pair(config: AMESConfig, q: int, t: int, packed: bool = False) -> int:
-    """What each database image of a shortlist needs beside `query_once`; all that is exact is saved.
-
-    First layer: the database's self block, the matching token pooled. Last layer: the matching token alone after the self
-    block. Layers between: whole.
-    """
-    d, s = config.model_width, 1 + q + t
-    work = tokenizer(config, t, packed) + block(config, t, t, t * (t + 1)) + pool(config, s) + 2 * 2 * d * d
-    last = pool(config, s) + feed_forward(config, 1) + 2 * d
-    if config.layers == 1:
-        return work + last
-    work += cross_block(config, q, t) - 2 * q * 3 * d * d + feed_forward(config, s)
-    return work + (config.layers - 2) * full_layer(config, q, t) + self_block(config, q, t) + last
+def pair(config: AMESConfig, q: int, t: int) -> int:
+    """One pair with all of its final tokens, by the attention blocks that exist."""
+    sides = _side(config, q, (1,)), _side(config, t, (1,))
+    return _of_model(config, lambda model, *sides: model(*sides).tokens, *sides)
 
 
 def shortlist(config: AMESConfig, q: int, t: int, images: int, packed: bool = False) -> int:
-    """Scoring one query against `images` database images."""
-    return query_once(config, q) + images * shortlist_pair(config, q, t, packed)
+    """Scoring one query against `images` database images, which are stored as bits (`packed`) or as descriptors."""
+
+    def score(model: AMES, query: DescriptorSet, database: DescriptorSet) -> jax.Array:
+        return model.logits(model.share_query(query), database)
+
+    work = _of_model(config, score, _side(config, q), _side(config, t, (images,), packed))
+    # Not needed, and not worth leaving out of the program: the query's q, k, v in the first cross block are the same for
+    # all images, and in the first self block nobody reads the matching token's q.
+    again = (images - 1) * q * 3 if config.layers > 1 else 0
+    return work - 2 * config.model_width**2 * (again + images)
 
 
 def dense_pair(config: AMESConfig, q: int, t: int) -> int:
-    """One pair computed as in the release: both sides tokenised, (1 + Q + T)² scores in every block, then masked."""
-    s = 1 + q + t
-    layer = 2 * block(config, s, s, s * s) + feed_forward(config, s)
-    return tokenizer(config, q + t) + config.layers * layer + 2 * config.model_width
-
-
-def tokens_pair(config: AMESConfig, q: int, t: int) -> int:
-    """One pair with all of its final tokens, by existing blocks alone (teacher, or student that is distilled)."""
-    return tokenizer(config, q + t) + config.layers * full_layer(config, q, t) + 2 * config.model_width
-
-
-def logit_pair(config: AMESConfig, q: int, t: int) -> int:
-    """One pair with its logit alone."""
-    s = 1 + q + t
-    last = self_block(config, q, t) + pool(config, s) + feed_forward(config, 1)
-    return tokenizer(config, q + t) + (config.layers - 1) * full_layer(config, q, t) + last + 2 * config.model_width
+    """One pair computed as in the release: (1 + Q + T)² scores in every block, of which masks take some away."""
+    s, d = 1 + q + t, config.model_width
+    layer = 2 * (8 * s * d**2 + 4 * s**2 * d) + 4 * s * d * config.feed_forward
+    return tokenizer(config, q + t) + config.layers * layer + 2 * d
 
 
 def train_pair(config: AMESConfig, q: int, t: int, teacher: AMESConfig | None, full: int) -> int:
-    """One pair of a training step: forward, backward (twice the forward; the descriptors need no gradient), teacher.
+    """One pair of a training step: loss, gradient, and the teacher, which sees `full` descriptors per side.
 
-    The teacher sees `full` descriptors a side; of its last layer only what the loss reads is counted.
+    Of the teacher's last layer only what the loss reads is counted.
     """
-    forward = logit_pair(config, q, t) if teacher is None else tokens_pair(config, q, t)
-    first = config.bits or config.model_width
-    work = 3 * forward - 2 * (q + t) * config.descriptor_width * first
+    graph, parameters = nnx.split(nnx.eval_shape(lambda: AMES(config, nnx.Rngs(0))))
+    loss = make_loss(graph, Recipe(steps=1, buckets=tuple(sorted({q, t}))))
+    sides = {role: _side(config, full, (1,)) for role in ("anchor", "positive", "negative")}
+    batch = TripletArrays(**sides, lengths=jax.ShapeDtypeStruct((2,), jnp.int32))
+    target = None
+    if teacher is not None:
+        shapes = [(2, count, config.model_width) for count in (1, full, full)]
+        target = TeacherTokens(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))
+    gradient = jax.grad(lambda *arguments: loss(*arguments, (q, t)), has_aux=True)
+    work = matrix_products(gradient, parameters, batch, target) // 2  # a triplet is two pairs
     if teacher is None:
         return work
-    s, kept, d = 1 + 2 * full, 1 + q + t, teacher.model_width
-    unread = 4 * (s - kept) * d * d + feed_forward(teacher, s - kept)  # their q and output projections, feed-forward
-    unread += 4 * d * ((full - q) * (full + 1) + (full - t) * (full + 1))
-    return work + tokens_pair(teacher, full, full) - unread
+    d, unread = teacher.model_width, 2 * full - q - t
+    return work + pair(teacher, full, full) - 4 * d * unread * (d + teacher.feed_forward + full + 1)
+
+
+def _of_model(config: AMESConfig, function: Callable, *sides: DescriptorSet) -> int:
+    graph, parameters = nnx.split(nnx.eval_shape(lambda: AMES(config, nnx.Rngs(0))))
+    return matrix_products(
+        lambda parameters, *sides: function(nnx.merge(graph, parameters), *sides), parameters, *sides
+    )
+
+
+def _side(config: AMESConfig, count: int, images: tuple[int, ...] = (), packed: bool = False) -> DescriptorSet:
+    width, dtype = (config.bits // 8, jnp.uint8) if packed else (config.descriptor_width, jnp.float32)
+    return DescriptorSet(jax.ShapeDtypeStruct((*images, count, width), dtype))

@@ -1,11 +1,11 @@
-"""Runs a job of the PyTorch side in its own process, with another Python where this one has no torch."""
+"""The PyTorch side, in a process of its own, with another Python where this one has no torch."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,68 +16,43 @@ import numpy as np
 
 from ames_jax.runtime.errors import UserError
 
-SCRIPTS = {
-    "score": "torch_jobs.py",
-    "train": "torch_jobs.py",
-    "evaluate": "torch_evaluation.py",
-    "extract": "torch_vit.py",
-}
-
 
 class Opponent:
-    """The PyTorch side; `there` is False when it is left out, and `why` says so in one line."""
+    """The PyTorch side; `there` is False when it is left out, and `why` says so in one line.
 
-    def __init__(self, python: str | None) -> None:
-        self.python, self.why = python, "left out (--torch-python=none)"
-        if python is not None:
-            done = subprocess.run(
-                [python, "-c", "import torch; print(torch.__version__)"], capture_output=True, text=True
-            )
-            lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
-            self.why = lines[-1] if lines else f"{python} ended with {done.returncode}"
-            if done.returncode:
-                self.python = None
+    Raises:
+      UserError: there is no program `python` ("none": it is left out).
+    """
 
-    @property
-    def there(self) -> bool:
-        """True when there is a Python with torch."""
-        return self.python is not None
+    def __init__(self, python: str, needs: str = "torch") -> None:
+        self.there, self.why = False, "left out (--torch-python=none)"
+        if python == "none":
+            return
+        self._python = shutil.which(python)
+        if self._python is None:
+            raise UserError(f"--torch-python={python}: no such program; give a Python that has {needs}, or none")
+        code = f"import {needs}; print(torch.__version__)"
+        done = subprocess.run([self._python, "-c", code], capture_output=True, text=True)
+        self.there = done.returncode == 0
+        lines = (done.stdout if self.there else done.stderr).strip().splitlines()
+        self.why = lines[-1] if lines else f"{python} ended with {done.returncode}"
 
     def run(self, job: str, settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Does `job` with settings (plain JSON) and arrays; returns the arrays that it gives back.
+        """The arrays that a job of `torch_jobs` gives back.
 
         Raises UserError with the last line of what PyTorch said where it fails, e.g. for want of memory.
         """
         full = {"job": job, "gpu": jax.default_backend() == "gpu", **settings}
+        # Without what would point another Python at this one's packages.
+        environment = {name: v for name, v in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
         with tempfile.TemporaryDirectory(prefix="ames_jax_torch_") as folder:
             asked, answer = Path(folder) / "job.npz", Path(folder) / "result.npz"
             np.savez(asked, settings=json.dumps(full), **arrays)
-            command = [self.python, str(Path(__file__).with_name(SCRIPTS[job])), str(asked), str(answer)]
-            done = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=_environment())
+            command = [self._python, str(Path(__file__).with_name("torch_jobs.py")), str(asked), str(answer)]
+            done = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=environment)
             if done.returncode:
                 said = done.stderr.strip().splitlines()
-                raise UserError(
-                    f"the PyTorch side ended with {done.returncode}: {said[-1] if said else 'it was killed'}"
-                )
+                reason = said[-1] if said else "it was killed"
+                raise UserError(f"the PyTorch side ended with {done.returncode}: {reason}")
             with np.load(answer) as file:
                 return dict(file)
-
-
-def _environment() -> dict[str, str]:
-    """This process's, without what would point another Python at this one's packages."""
-    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
-
-
-def compare(name: str, ours: np.ndarray, theirs: np.ndarray, tolerance: float) -> float:
-    """The largest difference; raises UserError above `tolerance`: then nothing that is timed is the same work."""
-    difference = float(np.max(np.abs(np.asarray(ours, np.float64) - np.asarray(theirs, np.float64))))
-    if not difference <= tolerance:
-        raise UserError(
-            f"{name}: ours and PyTorch's differ by {difference:.1e}, more than {tolerance:.0e}: no comparison"
-        )
-    return difference
-
-
-def progress(text: str) -> None:
-    """What is being measured, on stderr."""
-    print(text, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What fits a budget of bytes an image, and what a query against such a collection costs on this machine."""
+"""Descriptors that fit a budget of bytes per image, and the cost of a query against such a collection on this machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from ames_jax.benchmarks import flops
-from ames_jax.benchmarks.machine import matmul_peak
+from ames_jax.benchmarks.harness import matmul_peak
 from ames_jax.model.ames import AMESConfig
 from ames_jax.report.comparison import format_bytes
 from ames_jax.report.plain_tables import markdown
@@ -19,14 +19,19 @@ EXPECTED_SHARE = 0.6
 COUNT_BYTES = 2  # a packed store's count of each image's descriptors (`store.py`), beside the bits
 MOST = 700  # descriptors that the release's files hold; more was never tried
 HEADINGS = {
-    "stored": "stored", "descriptor_bytes": "B a descriptor", "descriptors": "descriptors", "image": "an image",
-    "total": "all images", "gflop": "GFLOP a query", "milliseconds": "expected ms a query",
-}  # fmt: skip
+    "stored": "stored",
+    "descriptor_bytes": "B per descriptor",
+    "descriptors": "descriptors",
+    "image": "per image",
+    "total": "all images",
+    "gflop": "GFLOP per query",
+    "milliseconds": "expected ms per query",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What was asked, what was measured, and a row for each way to store descriptors (`HEADINGS`, and plain byte counts)."""
+    """The question, the machine's rate, and one row per way to store descriptors (`HEADINGS`, and plain byte counts)."""
 
     images: int
     budget: int
@@ -61,7 +66,7 @@ def make_plan(
     dtype: str,
     rate: float | None = None,
 ) -> Plan:
-    """Plans for `budget` bytes an image of local descriptors.
+    """Plans for `budget` bytes of local descriptors per image.
 
     Args:
       model: a released name: a binary model stores bits; a full-precision one tokens in float16.
@@ -71,37 +76,29 @@ def make_plan(
       UserError: not even one descriptor fits in any way.
     """
     config = dataclasses.replace(AMESConfig.named(model), dtype=dtype)
-    stores = {"descriptors in float16": 2 * config.descriptor_width}
-    if config.bits is None:
-        stores = {"tokens in float16": 2 * config.model_width, **stores}
-    else:
-        stores = {"bits (packed store)": config.bits // 8, **stores}
+    stores = {
+        "bits (packed store)": (config.bits or 0) // 8,
+        "tokens in float16": 0 if config.bits else 2 * config.model_width,
+        "descriptors in float16": 2 * config.descriptor_width,
+    }
+    stores = {stored: size for stored, size in stores.items() if size}
     if budget < min(stores.values()):
         raise UserError(f"--budget={budget} B: one descriptor of {model} alone takes {min(stores.values())} B")
-    rate = rate or matmul_peak(dtype)
-    rows = []
+    rate, rows = rate or matmul_peak(dtype), []
     for stored, size in stores.items():
         fits = min(budget // size, MOST)
         row: dict[str, Any] = {"stored": stored, "descriptor_bytes": size, "descriptors": fits}
         if fits:
-            overhead = COUNT_BYTES if "packed" in stored else 0
-            total = images * (fits * size + overhead)
-            work = _work(config, stored, query_descriptors, fits, shortlist)
-            row |= {"image": format_bytes(fits * size), "total": total_text(total), "gflop": work / 1e9}
-            row |= {
-                "milliseconds": 1e3 * work / (rate * EXPECTED_SHARE),
-                "image_bytes": fits * size,
-                "total_bytes": total,
-            }
+            # What is stored as bits or tokens need not be projected again.
+            work = flops.shortlist(config, query_descriptors, fits, shortlist, packed="packed" in stored)
+            work -= shortlist * flops.tokenizer(config, fits) if "tokens" in stored else 0
+            total = images * (fits * size + (COUNT_BYTES if "packed" in stored else 0))
+            row |= {"image_bytes": fits * size, "image": format_bytes(fits * size)}
+            row |= {"total_bytes": total, "total": total_text(total)}
+            row |= {"gflop": work / 1e9, "milliseconds": 1e3 * work / (rate * EXPECTED_SHARE)}
         rows.append(row)
     device = jax.local_devices()[0].device_kind
     return Plan(images, budget, shortlist, query_descriptors, model, device, rate, rows)
-
-
-def _work(config: AMESConfig, stored: str, queries: int, databases: int, shortlist: int) -> int:
-    """FLOPs of one query; what is stored as bits or tokens need not be projected again."""
-    work = flops.shortlist(config, queries, databases, shortlist, packed="packed" in stored)
-    return work - shortlist * flops.tokenizer(config, databases) if "tokens" in stored else work
 
 
 def total_text(count: float) -> str:

@@ -1,4 +1,4 @@
-"""What a query costs: an index of any size is made up, and one picture is searched in it again and again."""
+"""Time of a query: an index of any size is made up, and one picture is searched in it again and again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BLOCK = 4096
 
 @dataclasses.dataclass(frozen=True)
 class Load:
-    """An index and a query: images, bytes of local bits an image, kind of global index, and how it is asked."""
+    """An index and a query: images, bytes of local bits per image, kind of global index, and the settings of the searcher."""
 
     images: int
     budget: int
@@ -56,7 +56,7 @@ class _RandomBits:
 
 
 def measure_speed(chosen: ChosenModel, load: Load, picture: Path, statistics: Path | None = None) -> dict[str, Any]:
-    """Median seconds of each stage of a query by SIFT, their total, seconds of the start, and bytes an image on disk."""
+    """Median seconds of each stage of a query by SIFT, their total, seconds of the start, and bytes per image on disk."""
     backbone = open_backbone("sift", statistics=statistics)
     chosen = dataclasses.replace(chosen, lam=0.5, gamma=0.1)  # the time does not depend on them
     with tempfile.TemporaryDirectory(prefix="ames_jax_speed_") as name:
@@ -77,9 +77,13 @@ def measure_speed(chosen: ChosenModel, load: Load, picture: Path, statistics: Pa
         sizes = {label: (part / file).stat().st_size / load.images for label, file in stored.items()}
     seconds = {stage: float(np.median([run[stage] for run in runs])) for stage in STAGES}
     return {
-        **dataclasses.asdict(load), "descriptors": searcher.index.facts["descriptors"], "seconds": seconds,
-        "total": float(np.median([sum(run.values()) for run in runs])), "start": started, "bytes_per_image": sizes,
-    }  # fmt: skip
+        **dataclasses.asdict(load),
+        "descriptors": searcher.index.facts["descriptors"],
+        "seconds": seconds,
+        "total": float(np.median([sum(run.values()) for run in runs])),
+        "start": started,
+        "bytes_per_image": sizes,
+    }
 
 
 def _random_directions(count: int, width: int) -> np.ndarray:

@@ -1,6 +1,8 @@
-"""Jobs of the PyTorch side, in a process of its own: `PYTHON torch_jobs.py JOB.npz RESULT.npz`. Needs torch and NumPy.
+"""Jobs of the PyTorch side, in a process of its own: `PYTHON torch_jobs.py JOB.npz RESULT.npz`. Needs torch and NumPy;
+`evaluate` and `data` also h5py.
 
-JOB.npz holds `settings` (JSON text) and arrays; `param/NAME` are weights under the release's names.
+JOB.npz holds `settings` (JSON text) and arrays; `param/NAME` are weights under the authors' names. A result holds what is
+compared, `seconds`, and `units`, the number of things that took so long.
 """
 
 from __future__ import annotations
@@ -9,15 +11,19 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 
 import numpy as np
 import torch
-from memory import peak_bytes, reset_peak
-from torch_release import ReleaseAMES
+from measuring import peak_bytes, read_times, reset_peak
+from torch_models import ReleaseAMES, vision_transformer
 
+METADATA = 5  # columns before a descriptor in the release's files
 BATCHES = (2, 8, 32)  # pairs at a time among which the fastest is looked for
+WORKERS = 4  # of the loader
+bce = torch.nn.functional.binary_cross_entropy_with_logits
+mse = torch.nn.functional.mse_loss
 
 
 def main() -> None:
@@ -26,68 +32,36 @@ def main() -> None:
         arrays = dict(file)
     settings = json.loads(str(arrays.pop("settings")))
     device = "cuda" if settings["gpu"] and torch.cuda.is_available() else "cpu"
-    result = JOBS[settings["job"]](settings, arrays, device)
+    jobs = {"score": score, "train": train, "evaluate": evaluate, "extract": extract, "data": data}
+    result = jobs[settings["job"]](settings, arrays, device)
     np.savez(sys.argv[2], version=torch.__version__, **{"peak_bytes": memory_peak(device), **result})
-
-
-def memory_peak(device: str) -> int:
-    """Bytes at most in use, of the GPU or else of this process, since it started or `reset_peak`."""
-    return torch.cuda.max_memory_allocated() if device == "cuda" else peak_bytes()
-
-
-def load(config: dict, arrays: dict, prefix: str, device: str) -> ReleaseAMES:
-    """The model whose weights stand under `prefix`; raises where one is missing or left over."""
-    model = ReleaseAMES(config)
-    names = [name for name in arrays if name.startswith(prefix)]
-    model.load_state_dict({name.removeprefix(prefix): torch.from_numpy(arrays[name]) for name in names})
-    return model.to(device)
-
-
-def precision(settings: dict, device: str) -> AbstractContextManager:
-    """bfloat16 by autocast, or nothing."""
-    return torch.autocast(device, torch.bfloat16) if settings["dtype"] == "bfloat16" else nullcontext()
-
-
-def wait(device: str) -> float:
-    """The clock, once the device is idle."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def score(settings: dict, arrays: dict, device: str) -> dict:
     """Logits of query [Q, D] with database [K, T, D]; the median seconds of scoring all, `batch` at a time and at best."""
-    plain = load(settings["config"], arrays, "param/", device).eval()
-    model = torch.compile(plain) if settings["compile"] else plain
+    model = load(settings["config"], arrays, "param/", device).eval()
+    model = torch.compile(model) if settings["compile"] else model
     query = torch.from_numpy(arrays["query"]).to(device)
     database = torch.from_numpy(arrays["database"]).to(device)
 
-    def part(images: torch.Tensor) -> torch.Tensor:
-        return model(query.expand(len(images), -1, -1), images)[0].float()
-
-    def once(batch: int, count: int) -> tuple[float, torch.Tensor]:
-        start = wait(device)
-        logits = torch.cat([part(database[i : min(i + batch, count)]) for i in range(0, count, batch)])
-        return wait(device) - start, logits
-
-    def median(batch: int) -> float:
-        return statistics.median(once(batch, len(database))[0] for _ in range(settings["repeats"]))
+    def once(batch: int, count: int = len(database)) -> torch.Tensor:
+        parts = [database[i : min(i + batch, count)] for i in range(0, count, batch)]
+        return torch.cat([model(query.expand(len(part), -1, -1), part)[0].float() for part in parts])
 
     with torch.inference_mode(), precision(settings, device):
         batch = min(settings["batch"], len(database))
-        logits = once(batch, len(database))[1]
+        logits = once(batch)
         reset_peak()
-        seconds, peak = median(batch), memory_peak(device)
+        seconds, peak = median(lambda: once(batch), settings["repeats"], device), memory_peak(device)
         tried = {}
         for size in BATCHES:
             if size < len(database):
-                part(database[:size])  # the first of a shape may compile or choose kernels
-                tried[size] = once(size, size)[0] / size
+                once(size, size)  # the first of a shape may compile or choose kernels
+                tried[size] = median(lambda size=size: once(size, size), 1, device) / size
         fastest = min(tried, key=tried.get, default=batch)
-        best = min(seconds, median(fastest))
-    return {
-        "logits": logits.cpu().numpy(), "seconds": seconds, "best_seconds": best, "batch": batch, "peak_bytes": peak,
-    }  # fmt: skip
+        best = min(seconds, median(lambda: once(fastest), settings["repeats"], device))
+    times = {"seconds": seconds, "best_seconds": best, "units": len(database)}
+    return {"logits": logits.cpu().numpy(), "peak_bytes": peak, **times}
 
 
 def train(settings: dict, arrays: dict, device: str) -> dict:
@@ -119,21 +93,109 @@ def train(settings: dict, arrays: dict, device: str) -> dict:
         schedule.step()
         return loss.item(), norm.item()
 
-    first = step()
+    loss, norm = step()
     reset_peak()
+    seconds = median(step, settings["repeats"], device)
+    return {"loss": loss, "gradient_norm": norm, "seconds": seconds, "units": len(images["anchor"])}
+
+
+def evaluate(settings: dict, arrays: dict, device: str) -> dict:
+    """The release's way: the shortlists int [Nq, k] of Medium and of Hard apart; their logits [Nq, k].
+
+    For each rank of the shortlists the whole HDF5 rows of all queries' images at that rank are read, cut to T descriptors
+    and scored as one batch.
+    """
+    import h5py
+
+    model = load(settings["config"], arrays, "param/", device).eval()
+    q, t = settings["lengths"]
+    found = {}
+
+    def tensor(file: h5py.File, images: np.ndarray, count: int) -> torch.Tensor:
+        rows = np.stack([file["features"][i] for i in images])
+        return torch.from_numpy(rows[:, :count, METADATA:].astype(np.float32)).to(device)
+
+    start = wait(device)
+    with torch.inference_mode(), precision(settings, device):
+        for protocol in ("medium", "hard"):
+            images = arrays[protocol]
+            with h5py.File(settings["query"]) as queries, h5py.File(settings["gallery"]) as gallery:
+                query = tensor(queries, np.arange(len(images)), q)
+                columns = [model(query, tensor(gallery, column, t))[0].float().cpu().numpy() for column in images.T]
+            found[f"{protocol}_logits"] = np.stack(columns, axis=1)
+    return {**found, "seconds": wait(device) - start, "units": len(images) / settings["of"]}
+
+
+def extract(settings: dict, arrays: dict, device: str) -> dict:
+    """Tokens [1, N, d] of the first of images [B, 3, H, W], and the median seconds of the forward pass over all."""
+    weights = {name.removeprefix("param/"): torch.from_numpy(array).to(device) for name, array in arrays.items()}
+    images = weights.pop("images")
+    network = torch.compile(vision_transformer) if settings["compile"] else vision_transformer
+    with torch.inference_mode(), precision(settings, device):
+        tokens = network(weights, settings["config"], images)[:1].float().cpu().numpy()
+        seconds = median(lambda: network(weights, settings["config"], images), settings["repeats"], device)
+    return {"tokens": tokens, "seconds": seconds, "units": len(images)}
+
+
+class Rows(torch.utils.data.Dataset):
+    """Items of images (int [items, n]) as the release reads them: whole rows, one after the other, [n, K, 5 + D]."""
+
+    def __init__(self, path: str, images: np.ndarray) -> None:
+        self.path, self.file, self.images = path, None, images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, item: int) -> torch.Tensor:
+        if self.file is None:
+            import h5py
+
+            self.file = h5py.File(self.path, "r")["features"]
+        return torch.from_numpy(np.stack([self.file[row] for row in self.images[item]]))
+
+
+def data(settings: dict, arrays: dict, device: str) -> dict:
+    """Seconds of items read by a DataLoader, and the share of waiting where a step of `step_seconds` follows each."""
+    items = settings["items"]
+    rows = np.random.default_rng(0).integers(0, settings["images"], (2 * items + 1, settings["per_item"]))
+    loader = torch.utils.data.DataLoader(Rows(settings["path"], rows), batch_size=None, num_workers=WORKERS)
+    seconds, waiting = read_times(iter(loader), items, settings["step_seconds"])
+    return {"seconds": seconds, "units": items * settings["per_item"], "waiting": waiting}
+
+
+def memory_peak(device: str) -> int:
+    """Bytes at most in use, of the GPU or else of this process, since it started or `reset_peak`."""
+    return torch.cuda.max_memory_allocated() if device == "cuda" else peak_bytes()
+
+
+def load(config: dict, arrays: dict, prefix: str, device: str) -> ReleaseAMES:
+    """A model with the weights that stand under `prefix`; raises where one is missing or left over."""
+    model, names = ReleaseAMES(config), [name for name in arrays if name.startswith(prefix)]
+    model.load_state_dict({name.removeprefix(prefix): torch.from_numpy(arrays[name]) for name in names})
+    return model.to(device)
+
+
+def precision(settings: dict, device: str) -> AbstractContextManager:
+    """bfloat16 by autocast, or nothing."""
+    return torch.autocast(device, torch.bfloat16) if settings["dtype"] == "bfloat16" else nullcontext()
+
+
+def median(work: Callable, repeats: int, device: str) -> float:
+    """Median seconds of `work()`."""
     timed = []
-    for _ in range(settings["repeats"]):
+    for _ in range(repeats):
         start = wait(device)
-        step()
+        work()
         timed.append(wait(device) - start)
-    return {"loss": first[0], "gradient_norm": first[1], "seconds": statistics.median(timed)}
+    return statistics.median(timed)
 
 
-bce = torch.nn.functional.binary_cross_entropy_with_logits
-mse = torch.nn.functional.mse_loss
-JOBS = {"score": score, "train": train}
+def wait(device: str) -> float:
+    """The clock, once the device is idle."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
 
 if __name__ == "__main__":
-    if not Path(sys.argv[1]).is_file():
-        sys.exit(f"{sys.argv[1]}: no such job")
     main()

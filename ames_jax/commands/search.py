@@ -162,7 +162,6 @@ def explain(
       lines: Correspondences drawn, strongest first.
       out: A .png file.
     """
-    with Progress(f"explaining {image_id}"):
-        explained = explaining.explain(flags.open(), image, image_id, flags.pictures)
-        explanation.draw_explanation(explained, out, lines)
+    explained = explaining.explain(flags.open(), image, image_id, flags.pictures)
+    explanation.draw_explanation(explained, out, lines)
     print(f"score {explained.hit.score:.4f}: {len(explained.pairs)} correspondences, drawn in {out}")

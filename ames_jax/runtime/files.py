@@ -90,13 +90,8 @@ def write_json(path: Path, value: Any) -> None:
     write_file(path, json.dumps(_plain(value), indent=1) + "\n")
 
 
-def read_json(path: Path, missing: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The JSON object in a file of ours, `missing` where there is no file.
-
-    Raises UserError, naming the file, where it holds something else, or is not there and nothing stands for it.
-    """
-    if missing is not None and not path.exists():
-        return missing
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of ours; raises UserError, naming the file, where there is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

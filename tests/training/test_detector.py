@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -19,7 +17,7 @@ from ames_jax.model.torch_files import write_checkpoint
 from ames_jax.runtime.command_line import load_config
 from ames_jax.runtime.errors import UserError
 from ames_jax.training import detector
-from ames_jax.training.detector import split_images, square
+from ames_jax.training.detector_images import split_images, square
 
 CONFIG = Path(__file__).parents[2] / "configs" / "detector.py"
 
@@ -56,16 +54,18 @@ def test_it_learns_and_a_killed_run_ends_where_an_unbroken_one_does(
     whole = read_weights(path)
     detector_of(whole)
 
-    real = detector.DetectorTask.batches
+    real, steps = detector._Run._checked, []
 
-    def killed(task: detector.DetectorTask, first: int) -> Iterator[tuple[jax.Array, jax.Array]]:
-        yield from itertools.islice(real(task, first), 34)
-        raise KeyboardInterrupt
+    def killed(run: object, figures: dict[str, jax.Array], done: int) -> dict[str, float]:
+        if done == 35 and not steps:
+            steps.append(done)
+            raise KeyboardInterrupt
+        return real(run, figures, done)
 
     config = config.copy_and_resolve_references()
     config.log_every = 5
     with monkeypatch.context() as patch:
-        patch.setattr(detector.DetectorTask, "batches", killed)
+        patch.setattr(detector._Run, "_checked", killed)
         with pytest.raises(KeyboardInterrupt):
             detector.train_detector(config, tmp_path / "broken")
     again = read_weights(detector.train_detector(config, tmp_path / "broken"))

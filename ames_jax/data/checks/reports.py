@@ -1,4 +1,4 @@
-"""The findings of a check: facts, and problems with what to do about them."""
+"""What a check found: facts, and problems with what to do about them."""
 
 from __future__ import annotations
 
