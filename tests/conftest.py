@@ -18,6 +18,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jaxtyping import install_import_hook
+
+# Shapes and types in the signatures of arrays' functions are checked here, and cost nothing in use.
+CHECKED = ("descriptors", "model")
+install_import_hook([f"ames_jax.{module}" for module in CHECKED], "beartype.beartype")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Many tests build the same small programs again: compile each once a session (subprocesses share the folder).

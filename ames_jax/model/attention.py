@@ -17,19 +17,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32
 
+from ames_jax.descriptors import AnyArray
 from ames_jax.model.tokens import layer_norm
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
     "gelu": partial(jax.nn.gelu, approximate=False),
 }
+
+
+Size = int | Any  # a symbol in exported programs, which take any size
 
 
 class Sequence(NamedTuple):
@@ -43,7 +47,7 @@ class Sequence(NamedTuple):
 
     tokens: jax.Array
     valid: jax.Array | None
-    queries: int
+    queries: Size
 
     def valid_at(self, keys: slice) -> Bool[Array, "B C"] | None:
         """The validity of some of the tokens, as keys."""
@@ -64,7 +68,7 @@ class CrossWeights(NamedTuple):
     database: jax.Array
 
 
-def visible(queries: int, cross: bool) -> tuple[tuple[slice, slice], ...]:
+def visible(queries: Size, cross: bool) -> tuple[tuple[slice, slice], ...]:
     """Rows of a sequence and the keys that they see in a self or cross block: query, matching token, database."""
     with_query, with_database = slice(0, queries + 1), slice(queries, None)
     of_query, of_database = (with_database, with_query) if cross else (with_query, with_database)
@@ -203,9 +207,13 @@ class Layer(nnx.Module):
 
 
 def join_valid(
-    query: jax.Array | None, database: jax.Array | None, batch: int, queries: int, databases: int
-) -> Bool[Array, "B N"] | None:
-    """Validity [B, Q + 1 + T] of a sequence from that of its sides ([B, Q] or [Q], [B, T]; None: all real)."""
+    query: Bool[AnyArray, "*B Q"] | None,
+    database: Bool[AnyArray, "K T"] | None,
+    batch: Size,
+    queries: Size,
+    databases: Size,
+) -> Bool[Array, "K N"] | None:
+    """Validity of a sequence (N = Q + 1 + T) from that of its sides; None: all real."""
     if query is None and database is None:
         return None
     query = jnp.ones((batch, queries), bool) if query is None else jnp.broadcast_to(query, (batch, queries))

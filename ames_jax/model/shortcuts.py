@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32
 
+from ames_jax.descriptors import AnyArray
 from ames_jax.model.attention import Attention, Layer, Sequence, attend, join_valid
 
 # Keys of one part: tokens [B, N, d] and their validity [B, N] or None; without B ([N, d], [N]) where all pairs share them.
@@ -85,7 +86,7 @@ def _scores(
 
 
 def share_query(
-    layer: Layer, query: Float[Array, "Q d"], valid: Bool[Array, " Q"] | None, matching: Float[Array, "1 d"]
+    layer: Layer, query: Float[Array, "Q d"], valid: Bool[AnyArray, " Q"] | None, matching: Float[Array, "1 d"]
 ) -> SharedQuery:
     """The first layer's self block of a query's tokens, for all images that it will meet."""
     count = query.shape[0]
@@ -106,7 +107,7 @@ def join_database(
     shared: SharedQuery,
     matching: Float[Array, "1 d"],
     database: Float[Array, "B T d"],
-    valid: Bool[Array, "B T"] | None,
+    valid: Bool[AnyArray, "B T"] | None,
 ) -> Sequence:
     """The sequence of B pairs after the first layer's self block, from a shared query and its database images."""
     batch, count = database.shape[0], shared.tokens.shape[0]

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32
 
-from ames_jax.descriptors import DescriptorSet, pack_bits, unpack_bits
+from ames_jax.descriptors import AnyArray, DescriptorSet, pack_bits, unpack_bits
 
 NORM_EPSILON = 1e-5
 
 
-def l2_normalise(x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+def l2_normalise(x: Float[AnyArray, "*batch D"]) -> Float[Array, "*batch D"]:
     """Divides the last axis by its Euclidean norm; a zero vector stays zero."""
     squared = jnp.sum(x * x, axis=-1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.maximum(squared, 1e-24))
@@ -69,7 +69,7 @@ class Tokenizer(nnx.Module):
         self.remap = nnx.Linear(bits or descriptor_width, model_width, kernel_init=truncated_normal, **options)
         self.norm = layer_norm(model_width, dtype, rngs)
 
-    def projections(self, features: Float[Array, "*batch N D"]) -> Float32[Array, "*batch N bits"]:
+    def projections(self, features: Float[AnyArray, "*batch N D"]) -> Float32[Array, "*batch N bits"]:
         """Signed distances to the hyperplanes, whose signs are the bits (binary models only)."""
         # Full precision whatever the compute type: a bit must not depend on it.
         x = l2_normalise(features.astype(jnp.float32))

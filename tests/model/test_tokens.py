@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jaxtyping import TypeCheckError
 
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.model.tokens import Tokenizer, erf_sign, l2_normalise, straight_through_sign
@@ -59,3 +60,8 @@ def test_erf_is_a_hard_sign_at_test_time(rng):
 def test_full_precision_has_no_bits(rng):
     with pytest.raises(ValueError, match="no bits"):
         tokenizer(bits=None).binarize(DescriptorSet(np.zeros((2, 24), np.float32)))
+
+
+def test_shapes_in_signatures_are_checked_here(rng):
+    with pytest.raises(TypeCheckError, match="projections"):
+        tokenizer().projections(rng.standard_normal(24, np.float32))
