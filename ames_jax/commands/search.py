@@ -18,7 +18,7 @@ from ames_jax.runtime.progress import Progress
 
 with epy.lazy_imports():  # help needs none of them
     from ames_jax.extraction import listing
-    from ames_jax.index import building, collection, explaining, model_choice, searcher
+    from ames_jax.index import building, changes, collection, explaining, model_choice, searcher
     from ames_jax.report import explanation, search_results
 
 
@@ -81,7 +81,7 @@ def index(
     if add:
         if model:
             raise UserError("--add uses the model of the index: leave --model out")
-        added = building.add_images(out, images)
+        added = changes.add_images(out, images)
         built = collection.SearchIndex.open(out)
     else:
         chosen = model_choice.ChosenModel.load(model, images.about.get("backbone", ""), lam, gamma)

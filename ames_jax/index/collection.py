@@ -1,12 +1,15 @@
 """A search index on disk: a model, what extraction of a query needs, and parts with global and local descriptors.
 
-    INDEX/index.json        what the index holds, part by part; replaced in one step, last in building and in every change
-    INDEX/about.json        facts about the extraction (of the first descriptors), with sift_statistics.npz for SIFT
-    INDEX/model/            the binary model that made the bits
-    INDEX/empty.faiss       the trained FAISS index without vectors, from which every part starts
-    INDEX/part-XXXXX/       a packed store of local bits (`data/store.py`) and global.faiss, of images added together
+    INDEX/index.json          what the index holds, part by part, with size and checksum of every file; replaced in one step,
+                              last in building and in every change
+    INDEX/about.json          facts about the extraction (of the first descriptors), with sift_statistics.npz for SIFT
+    INDEX/model/              the binary model that made the bits
+    INDEX/empty.faiss         the trained FAISS index without vectors, from which every part starts
+    INDEX/part-XXXXX/         a packed store of local bits (`data/store.py`) and global.faiss, of images added together; where
+                              they are known, size, time and hash of each picture (pictures.npy)
+    INDEX/removed-XXXXX.npy   the stored images that were removed
 
-A part never changes once it is written, and a part that index.json does not name does not exist for readers: a killed
+A part never changes once it is written, and a file that index.json does not name does not exist for readers: a killed
 change leaves the index as it was, and whoever has opened the old one goes on with it.
 """
 
@@ -14,6 +17,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,27 +29,27 @@ from ames_jax.data.store import PackedStore, open_store, rows_of
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.extraction.backbone import Backbone
 from ames_jax.extraction.backbones import reopen_backbone
+from ames_jax.index.facts import GLOBAL, MODEL, STAMPS, check_files, check_size, note_without_checksums, read_facts
 from ames_jax.index.first_stage import GlobalIndex
 from ames_jax.model.ames import AMES
 from ames_jax.model.packing import binarizer_fingerprint
 from ames_jax.model.weights import read_model
 from ames_jax.runtime.errors import UserError
-from ames_jax.runtime.files import read_json
-
-FORMAT, VERSION = "ames_jax search index", 1
-FACTS, MODEL, EMPTY, GLOBAL = "index.json", "model", "empty.faiss", "global.faiss"
+from ames_jax.runtime.files import read_array
 
 
 @dataclasses.dataclass(frozen=True)
 class SearchIndex:
-    """An open index of N images; row i is the i-th image in the order of adding.
+    """An open index of N images; row i is the i-th image in the order of adding, those that were removed left out.
 
     Attributes:
-      path: its folder.
+      path: its folder, absolute.
       facts: the content of index.json: images, descriptors (T per image), model, lam, gamma, global_index, parts, …
       model: the binary model.
       global_index: the first stage.
-      stores: the packed store of each part.
+      stores: the packed store of each part, which also hold what was removed.
+      kept: int64 [N], the place in the parts of each image; None where nothing was removed and each has its row's.
+      ids: the id of each image.
     """
 
     path: Path
@@ -52,29 +57,54 @@ class SearchIndex:
     model: AMES
     global_index: GlobalIndex
     stores: tuple[PackedStore, ...]
+    kept: np.ndarray | None
+    ids: list[str]
 
     @classmethod
     def open(cls, path: str | Path, parameters: str | None = None) -> SearchIndex:
-        """Opens an index; of descriptors nothing is read yet. parameters: of FAISS's search, e.g. "nprobe=64".
+        """Opens an index; of large files nothing but their size is read. parameters: of FAISS's search, e.g. "nprobe=64".
 
-        Raises UserError, naming the file: no index, another version, a file missing, truncated or of another model.
+        Raises UserError, naming the file: no index, another version, a file missing, truncated, damaged or of another model.
         """
-        path = Path(path)
+        path = Path(os.path.abspath(path))
         facts = read_facts(path)
+        while True:
+            try:
+                index = cls._open(path, facts, parameters)
+            except (UserError, OSError):
+                before, facts = facts, read_facts(path)
+                if facts == before:
+                    raise
+            else:  # not replaced by a writer meanwhile
+                note_without_checksums(path, facts)
+                return index
+
+    @classmethod
+    def _open(cls, path: Path, facts: dict[str, Any], parameters: str | None) -> SearchIndex:
+        check_files(path, facts["files"])
         model = read_model(path / MODEL)
         folders = [path / part["folder"] for part in facts["parts"]]
         for folder, part in zip(folders, facts["parts"]):
-            _check_size(folder / GLOBAL, part["global_bytes"])
+            check_size(folder / GLOBAL, part["global_bytes"])
+            check_files(folder, part.get("files", {}))
         fingerprint = binarizer_fingerprint(model)
         stores = tuple(open_store(folder, fingerprint) for folder in folders)
-        global_index = GlobalIndex([folder / GLOBAL for folder in folders], parameters)
-        held = sum(map(len, stores))
-        if not held == len(global_index) == facts["images"]:
+        held, ids = sum(map(len, stores)), [name for store in stores for name in store.ids()]
+        kept = _kept_rows(path, facts["removed"], held)
+        if kept is not None:
+            ids = [ids[row] for row in kept]
+        global_index = GlobalIndex([folder / GLOBAL for folder in folders], parameters, kept)
+        if not len(ids) == len(global_index) == facts["images"]:
             raise UserError(
-                f"{path}: index.json says {facts['images']} images, the parts hold {held} sets of local and "
+                f"{path}: index.json says {facts['images']} images, the parts hold {len(ids)} sets of local and "
                 f"{len(global_index)} global descriptors; build the index again"
             )
-        return cls(path, facts, model, global_index, stores)
+        if global_index.width != facts["global_width"]:
+            raise UserError(
+                f"{path}: index.json says {facts['global_width']} values of a global descriptor, {GLOBAL} has "
+                f"{global_index.width}; build the index again"
+            )
+        return cls(path, facts, model, global_index, stores, kept, ids)
 
     def __len__(self) -> int:
         return self.facts["images"]
@@ -90,11 +120,6 @@ class SearchIndex:
         return self.facts["lam"], self.facts["gamma"]
 
     @functools.cached_property
-    def ids(self) -> list[str]:
-        """The id of every image."""
-        return [name for store in self.stores for name in store.ids()]
-
-    @functools.cached_property
     def _row_of(self) -> dict[str, int]:
         return {name: row for row, name in enumerate(self.ids)}
 
@@ -108,18 +133,55 @@ class SearchIndex:
         count = min(count or self.facts["descriptors"], self.facts["descriptors"])
         bits = np.zeros((len(rows), count, self.facts["bits"] // 8), np.uint8)
         valid = np.zeros((len(rows), count), bool)
-        part_of, starts = self._parts_of(rows)
+        stored, part_of, starts = self._places(rows)
         for part in np.unique(part_of):
             here = np.flatnonzero(part_of == part)
-            images = self.stores[part].read(rows[here] - starts[part], count)
+            images = self.stores[part].read(stored[here] - starts[part], count)
             bits[here, : images.count], valid[here, : images.count] = images.features, images.valid
         return DescriptorSet(bits, valid)
+
+    def stamps(self, rows: np.ndarray) -> np.ndarray:
+        """uint64 [n, 4]: size, time of change (ns) and 128 bits of a hash of each picture; zeros where they are not known."""
+        stored, part_of, starts = self._places(rows)
+        stamps = np.zeros((len(stored), 4), np.uint64)
+        for part in np.unique(part_of):
+            file = self.path / self.facts["parts"][part]["folder"] / STAMPS
+            if STAMPS in self.facts["parts"][part].get("files", {}):
+                here = part_of == part
+                stamps[here] = read_array(file)[stored[here] - starts[part]]
+        return stamps
+
+    def stored(self, rows: np.ndarray) -> np.ndarray:
+        """int64 [n], the places in the parts of images `rows`."""
+        return np.asarray(rows, np.int64) if self.kept is None else self.kept[rows]
 
     def picture(self, row: int, folder: Path | None = None) -> Path | None:
         """The picture file of an image: in the folder that its descriptors named, None where they named none, or in
         `folder`, where the pictures have moved."""
-        [part], _ = self._parts_of(np.array([row]))
-        return picture_of(self.ids[row], self.facts["parts"][part]["pictures"], folder)
+        return picture_of(self.ids[row], self.place_of_picture(row), folder)
+
+    def place_of_picture(self, row: int) -> dict[str, str] | None:
+        """{"folder", "suffix"} of an image's picture, None where its descriptors named none."""
+        return self.runs_of_pictures(np.array([row]))[0][1]
+
+    def runs_of_pictures(self, rows: np.ndarray) -> list[tuple[int, dict[str, str] | None]]:
+        """Images `rows`, int [n], as runs whose pictures lie in one place: how many images, and `place_of_picture`."""
+        ends, places = self._picture_runs
+        run_of = np.searchsorted(ends, self.stored(rows), side="right")
+        grouped = itertools.groupby(run_of.tolist(), key=lambda run: places[run])
+        return [(len(list(group)), place) for place, group in grouped]
+
+    def row_of_picture(self, picture: Path, folder: Path | None = None) -> int | None:
+        """The row of the image whose picture this file is, None where it is of none; folder: as of `picture`."""
+        wanted = os.path.abspath(picture)
+        for place in {(place["folder"], place["suffix"]) for place in self._picture_runs[1] if place}:
+            root = os.path.abspath(folder or place[0])
+            name = os.path.relpath(wanted, root).replace(os.sep, "/").removesuffix(place[1])
+            row = self._row_of.get(name)
+            known = None if row is None else self.picture(row, folder)
+            if known is not None and os.path.abspath(known) == wanted:
+                return row
+        return None
 
     def picture_path(self, row: int, folder: Path | None = None) -> Path:
         """`picture` of an image; raises UserError, naming the file, where there is none."""
@@ -134,15 +196,37 @@ class SearchIndex:
         """Extracts queries as the images of the index were extracted; raises UserError where that is not known."""
         return reopen_backbone(self.path)
 
-    def verify(self) -> None:
-        """Reads all local descriptors and raises UserError, naming the file, where one is damaged."""
-        for store in self.stores:
-            store.verify()
+    def verify(self) -> tuple[int, int]:
+        """Reads every file and returns their number and bytes; raises UserError, naming the first one that is damaged.
 
-    def _parts_of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The part of each row, int [n], and the first row of each part."""
-        ends = np.cumsum([len(store) for store in self.stores])
-        return np.searchsorted(ends, rows, side="right"), ends - [len(store) for store in self.stores]
+        Of an index of an earlier version that is local descriptors alone: it has no other checksums.
+        """
+        groups = [(self.path, self.facts["files"])]
+        if self.facts["removed"]:
+            groups.append((self.path, {self.facts["removed"]["file"]: self.facts["removed"]}))
+        for part, store in zip(self.facts["parts"], self.stores):
+            groups.append((store.path, part.get("files") or store.header["files"]))
+        for folder, files in groups:
+            check_files(folder, files, whole=True)
+        sizes = [known["bytes"] for _, files in groups for known in files.values()]
+        return len(sizes), sum(sizes)
+
+    @functools.cached_property
+    def _picture_runs(self) -> tuple[np.ndarray, list[dict[str, str] | None]]:
+        """Where runs of stored images whose pictures lie in one folder end, int64, and that folder with its suffix."""
+        counts, places = [], []
+        for part in self.facts["parts"]:
+            pictures = part["pictures"]
+            for run in pictures if isinstance(pictures, list) else [{"images": part["images"], **(pictures or {})}]:
+                counts.append(run["images"])
+                places.append({key: run[key] for key in ("folder", "suffix")} if run.get("folder") else None)
+        return np.cumsum(counts), places
+
+    def _places(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The place of images `rows` among all stored ones and the part of each, int [n]; and the first place of each part."""
+        stored, sizes = self.stored(rows), np.array([len(store) for store in self.stores])
+        ends = np.cumsum(sizes)
+        return stored, np.searchsorted(ends, stored, side="right"), ends - sizes
 
 
 def picture_of(name: str, pictures: Mapping[str, str] | None, folder: Path | None = None) -> Path | None:
@@ -151,24 +235,14 @@ def picture_of(name: str, pictures: Mapping[str, str] | None, folder: Path | Non
     return Path(place) / f"{name}{pictures['suffix'] if pictures else ''}" if place else None
 
 
-def read_facts(path: Path) -> dict[str, Any]:
-    """The content of index.json; raises UserError where it is missing, damaged or of another version."""
-    file = path / FACTS
-    if not file.is_file():
-        raise UserError(
-            f"{path} is not a search index: it has no {FACTS}; make one with python -m ames_jax.search index"
-        )
-    facts = read_json(file)
-    if facts.get("format") != FORMAT or facts.get("version") != VERSION:
-        raise UserError(
-            f"{file}: {facts.get('format')!r} version {facts.get('version')}, this program reads {FORMAT!r} version "
-            f"{VERSION}; build the index again"
-        )
-    return facts
-
-
-def _check_size(file: Path, expected: int) -> None:
-    size = file.stat().st_size if file.exists() else None
-    if size != expected:
-        found = "is missing" if size is None else f"has {size} bytes, expected {expected}: it is truncated"
-        raise UserError(f"{file} {found}; build or copy the index again")
+def _kept_rows(path: Path, removed: Mapping[str, Any] | None, held: int) -> np.ndarray | None:
+    """int64, the stored images that were not removed, of `held`; None for all."""
+    if removed is None:
+        return None
+    check_files(path, {removed["file"]: removed}, whole=True)
+    rows = read_array(path / removed["file"])
+    if rows.dtype != np.int64 or rows.ndim != 1 or (rows.size and not 0 <= rows.min() <= rows.max() < held):
+        raise UserError(f"{path / removed['file']}: expected rows of {held} images; build the index again")
+    kept = np.ones(held, bool)
+    kept[rows] = False
+    return np.flatnonzero(kept)

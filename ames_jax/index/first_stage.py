@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import errno
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from etils import epy
@@ -20,6 +23,20 @@ BLOCK = 4096
 TRAINING_PER_LIST, LEAST_PER_LIST = 128, 39
 # Lists or nodes that a search visits: with FAISS's own defaults (1 list of thousands) most right images are lost.
 PROBED, HNSW_EFFORT = 32, 128
+# Rounding to float16 moves the length of a vector by less than 0.001.
+LENGTH_TOLERANCE = 1e-2
+# Vectors asked for beyond k and the share of removed ones.
+SPARE = 16
+
+
+class GlobalVectors(Protocol):
+    """Global descriptors float [N, G]: an array, a memory map, or a `GlobalIndex`, whose rows are given as an array."""
+
+    shape: tuple[int, int]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any) -> np.ndarray: ...
 
 
 def factory_string(kind: str, images: int) -> str:
@@ -61,12 +78,19 @@ def make_empty(kind: str, descriptors: np.ndarray) -> Any:
 
 
 def write_empty(index: Any, path: Path) -> None:
-    """Keeps a trained index without vectors, from which every part of a collection starts."""
-    faiss.write_index(index, str(path))
+    """Keeps a trained index without vectors, from which every part of a collection starts; raises OSError."""
+    try:
+        faiss.write_index(index, str(path))
+    except RuntimeError as error:  # FAISS tells the reason in words alone
+        free = shutil.disk_usage(path.parent).free
+        raise OSError(errno.ENOSPC, f"cannot be written ({free:,} B are free)", str(path)) from error
 
 
-def write_part(empty: Path, descriptors: np.ndarray, path: Path) -> None:
-    """Writes the index of some images: a copy of the empty one with their descriptors float [N, G], in order."""
+def write_part(empty: Path, descriptors: GlobalVectors, path: Path) -> None:
+    """Writes the index of some images: a copy of the empty one with their descriptors float [N, G], in order.
+
+    Raises UserError for descriptors of another width, OSError.
+    """
     index = faiss.read_index(str(empty))
     if descriptors.shape[1] != index.d:
         raise UserError(f"global descriptors have {descriptors.shape[1]} values, those of the index {index.d}")
@@ -75,7 +99,45 @@ def write_part(empty: Path, descriptors: np.ndarray, path: Path) -> None:
             block = np.ascontiguousarray(descriptors[start : start + BLOCK], np.float32)
             index.add(block)
             progress.update(len(block))
-    faiss.write_index(index, str(path))
+    write_empty(index, path)
+
+
+def check_vectors(descriptors: GlobalVectors, name: Callable[[int], str], source: object) -> None:
+    """Raises UserError, naming the image, unless all are floats of length 1 (or 0: a picture that shows nothing).
+
+    name: the id of a row; source: the file.
+    """
+    for start in range(0, len(descriptors), BLOCK):
+        block = np.asarray(descriptors[start : start + BLOCK])
+        if block.dtype.kind != "f":
+            raise UserError(f"{source} holds {block.dtype}; expected global descriptors, floats of length 1")
+        lengths = np.linalg.norm(block.astype(np.float32), axis=1)
+        bad = ~((np.abs(lengths - 1) < LENGTH_TOLERANCE) | (lengths == 0))
+        if bad.any():
+            row = int(np.argmax(bad))
+            raise UserError(
+                f"{source}: the global descriptor of {name(start + row)} has length {lengths[row]:.4g}, expected 1; "
+                "normalise them, and extract images again whose descriptors hold NaN"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class ChosenVectors:
+    """Some rows, int [n], of global descriptors; they are read block by block."""
+
+    vectors: GlobalVectors
+    rows: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[n, G]."""
+        return len(self.rows), self.vectors.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        return self.vectors[self.rows[part]]
 
 
 class GlobalIndex:
@@ -84,31 +146,77 @@ class GlobalIndex:
     Flat parts are memory-mapped: opening reads nothing. `faiss_index` is FAISS's own object, for whatever it offers.
     """
 
-    def __init__(self, paths: Sequence[Path], parameters: str | None = None):
-        """parameters: of FAISS's search, e.g. "nprobe=64" or "efSearch=256"; raises UserError where it has none such."""
-        parts = [_open(path, parameters) for path in paths]
-        self.faiss_index = parts[0]
-        if len(parts) > 1:
-            self._parts = parts  # FAISS holds them without owning them
-            self.faiss_index = faiss.IndexShards(parts[0].d, False, True)
-            for part in parts:
+    def __init__(self, paths: Sequence[Path], parameters: str | None = None, kept: np.ndarray | None = None):
+        """Opens the files.
+
+        Args:
+          parameters: of FAISS's search, e.g. "nprobe=64" or "efSearch=256".
+          kept: int64 [N], the stored vectors that count, ascending: row i is vector kept[i]. None: all.
+
+        Raises:
+          UserError: a file cannot be read, or the index has no such parameters.
+        """
+        self._parts, self._kept = [_open(path, parameters) for path in paths], kept
+        self.faiss_index = self._parts[0]
+        if len(paths) > 1:
+            self.faiss_index = faiss.IndexShards(self._parts[0].d, False, True)  # does not own its parts
+            for part in self._parts:
                 self.faiss_index.add_shard(part)
 
     def __len__(self) -> int:
-        return self.faiss_index.ntotal
+        return self.faiss_index.ntotal if self._kept is None else len(self._kept)
 
     @property
     def width(self) -> int:
         """G, values of a global descriptor."""
         return self.faiss_index.d
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[N, G]."""
+        return len(self), self.width
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """float32 [n, G], the descriptors of rows int [n] as FAISS holds them: rounded where the index compresses them."""
+        stored = np.asarray(rows) if self._kept is None else self._kept[rows]
+        vectors, start = np.empty((len(stored), self.width), np.float32), 0
+        for part in self._parts:
+            inside = np.flatnonzero((stored >= start) & (stored < start + part.ntotal))
+            if len(inside):
+                lists = faiss.try_extract_index_ivf(part)
+                if lists is not None:
+                    lists.make_direct_map()  # where in its lists a vector is
+                vectors[inside] = part.reconstruct_batch(stored[inside] - start)
+            start += part.ntotal
+        return vectors
+
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k most similar images of queries [Nq, G]: similarities float32 [Nq, k'] falling, rows int64 [Nq, k'].
 
         k' is k, or the number of images where that is less. An approximate index may find fewer: row −1, similarity −∞.
         """
-        similarities, rows = self.faiss_index.search(np.ascontiguousarray(queries, np.float32), min(k, len(self)))
-        return np.where(rows < 0, -np.inf, similarities).astype(np.float32), rows
+        queries, k = np.ascontiguousarray(queries, np.float32), min(k, len(self))
+        if k == 0:
+            return np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
+        if self._kept is None:
+            similarities, rows = self.faiss_index.search(queries, k)
+            return np.where(rows < 0, -np.inf, similarities).astype(np.float32), rows
+        return self._search_kept(queries, k)
+
+    def _search_kept(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Asks FAISS for more than k, and again for twice as many, until k that were not removed are among them."""
+        total = self.faiss_index.ntotal
+        asked = min(total, k * total // len(self) + SPARE)
+        while True:
+            similarities, stored = self.faiss_index.search(queries, asked)
+            rows = np.searchsorted(self._kept, stored)
+            there = self._kept[np.minimum(rows, len(self) - 1)] == stored
+            if asked == total or ((there.sum(axis=1) >= k) | (stored[:, -1] < 0)).all():
+                break
+            asked = min(total, 2 * asked)
+        order = np.argsort(~there, axis=1, kind="stable")[:, :k]
+        rows, similarities = np.where(there, rows, -1), np.where(there, similarities, -np.inf).astype(np.float32)
+        return np.take_along_axis(similarities, order, axis=1), np.take_along_axis(rows, order, axis=1)
 
 
 def _open(path: Path, parameters: str | None) -> Any:

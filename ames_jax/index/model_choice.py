@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ames_jax.index.reranking import check_setting
 from ames_jax.model.ames import AMES, RELEASED
 from ames_jax.model.released import load_model
 from ames_jax.model.weights import facts_of, find_model
@@ -59,6 +60,7 @@ class ChosenModel:
                 f"{self.name} does not say with which λ and γ its scores join the global ones; give --lam and --gamma "
                 "(python -m ames_jax.evaluate finds good ones)"
             )
+        check_setting(self.lam, self.gamma, self.name)
         trained, found = self.facts.get("backbone"), about.get("backbone")
         if trained and found and trained != found:
             raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -11,7 +12,6 @@ import numpy as np
 
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.model.ames import AMES
-from ames_jax.model.packing import binarizer_fingerprint
 from ames_jax.retrieval.ranking import ensemble
 from ames_jax.retrieval.scoring import Scorer
 from ames_jax.runtime.errors import UserError
@@ -82,12 +82,16 @@ def rerank(
     if len(ids) != len(global_similarities):
         raise UserError(f"{len(ids)} ids with {len(global_similarities)} global similarities: give one for each")
     lam, gamma = setting_of(store, lam, gamma)
-    scorer = model if isinstance(model, Scorer) else _checked_scorer(model, store)
+    similarities = np.asarray(global_similarities, np.float32)
+    if not np.isfinite(similarities).all():
+        bad = int(np.argmin(np.isfinite(similarities)))
+        raise UserError(f"the global similarity of {ids[bad]!r} is {similarities[bad]}, expected a number")
+    scorer = _checked_scorer(model, store)
     rows = store.rows(ids)
     if not len(rows):
         return []
     logits = scorer.shortlist(query, store.read(rows, descriptors or MOST))
-    return ranked(ids, rows, np.asarray(global_similarities, np.float32), logits, lam, gamma)
+    return ranked(ids, rows, similarities, logits, lam, gamma)
 
 
 def ranked(
@@ -110,10 +114,24 @@ def setting_of(store: StoredImages, lam: float | None, gamma: float | None) -> t
             f"{store.path} does not say with which λ and γ its model's scores join the global ones: give lam and gamma, "
             "as python -m ames_jax.evaluate chooses them for the model"
         )
+    check_setting(lam, gamma, str(store.path))
     return lam, gamma
 
 
-def _checked_scorer(model: AMES, store: StoredImages) -> Scorer:
-    if store.binarizer != binarizer_fingerprint(model):
+def check_setting(lam: float, gamma: float, name: str) -> None:
+    """Raises UserError for a λ outside of 0..1 or a γ that is negative or no finite number."""
+    if not 0 <= lam <= 1:
+        raise UserError(f"{name}: λ (lam) is {lam}, expected a number in 0..1")
+    if not 0 <= gamma < math.inf:
+        raise UserError(f"{name}: γ (gamma) is {gamma}, expected a number from 0 on")
+
+
+def _checked_scorer(model: AMES | Scorer, store: StoredImages) -> Scorer:
+    if model.config.bits is None:
+        raise UserError(
+            f"{store.path} holds bits, which a full-precision model cannot read: give the binary model of them"
+        )
+    scorer = model if isinstance(model, Scorer) else Scorer(model)
+    if store.binarizer != scorer.binarizer:
         raise UserError(f"{store.path}: its bits were made by another model than the one given")
-    return Scorer(model)
+    return scorer

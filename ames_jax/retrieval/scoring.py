@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ames_jax.descriptors import DescriptorSet, validate
 from ames_jax.model.ames import AMES
+from ames_jax.model.packing import binarizer_fingerprint
 from ames_jax.runtime.cores import usable_cores
 from ames_jax.runtime.devices import data_mesh
 
@@ -37,10 +38,14 @@ class Scorer:
     Args:
       model: the model; later changes to its parameters are not seen.
       micro_batch: pairs a device scores at a time; chosen from the shapes where None.
+
+    Attributes:
+      config: of the model; binarizer: its `packing.binarizer_fingerprint`, None for full precision.
     """
 
     def __init__(self, model: AMES, micro_batch: int | None = None):
         self.config, self.micro_batch = model.config, micro_batch
+        self.binarizer = None if model.config.bits is None else binarizer_fingerprint(model)
         self._mesh = data_mesh(jax.local_devices())
         self._graph, params = nnx.split(model)
         self._params = jax.device_put(params, NamedSharding(self._mesh, PartitionSpec()))

@@ -14,8 +14,9 @@ import pytest
 
 from ames_jax import search
 from ames_jax.extraction.backbone import STATISTICS_FILE
-from ames_jax.index import building
-from ames_jax.index.building import Descriptors, add_images, build_index
+from ames_jax.index import parts
+from ames_jax.index.building import Descriptors, build_index
+from ames_jax.index.changes import add_images
 from ames_jax.index.collection import SearchIndex
 from ames_jax.index.model_choice import ChosenModel
 from ames_jax.index.searcher import Searcher
@@ -63,14 +64,14 @@ def test_added_images_are_found_as_if_indexed_at_once(made, grown, capsys):
 
 KILLED = """
 import os, signal, sys
-from ames_jax.index import building
+from ames_jax.index import building, changes, parts
 name, index, descriptors = sys.argv[1:]
-original = getattr(building, name)
+original = getattr(parts, name)
 def die(*arguments, **options):
     original(*arguments, **options)
     os.kill(os.getpid(), signal.SIGKILL)
-setattr(building, name, die)
-building.add_images(index, building.Descriptors.open(descriptors))
+setattr(parts, name, die)
+changes.add_images(index, building.Descriptors.open(descriptors))
 """
 
 
@@ -93,7 +94,7 @@ def test_a_failed_build_leaves_nothing(made, tmp_path, monkeypatch):
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(building, "write_part", fail)
+        patch.setattr(parts, "write_part", fail)
         with pytest.raises(OSError, match="disk full"):
             build_index(tmp_path / "index", Descriptors.open(made / "set"), chosen(made))
     assert not (tmp_path / "index").exists()

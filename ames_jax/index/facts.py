@@ -1,0 +1,186 @@
+"""index.json, the one file that says what a search index holds: read with all its fields checked, replaced in one step; and
+the sizes and checksums of the other files, which it keeps."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.files import checksum, read_json, whole_file
+
+FORMAT, VERSION, READ = "ames_jax search index", 2, (1, 2)
+FACTS, MODEL, EMPTY, GLOBAL, STAMPS = "index.json", "model", "empty.faiss", "global.faiss", "pictures.npy"
+# Files up to this size are read whole on opening, to be sure of them; larger ones are what `verify` is for.
+READ_ON_OPENING = 32 * 2**20
+AGAIN = "build the index again, or copy it again in full"
+
+Check = tuple[str, Callable[[Any], bool]]
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**48
+
+
+def _is_number(most: float) -> Callable[[Any], bool]:
+    return lambda value: type(value) in (int, float) and math.isfinite(value) and 0 <= value <= most
+
+
+def _is_file_facts(value: Any) -> bool:
+    return isinstance(value, dict) and _is_whole(value.get("bytes")) and _is_whole(value.get("crc32"))
+
+
+def _are_files(value: Any) -> bool:
+    names = isinstance(value, dict) and all(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) for name in value)
+    return names and not any(".." in name for name in value) and all(map(_is_file_facts, value.values()))
+
+
+def _are_pictures(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(isinstance(run, dict) and _is_whole(run.get("images")) and _is_place(run) for run in value)
+    return value is None or _is_place(value)
+
+
+def _is_place(value: Any) -> bool:
+    places = (value.get("folder"), value.get("suffix")) if isinstance(value, dict) else ()
+    return len(places) == 2 and (places == (None, None) or all(isinstance(text, str) for text in places))
+
+
+WHOLE: Check = ("a whole number", _is_whole)
+TEXT: Check = ("a text", lambda value: isinstance(value, str))
+FILES: Check = ("sizes and checksums of files", _are_files)
+OF_INDEX: dict[str, Check] = {
+    "images": WHOLE,
+    "descriptors": WHOLE,
+    "bits": ("a multiple of 8", lambda value: _is_whole(value) and 0 < value < 2**20 and value % 8 == 0),
+    "budget": WHOLE,
+    "model": TEXT,
+    "lam": ("a number in 0..1", _is_number(1)),
+    "gamma": ("a number from 0 on", _is_number(1e9)),
+    "global_index": TEXT,
+    "global_width": WHOLE,
+    "statistics": ("a text or null", lambda value: value is None or isinstance(value, str)),
+    "parts": ("a list with at least one part", lambda value: isinstance(value, list) and len(value) > 0),
+}
+OF_PART: dict[str, Check] = {
+    "folder": ("part-NUMBER", lambda value: isinstance(value, str) and bool(re.fullmatch(r"part-\d+", value))),
+    "images": WHOLE,
+    "source": TEXT,
+    "pictures": ("folder and suffix of pictures", _are_pictures),
+    "global_bytes": WHOLE,
+}
+# What version 2 adds: the number of changes so far, rows that were removed, checksums.
+SINCE_2: dict[str, Check] = {
+    "changes": WHOLE,
+    "files": FILES,
+    "removed": ("a file name with its size, checksum and rows", lambda value: value is None or _is_removed(value)),
+}
+
+
+def _is_removed(value: Any) -> bool:
+    name = value.get("file") if _is_file_facts(value) else None
+    return isinstance(name, str) and bool(re.fullmatch(r"removed-\d+\.npy", name)) and _is_whole(value.get("images"))
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """The content of index.json of the index at `path`.
+
+    Raises UserError, naming the file, where it is missing, of another version or damaged: its checksum is wrong, or a field is
+    missing or of another type.
+    """
+    file = path / FACTS
+    if not file.is_file():
+        raise UserError(
+            f"{path} is not a search index: it has no {FACTS}; make one with python -m ames_jax.search index"
+        )
+    facts = read_json(file)
+    if facts.get("format") != FORMAT or facts.get("version") not in READ or type(facts.get("version")) is not int:
+        raise UserError(
+            f"{file}: {facts.get('format')!r} version {facts.get('version')}, this program reads {FORMAT!r} versions "
+            f"{READ[0]} to {READ[-1]}; build the index again"
+        )
+    if facts["version"] > 1 and facts.pop("crc32", None) != _crc32(facts):
+        raise UserError(f"{file} is damaged: its checksum is wrong; {AGAIN}")
+    _check(file, facts, OF_INDEX if facts["version"] == 1 else OF_INDEX | SINCE_2)
+    for part in facts["parts"]:
+        _check(file, part, OF_PART if facts["version"] == 1 else OF_PART | {"files": FILES}, "a part's ")
+    return {"changes": len(facts["parts"]), "removed": None, "files": {}, **facts}
+
+
+def publish(path: Path, facts: Mapping[str, Any]) -> None:
+    """Replaces index.json: from now on the index is what `facts` say."""
+    facts = {**facts, "version": VERSION}
+    with whole_file(path / FACTS) as partial:
+        partial.write_text(json.dumps({**facts, "crc32": _crc32(facts)}, indent=1), encoding="utf-8")
+        sync(partial)
+    if os.name != "nt":
+        _sync_entry(path)  # the new name of the file
+
+
+def recorded(folder: Path, names: Iterable[str]) -> dict[str, dict[str, int]]:
+    """Size and checksum of files in a folder, as index.json keeps them."""
+    return {name: {"bytes": (folder / name).stat().st_size, "crc32": checksum(folder / name)} for name in names}
+
+
+def check_files(folder: Path, files: Mapping[str, Mapping[str, int]], *, whole: bool = False) -> None:
+    """Compares files with their recorded sizes, and small ones, or all of them, with their checksums.
+
+    Raises UserError, naming the first file that is missing, cut short or damaged.
+    """
+    for name, known in files.items():
+        file = folder / name
+        check_size(file, known["bytes"])
+        if (whole or known["bytes"] <= READ_ON_OPENING) and checksum(file) != known["crc32"]:
+            raise UserError(f"{file} is damaged: its checksum is wrong; {AGAIN}")
+
+
+def check_size(file: Path, expected: int) -> None:
+    """Raises UserError for a file that is missing or of another size."""
+    size = file.stat().st_size if file.is_file() else None
+    if size != expected:
+        found = "is missing" if size is None else f"has {size} bytes, expected {expected}: it is truncated"
+        raise UserError(f"{file} {found}; {AGAIN}")
+
+
+def note_without_checksums(path: Path, facts: Mapping[str, Any]) -> None:
+    """One line on stderr about an index of an earlier version, in which damage goes unnoticed."""
+    if facts["version"] == 1:
+        advice = f"python -m ames_jax.search compact --index={path} adds them"
+        print(f"{path}: written by an earlier version, without checksums of its files; {advice}", file=sys.stderr)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or a folder with all in it, is on the disk, so that a power failure cannot lose what is
+    published after."""
+    for entry in [*path.rglob("*"), path]:
+        if not (entry.is_dir() and os.name == "nt"):  # Windows has no handles of folders
+            _sync_entry(entry)
+
+
+def _sync_entry(entry: Path) -> None:
+    handle = os.open(entry, os.O_RDONLY if entry.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _check(file: Path, values: Any, checks: Mapping[str, Check], place: str = "") -> None:
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: {place.strip() or 'it'} is no JSON object; {AGAIN}")
+    for key, (expected, holds) in checks.items():
+        if key not in values:
+            raise UserError(f"{file}: {place}{key!r} is missing; {AGAIN}")
+        if not holds(values[key]):
+            raise UserError(f"{file}: {place}{key!r} is {str(values[key])[:60]!r}, expected {expected}; {AGAIN}")
+
+
+def _crc32(facts: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(facts, sort_keys=True).encode())
