@@ -8,7 +8,11 @@ from ames_jax.runtime import cache
 from ames_jax.runtime.command_line import application, call
 from ames_jax.runtime.errors import run_main
 
-COMMANDS = {"search": ("index", "query", "explain"), "search_measures": ("quality", "speed", "plan")}
+COMMANDS = {
+    "search": ("index", "query", "explain"),
+    "search_measures": ("quality", "speed", "plan"),
+    "photographs": ("calibrate",),
+}
 PLACES = {name: f"ames_jax.commands.{module}:{name}" for module, names in COMMANDS.items() for name in names}
 app = application("search", __doc__, PLACES)
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from ames_jax.model.ames import AMES
 from ames_jax.model.released import load_model
 from ames_jax.report.run_report import draw_curves, write_report
-from ames_jax.retrieval.sets import EvaluationSet, Limits
+from ames_jax.retrieval.sets import RetrievalSet
 from ames_jax.runtime import cache, processes
 from ames_jax.runtime.command_line import parse
 from ames_jax.runtime.errors import UserError, run_main
@@ -81,7 +81,7 @@ def data_root(config: ConfigDict) -> Path:
 def draw_teacher_curves(config: ConfigDict, root: Path, workdir: Path) -> None:
     """training.png of a run that trains a teacher alone."""
     shortlist = config.validation.shortlist
-    validation = EvaluationSet.load(root, "validation", Limits(config.validation.queries, shortlist, 1, 1))
+    validation = RetrievalSet.load(root, "validation", queries=config.validation.queries)
     draw_curves(workdir, validation, shortlist, ["teacher"])
     print(workdir / "training.png")
 

@@ -14,9 +14,10 @@ import pytest
 import synthetic
 from flax import nnx
 
+from ames_jax import scenes
 from ames_jax.model.ames import AMES, AMESConfig
 from ames_jax.model.weights import save_model
-from ames_jax.retrieval.sets import EvaluationSet
+from ames_jax.retrieval.sets import RetrievalSet
 from ames_jax.runtime import cache
 from ames_jax.scenes import landmarks
 
@@ -34,6 +35,7 @@ def run(name: str, model: Path, root: Path, workdir: Path, monkeypatch: pytest.M
     first = jax.local_devices()[:1]
     monkeypatch.setattr(jax, "local_devices", lambda: first)
     monkeypatch.setattr(landmarks, "build", lambda: root)
+    monkeypatch.setattr(scenes, "build", lambda preset: root)
     monkeypatch.setattr(cache, "start", lambda: None)
     monkeypatch.setenv("AMES_JAX_MODEL", str(model))
     monkeypatch.setenv("AMES_JAX_NOTEBOOK", str(workdir))
@@ -45,8 +47,8 @@ def run(name: str, model: Path, root: Path, workdir: Path, monkeypatch: pytest.M
 
 def test_the_evaluation_notebook_runs(tmp_path, monkeypatch, capsys):
     root = synthetic.write(tmp_path / "set", labels=24)
-    test = EvaluationSet.load(root, "test")
-    for name in (*test.query_ids, *test.database_ids):
+    test = RetrievalSet.load(root, "test")
+    for name in (*test.queries.ids(), *test.database.ids()):
         path = root / "images" / f"{name}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(path), np.full((24, 32, 3), 128, np.uint8))

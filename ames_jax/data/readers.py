@@ -10,12 +10,8 @@ from typing import Protocol
 
 import numpy as np
 
-from ames_jax.data.release_hdf5 import ReleaseSource
-from ames_jax.data.shards import open_split
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.runtime.files import digest_of
-
-FileReader, ShardReader = ReleaseSource, open_split  # older names
 
 
 class DescriptorReader(Protocol):

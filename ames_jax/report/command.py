@@ -11,8 +11,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ames_jax.report.curves import draw_training
-from ames_jax.report.run_report import training_run
+from ames_jax.report.curves import draw_training, training_run
 from ames_jax.report.seeds import join_seeds
 from ames_jax.report.tables import markdown_table, table_rows
 from ames_jax.report.tradeoff import draw_tradeoff

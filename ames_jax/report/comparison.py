@@ -1,11 +1,15 @@
-"""What a comparison of methods holds: the one input of the table and of the trade-off plot."""
+"""What a comparison of matchers holds: the one input of the table and of the trade-off plot."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from ames_jax.retrieval.metrics import Protocol
+from ames_jax.retrieval.sets import RetrievalSet
+from ames_jax.retrieval.tuning import Measured
 
 KILOBYTE = 1024
 # Colours of Okabe and Ito, which colour-blind readers tell apart; line and marker differ as well.
@@ -18,23 +22,19 @@ STYLES = {
 
 
 @dataclass(frozen=True)
-class Method:
+class Row:
     """One way to re-rank, measured at several numbers of database descriptors.
 
     name: as it shall be printed. kind: a key of STYLES, for colour and marker. query_descriptors: Q.
-    bytes_per_descriptor: stored for one database descriptor. scores: database descriptors T → metric in percent, one
-    entry a seed (one entry: no spread is shown).
+    stored_bytes: database descriptors T → bytes of one image. scores: T → metric in percent, one entry per seed (one
+    entry: no spread is shown).
     """
 
     name: str
     kind: str
     query_descriptors: int
-    bytes_per_descriptor: int
+    stored_bytes: Mapping[int, int]
     scores: Mapping[int, Sequence[float]]
-
-    def bytes_per_image(self, count: int) -> int:
-        """Bytes of local descriptors stored for one database image at `count` descriptors."""
-        return count * self.bytes_per_descriptor
 
     def mean(self, count: int) -> float:
         """Mean over the seeds, percent."""
@@ -47,10 +47,10 @@ class Method:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Methods beside each other on one data set and one first stage.
+    """Matchers beside each other on one data set and one first stage.
 
     data_set: its name, printed everywhere. metric: e.g. "mAP". first_stage: name of the global descriptor or list.
-    global_only: metric of the first stage, percent, one entry a seed. shortlist: images re-ranked a query.
+    global_only: metric of the first stage, percent, one entry per seed. shortlist: images re-ranked per query.
     ceiling: recall of that shortlist in percent, what a perfect re-ranking would bring to the top; None if unknown.
     """
 
@@ -60,12 +60,25 @@ class Comparison:
     global_only: Sequence[float]
     shortlist: int
     ceiling: float | None
-    methods: tuple[Method, ...]
+    rows: tuple[Row, ...]
 
     @property
     def counts(self) -> list[int]:
-        """All numbers of database descriptors that any method was measured at, ascending."""
-        return sorted({count for method in self.methods for count in method.scores})
+        """All numbers of database descriptors that any matcher was measured at, ascending."""
+        return sorted({count for row in self.rows for count in row.scores})
+
+
+def compare(data: RetrievalSet, measured: Iterable[Measured], protocol: Protocol) -> Comparison:
+    """What was measured on a set, in one protocol: one row per matcher and number of query descriptors, in their order."""
+    rows: dict[tuple[str, int], Row] = {}
+    for found in measured:
+        matcher, queries, count = found.matcher, found.query_descriptors, found.database_descriptors
+        row = rows.setdefault((matcher.name, queries), Row(matcher.name, matcher.kind, queries, {}, {}))
+        row.stored_bytes[count], row.scores[count] = found.stored_bytes, [found.figures[protocol.name]]
+        k = found.setting.k
+    metric = protocol.name if protocol.name.startswith(("mAP", "R@")) else f"mAP, {protocol.name}"
+    first = [data.figures()[protocol.name]]
+    return Comparison(data.name, metric, data.first_stage, first, k, data.ceiling(k, protocol), tuple(rows.values()))
 
 
 def format_bytes(count: float) -> str:

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ames_jax.report.figures import INK, new_figure, plain_axes
+from ames_jax.training.log import read_history
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 
@@ -31,6 +32,20 @@ class TrainingRun:
     loss: Curve
     accuracy: Curve
     validation: Curve
+
+
+def training_run(name: str, directory: Path) -> TrainingRun | None:
+    """The curves of a run from its logs, or None where nothing was logged."""
+    lines = read_history(directory)
+    steps = [line for line in lines if "loss" in line]
+    checks = [line for line in lines if "validation_map" in line]
+
+    def curve(some: list[dict], key: str) -> Curve:
+        return Curve([line["step"] for line in some], [line[key] for line in some])
+
+    if not steps:
+        return None
+    return TrainingRun(name, curve(steps, "loss"), curve(steps, "accuracy"), curve(checks, "validation_map"))
 
 
 def draw_training(

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ames_jax.report.comparison import Comparison, Method
+from ames_jax.report.comparison import Comparison, Row
 from ames_jax.runtime.errors import UserError
 
 
 def join_seeds(runs: Sequence[Path]) -> Comparison:
-    """The comparison of several runs, each figure with one score a run.
+    """The comparison of several runs, each figure with one score per run.
 
     Args:
       runs: workdirs of finished training runs, with the `results.json` of `run_report.write_report`.
@@ -28,19 +28,18 @@ def join_seeds(runs: Sequence[Path]) -> Comparison:
                 f"{run} and {runs[0]} measured different data, shortlists, methods or counts: they cannot be joined"
             )
     scores = [[row["mean"] for row in result["rows"]] for result in results]
-    methods: dict[tuple[str, int], Method] = {}
-    for i, row in enumerate(first["rows"]):
-        count = row["database_descriptors"]
+    rows: dict[tuple[str, int], Row] = {}
+    for i, figures in enumerate(first["rows"]):
+        count = figures["database_descriptors"]
         if not count:
             continue
-        key = row["method"], row["query_descriptors"]
-        each = row["bytes_per_image"] // count
-        method = methods.setdefault(key, Method(key[0], row["kind"], key[1], each, {}))
-        method.scores[count] = [one[i] for one in scores]
+        key = figures["method"], figures["query_descriptors"]
+        row = rows.setdefault(key, Row(key[0], figures["kind"], key[1], {}, {}))
+        row.stored_bytes[count], row.scores[count] = figures["bytes_per_image"], [one[i] for one in scores]
     stage = first["first_stage"]
     return Comparison(
         first["dataset"], "mAP", stage["name"], [stage["map"]], first["shortlist"], first["ceiling"],
-        tuple(methods.values()),
+        tuple(rows.values()),
     )  # fmt: skip
 
 

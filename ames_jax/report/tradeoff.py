@@ -9,14 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from ames_jax.report.comparison import KILOBYTE, STYLES, Comparison, Method, format_bytes
+from ames_jax.report.comparison import KILOBYTE, STYLES, Comparison, Row, format_bytes
 from ames_jax.report.figures import INK, new_figure, plain_axes
 
 HALO = [withStroke(linewidth=2.5, foreground="white")]
 
 
 def draw_tradeoff(comparison: Comparison, path: str | Path) -> None:
-    """Writes a PNG: metric (%) over bytes per database image (log), a line a method, database counts beside the points.
+    """Writes a PNG: metric (%) over bytes per database image (log), one line per matcher, database counts beside the points.
 
     The first stage alone and the ceiling of its shortlist are horizontal lines, 1 KB a vertical one; bars show the
     standard deviation over seeds.
@@ -24,10 +24,10 @@ def draw_tradeoff(comparison: Comparison, path: str | Path) -> None:
     with new_figure(path, 8.2, 5.0) as figure:
         axes = figure.add_subplot()
         main = {}
-        for method in sorted(comparison.methods, key=lambda method: (len(method.scores), method.query_descriptors)):
-            main[method.kind] = method
-        for method in comparison.methods:
-            _draw_method(axes, method, again=method is not main[method.kind])
+        for row in sorted(comparison.rows, key=lambda row: (len(row.scores), row.query_descriptors)):
+            main[row.kind] = row
+        for row in comparison.rows:
+            _draw_row(axes, row, again=row is not main[row.kind])
         _draw_levels(axes, comparison)
         plain_axes(axes, "local descriptors stored per database image", f"{comparison.metric} (%)")
         _byte_axis(axes, comparison)
@@ -39,17 +39,17 @@ def draw_tradeoff(comparison: Comparison, path: str | Path) -> None:
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 0.95), borderaxespad=0.2)
 
 
-def _draw_method(axes: Axes, method: Method, again: bool) -> None:
-    """One line. `again`: beside the main method of its kind it has the same colour, hollow diamonds and no counts."""
-    counts = sorted(method.scores)
-    stored = [method.bytes_per_image(count) for count in counts]
-    means = [method.mean(count) for count in counts]
-    spreads = [method.spread(count) or 0.0 for count in counts]
-    style = STYLES.get(method.kind, {"color": INK, "marker": "D", "linestyle": ":"})
-    label = f"{method.name}\n({method.query_descriptors} query descriptors)"
+def _draw_row(axes: Axes, row: Row, again: bool) -> None:
+    """One line. `again`: beside the main row of its kind it has the same colour, hollow diamonds and no counts."""
+    counts = sorted(row.scores)
+    stored = [row.stored_bytes[count] for count in counts]
+    means = [row.mean(count) for count in counts]
+    spreads = [row.spread(count) or 0.0 for count in counts]
+    style = STYLES.get(row.kind, {"color": INK, "marker": "D", "linestyle": ":"})
+    label = f"{row.name}\n({row.query_descriptors} query descriptors)"
     if again:
         style = {**style, "marker": "D", "linestyle": ":"}
-    learned = method.kind in ("teacher", "student") and not again
+    learned = row.kind in ("teacher", "student") and not again
     fill = style["color"] if learned else "white"
     axes.errorbar(stored, means, spreads if any(spreads) else None, label=label, **style, markerfacecolor=fill)
     if learned:
@@ -89,7 +89,7 @@ def _draw_levels(axes: Axes, comparison: Comparison) -> None:
 
 def _byte_axis(axes: Axes, comparison: Comparison) -> None:
     """Powers of two or four as ticks, in bytes and KB; room for all points and for the 1 KB line."""
-    stored = [method.bytes_per_image(count) for method in comparison.methods for count in method.scores]
+    stored = [size for row in comparison.rows for size in row.stored_bytes.values()]
     low, high = min([*stored, KILOBYTE]) / 1.3, max([*stored, KILOBYTE]) * 1.3
     powers = 2.0 ** np.arange(np.ceil(np.log2(low)), np.floor(np.log2(high)) + 1)
     axes.set_xscale("log", base=2)

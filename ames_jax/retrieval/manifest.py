@@ -11,56 +11,52 @@
     }
 
 `descriptors` is an HDF5 file of the release's layout, a packed store, or `FOLDER:SPLIT` of a prepared data set. A list
-has a line an image, in the order of the descriptors: `id`, or `id,label` with an integer label. The ground truth is a
-list with a mapping a query, `{"ok": […], "junk": […]}` or `{"easy", "hard", "junk"}`, of gallery rows or of ids from the
-list. With labels instead, an image is right when its label is the query's; the query's own id in the gallery is junk.
+has one line per image, in the order of the descriptors: `id`, or `id,label` with an integer label. The ground truth is a
+list with one mapping per query, `{"ok": […], "junk": […]}` or `{"easy", "hard", "junk"}`, of gallery rows or of ids from
+the list. With labels instead, an image is right when its label is the query's; the query's own id in the gallery is junk.
 Paths are relative to the manifest.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ames_jax.data.lists import FORMS, ImageList, read_list
 from ames_jax.data.neighbours import Neighbours, open_neighbours
-from ames_jax.data.readers import FileReader, ShardReader
+from ames_jax.data.readers import DescriptorReader
+from ames_jax.data.release_hdf5 import ReleaseSource
 from ames_jax.data.release_pickles import import_neighbours
-from ames_jax.data.store import DescriptorReader, open_store
+from ames_jax.data.shards import open_split
+from ames_jax.data.store import open_store
 from ames_jax.retrieval.judgements import Judged, judge, judge_by_class
 from ames_jax.retrieval.protocols import metric_of
-from ames_jax.retrieval.task import RetrievalTask
-from ames_jax.runtime.errors import UserError
+from ames_jax.retrieval.sets import RetrievalSet
+from ames_jax.runtime.errors import UserError, did_you_mean
+from ames_jax.runtime.files import read_json
 
 REQUIRED = ("name", "metric", "first_stage", "query", "gallery", "neighbours")
 OPTIONAL = ("ground_truth",)
 
 
-@dataclass(frozen=True)
-class ImageList:
-    """Ids of images and, where every line has one, their labels (int64 [N])."""
-
-    ids: list[str]
-    labels: np.ndarray | None
-
-
-def open_manifest(path: Path, copies: Path) -> RetrievalTask:
-    """The task that a manifest describes; raises UserError naming the manifest and the key that is wrong.
+def open_manifest(path: Path, copies: Path) -> RetrievalSet:
+    """The set that a manifest describes; raises UserError naming the manifest and the key that is wrong.
 
     copies: see `read_lists`.
     """
     manifest = read_json(path)
     _check_keys(path, manifest)
     sides = {side: manifest[side] for side in ("query", "gallery")}
-    images = {side: _read_list(path, spec.get("list")) for side, spec in sides.items()}
+    images = {
+        side: read_list(path.parent / spec["list"], FORMS[:2]) if "list" in spec else None
+        for side, spec in sides.items()
+    }
     lists = read_lists(path.parent / manifest["neighbours"], copies)
-    return RetrievalTask(
+    return RetrievalSet(
         name=manifest["name"],
         first_stage=manifest["first_stage"],
         ranks=lists.indices,
@@ -70,42 +66,6 @@ def open_manifest(path: Path, copies: Path) -> RetrievalTask:
         queries=_open_descriptors(path, sides["query"]),
         database=_open_descriptors(path, sides["gallery"]),
     )
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; raises UserError where it is missing or malformed."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
-
-
-def _check_keys(path: Path, manifest: Any) -> None:
-    if not isinstance(manifest, dict):
-        raise UserError(f"{path}: expected an object with the keys {', '.join(REQUIRED)}")
-    for key in manifest:
-        if key not in REQUIRED + OPTIONAL:
-            close = difflib.get_close_matches(key, REQUIRED + OPTIONAL, 1)
-            raise UserError(f"{path}: unknown key {key!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
-    missing = [key for key in REQUIRED if key not in manifest]
-    missing += [f"{side}.descriptors" for side in ("query", "gallery") if "descriptors" not in manifest.get(side, {})]
-    if missing:
-        raise UserError(f"{path}: missing {', '.join(missing)}")
-
-
-def _open_descriptors(path: Path, spec: Mapping[str, str]) -> DescriptorReader:
-    text = spec["descriptors"]
-    place = path.parent / text
-    if (place / "header.json").is_file():
-        return open_store(place)
-    if place.is_file():
-        return FileReader(place)
-    root, colon, split = text.rpartition(":")
-    if colon and (path.parent / root).is_dir():
-        return ShardReader(path.parent / root, split)
-    raise UserError(f"{path}: descriptors {text!r} is neither an HDF5 file, a packed store nor FOLDER:SPLIT")
 
 
 def read_lists(place: Path, copies: Path) -> Neighbours:
@@ -124,32 +84,38 @@ def read_lists(place: Path, copies: Path) -> Neighbours:
     return open_neighbours(folder)
 
 
-def _read_list(path: Path, name: str | None) -> ImageList | None:
-    if name is None:
-        return None
-    place = path.parent / name
-    if not place.is_file():
-        raise UserError(f"{path}: the list {place} is missing")
-    lines = [line.rsplit(",", 1) for line in place.read_text(encoding="utf-8").splitlines() if line]
-    ids = [line[0] for line in lines]
-    if not all(len(line) == 2 for line in lines):
-        return ImageList(ids, None)
-    try:
-        return ImageList(ids, np.array([int(line[1]) for line in lines], np.int64))
-    except ValueError as error:
-        raise UserError(f"{place}: a label is not an integer ({error})") from error
+def _check_keys(path: Path, manifest: Mapping[str, Any]) -> None:
+    for key in manifest:
+        if key not in REQUIRED + OPTIONAL:
+            raise UserError(f"{path}: unknown key {key!r}{did_you_mean(key, REQUIRED + OPTIONAL)}")
+    missing = [key for key in REQUIRED if key not in manifest]
+    missing += [f"{side}.descriptors" for side in ("query", "gallery") if "descriptors" not in manifest.get(side, {})]
+    if missing:
+        raise UserError(f"{path}: missing {', '.join(missing)}")
+
+
+def _open_descriptors(path: Path, spec: Mapping[str, str]) -> DescriptorReader:
+    text = spec["descriptors"]
+    place = path.parent / text
+    if (place / "header.json").is_file():
+        return open_store(place)
+    if place.is_file():
+        return ReleaseSource(place)
+    root, colon, split = text.rpartition(":")
+    if colon and (path.parent / root).is_dir():
+        return open_split(path.parent / root, split)
+    raise UserError(f"{path}: descriptors {text!r} is neither an HDF5 file, a packed store nor FOLDER:SPLIT")
 
 
 def _judged(
     path: Path, manifest: Mapping[str, Any], query: ImageList | None, gallery: ImageList | None, ranks: np.ndarray
 ) -> Judged:
+    row_of = {name: row for row, name in enumerate(gallery.ids)} if gallery else {}
     if "ground_truth" in manifest:
-        entries = read_json(path.parent / manifest["ground_truth"])
-        row_of = {name: row for row, name in enumerate(gallery.ids)} if gallery else {}
+        entries = read_json(path.parent / manifest["ground_truth"], list)
         return judge(ranks, [_rows(path, entry, row_of) for entry in entries])
     if query is None or gallery is None or query.labels is None or gallery.labels is None:
         raise UserError(f"{path}: give ground_truth, or lists with a label on every line for query and gallery")
-    row_of = {name: row for row, name in enumerate(gallery.ids)}
     own = np.array([row_of.get(name, -1) for name in query.ids], np.int64)
     return judge_by_class(ranks, query.labels, gallery.labels, own)
 

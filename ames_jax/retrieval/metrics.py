@@ -20,7 +20,6 @@ images, `Judged.reordered` moves them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,16 +124,3 @@ def gldv2_map(ranks: np.ndarray, ground_truth: GroundTruth, private: int = GLDV2
 def mean_average_precision(ranks: np.ndarray, ground_truth: GroundTruth, depth: int | None = None) -> float:
     """Rectangular mAP in percent over the whole ranking, or mAP@depth; ground truth: `ok`, `junk` if there is any."""
     return protocol_score(judge(ranks, ground_truth), Protocol("map", depth=depth))
-
-
-def shortlist_ceiling(ranks: np.ndarray, ground_truth: GroundTruth, k: int) -> float:
-    """Mean recall in percent of the first k places (junk out): what a perfect re-ranking could bring to the top."""
-    return percent(recall_at(find_hits(judge(ranks, ground_truth), ("easy", "hard", "ok")), k))
-
-
-def measure_order(
-    ranks: np.ndarray, ground_truth: GroundTruth, protocols: Sequence[Protocol] = (Protocol("map"),)
-) -> Callable[[np.ndarray], dict[str, float]]:
-    """The `measure` of `ranking.sweep`: percent by protocol name, of `ranks` with the head in a new order."""
-    judged = judge(ranks, ground_truth)
-    return lambda order: {protocol.name: protocol_score(judged.reordered(order), protocol) for protocol in protocols}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
-
 from ames_jax.retrieval.metrics import REVISITED, Protocol, gldv2_protocols
-from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.errors import UserError, did_you_mean
 
 MEDIUM_HARD = REVISITED[1:]
 HITS = tuple(Protocol(f"R@{k}", depth=k, hit=True) for k in (1, 10, 100))
@@ -41,9 +39,8 @@ FOLDERS = {"gldv2-val": "gldv2-test"}
 def protocols_of(dataset: str) -> tuple[Protocol, ...]:
     """The protocols of a known benchmark; raises UserError with the nearest name for another."""
     if dataset not in DATASETS:
-        close = difflib.get_close_matches(dataset, DATASETS, 1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise UserError(f"dataset={dataset!r} is not known: expected {', '.join(DATASETS)} or custom{hint}")
+        known = f"expected {', '.join(DATASETS)} or custom{did_you_mean(dataset, DATASETS)}"
+        raise UserError(f"dataset={dataset!r} is not known: {known}")
     return DATASETS[dataset]
 
 

@@ -1,114 +1,192 @@
-"""Logits of (query, database image) pairs: each pair once, kept on disk as it comes, resumed from what is there."""
+"""Scores of (query, database image) pairs: each pair once, kept as they come, resumed, shared by all processes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+import jax
 import numpy as np
-from tqdm import tqdm
 
+from ames_jax.data.readers import DescriptorReader
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.model.packing import BitPacker
-from ames_jax.retrieval.database_cache import DatabaseCache
-from ames_jax.retrieval.scoring import Scorer
-from ames_jax.retrieval.task import RetrievalTask
+from ames_jax.retrieval.matchers import Matcher
+from ames_jax.retrieval.scoring import in_threads, queries_at_a_time
+from ames_jax.retrieval.sets import RetrievalSet
+from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.files import read_array, write_array, write_file
+from ames_jax.runtime.processes import as_lead, is_lead, join_shares, own_share
+from ames_jax.runtime.progress import Progress
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+READ_BYTES = 64 << 20
 
 
-class ScoreFile:
-    """float32 [Nq, C] on disk, NaN where a pair has no score yet; column j is column j of the task's lists.
+@dataclass(frozen=True)
+class ScoreKeeper:
+    """Makes scores, each once, and keeps them.
 
-    facts: what the scores depend on (model, data, numbers of descriptors). Each set of facts has its own file, so scores
-    of another model or of other data are never taken for these. A killed process keeps all that it had written.
+    Attributes:
+      folder: where they are kept under all that they depend on, so that a killed run goes on and a longer shortlist scores
+        what is new; None: nowhere.
+      memory_bytes: for descriptors on their way to the devices.
+      shared: all processes ask for the same scores, and each makes its share of the queries; False: this one is alone.
     """
 
-    def __init__(self, folder: Path, facts: dict[str, Any], queries: int, columns: int):
-        text = json.dumps(facts, sort_keys=True, indent=1)
-        stem = hashlib.sha256(text.encode()).hexdigest()[:16]
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / f"{stem}.npy"
-        (folder / f"{stem}.json").write_text(text, encoding="utf-8")
-        known = self._known(queries)
-        if known.shape[1] < columns:
-            grown = np.full((queries, columns), np.nan, np.float32)
-            grown[:, : known.shape[1]] = known
-            partial = self.path.with_suffix(".partial.npy")
-            np.save(partial, grown)
-            partial.replace(self.path)
-        self.logits = np.load(self.path, mmap_mode="r+")
+    folder: Path | None = None
+    memory_bytes: int = 2 << 30
+    shared: bool = True
 
-    def _known(self, queries: int) -> np.ndarray:
-        try:
-            known = np.load(self.path)
-        except (FileNotFoundError, ValueError, EOFError):  # absent, or cut short: scored again
-            return np.empty((queries, 0), np.float32)
-        return known if len(known) == queries else np.empty((queries, 0), np.float32)
+    def scores(
+        self, data: RetrievalSet, matcher: Matcher, k: int, query_descriptors: int, database_descriptors: int
+    ) -> np.ndarray:
+        """float32 [Nq, C, F] for the F thresholds of the matcher: of every pair that a shortlist of k needs, NaN elsewhere.
+
+        Column j is column j of the set's lists. Raises UserError when the first stage lists fewer than k images.
+        """
+        needed, counts = data.needed_pairs(k), (query_descriptors, database_descriptors)
+        shape = (*needed.shape, len(matcher.thresholds))
+        facts = {**matcher.facts, **data.facts, "descriptors": counts} if self.folder else {}
+        if not self.shared or jax.process_count() == 1:
+            kept = _open_scores(self.folder, facts, shape)
+            fill(kept, needed, data, matcher, *counts, memory_bytes=self.memory_bytes)
+            return np.array(kept[:, : shape[1]])
+        part = self.folder and self.folder / f"process_{jax.process_index()}_of_{jax.process_count()}"
+        kept, mine = _open_scores(part, facts, shape), own_share(len(needed))
+        whole = _open_scores(self.folder, facts, shape) if is_lead() else np.zeros(shape, np.float32)
+        before = np.asarray(as_lead(np.array(whole[:, : shape[1]])))[mine]
+        kept[mine, : shape[1]] = np.where(np.isnan(before), kept[mine, : shape[1]], before)
+        own = needed & np.isin(np.arange(len(needed)), mine)[:, None]
+        fill(kept, own, data, matcher, *counts, memory_bytes=self.memory_bytes)
+        joined = join_shares(np.array(kept[mine, : shape[1]]), len(needed))
+        if is_lead():
+            whole[:, : shape[1]] = joined
+            _flush(whole)
+        return joined
 
 
-def score_task(
-    task: RetrievalTask,
+def fill(
+    scores: np.ndarray,
     needed: np.ndarray,
-    scorer: Scorer,
-    scores: ScoreFile,
-    *,
+    data: RetrievalSet,
+    matcher: Matcher,
     query_descriptors: int,
     database_descriptors: int,
-    packer: BitPacker | None = None,
+    *,
     memory_bytes: int = 2 << 30,
-    show_progress: bool = True,
 ) -> int:
-    """Fills `scores` where `needed` (bool [Nq, C]) has no score yet; returns how many pairs were scored.
+    """Fills `scores` (float32 [Nq, ≥ C, F]) where `needed` (bool [Nq, C]) has none yet; returns how many pairs it scored.
 
-    A thread reads the next images (and packs them to bits, for a binary model) while the devices score. An image that
-    several queries share is read once as long as `memory_bytes` holds it. A query's own work is done once for each
-    block of its shortlist that fits the memory; normally that is the whole shortlist.
+    Threads read and score several queries at a time. An image that several queries share is read, and made what the
+    matcher stores of it, once as long as `memory_bytes` holds it. A query's own work is done once for each block of its
+    shortlist that fits the memory; normally that is the whole shortlist.
     """
-    missing = needed & np.isnan(scores.logits[:, : needed.shape[1]])
-    cache = DatabaseCache(task.database, database_descriptors, packer, memory_bytes)
+    missing = needed & np.isnan(scores[:, : needed.shape[1], 0])
+    total, threads = int(missing.sum()), queries_at_a_time()
+    if not total:
+        return 0
+    cache = DatabaseCache(data.database, database_descriptors, matcher.stored, memory_bytes, threads)
     work = [
-        (query, columns)
-        for query in np.flatnonzero(missing.any(axis=1))
-        for columns in _blocks(np.flatnonzero(missing[query]), cache.images_a_block)
+        (query, columns[start : start + cache.images_per_block])
+        for query, columns in ((query, np.flatnonzero(missing[query])) for query in range(len(missing)))
+        for start in range(0, len(columns), cache.images_per_block)
     ]
 
-    def load(item: tuple[int, np.ndarray]) -> tuple[int, np.ndarray, DescriptorSet, DescriptorSet]:
+    def score(item: tuple[int, np.ndarray]) -> np.ndarray:
         query, columns = item
-        asked = task.queries.read(np.array([query]), query_descriptors)[0]
-        return query, columns, asked, cache.gather(np.asarray(task.ranks[query, columns], np.int64))
+        images = cache.gather(np.asarray(data.ranks[query, columns], np.int64))
+        return matcher.shortlist(data.queries.read(np.array([query]), query_descriptors)[0], images)
 
-    total = int(missing.sum())
-    bar = tqdm(total=total, unit="pair", unit_scale=True, disable=not show_progress)
-    bar.set_description(f"{task.name}: {query_descriptors} × {database_descriptors} descriptors")
-    with bar:
-        for query, columns, asked, images in prefetch(load, work):
-            scores.logits[query, columns] = scorer.shortlist(asked, images)
-            bar.update(len(columns))
-    scores.logits.flush()
+    label = f"{data.name}, {matcher.name}, {query_descriptors} × {database_descriptors} descriptors"
+    with Progress(label, total, "pairs") as progress:
+        for (query, columns), found in zip(work, in_threads(score, work, threads)):
+            scores[query, columns] = found.reshape(len(columns), -1)
+            progress.update(len(columns))
+    _flush(scores)
     return total
 
 
-def prefetch(load: Callable[[Item], Result], items: Iterable[Item], ahead: int = 1) -> Iterator[Result]:
-    """`load(item)` for every item in order, computed in one thread up to `ahead` items before they are asked for."""
-    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as pool:
-        pending: deque = deque()
-        try:
-            for item in items:
-                pending.append(pool.submit(load, item))
-                if len(pending) > ahead:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+class DatabaseCache:
+    """The images used last, up to about half of `memory_bytes`; the rest is for the blocks on their way to the devices.
+
+    count: descriptors of each image. stored: what is made of images when they are read, and kept of them.
+    threads: how many call `gather` at a time.
+    """
+
+    def __init__(
+        self,
+        reader: DescriptorReader,
+        count: int,
+        stored: Callable[[DescriptorSet], DescriptorSet],
+        memory_bytes: int,
+        threads: int = 2,
+    ):
+        self._reader, self._count, self._stored, self._lock = reader, count, stored, threading.Lock()
+        read = reader.read(np.arange(min(1, len(reader))), count)
+        kept = stored(read)
+        self._images_per_read = max(1, READ_BYTES // max(1, read.features[0].nbytes))
+        bytes_per_image = kept.features[0].nbytes + kept.count
+        self.images_per_block = max(1, memory_bytes // (4 * threads * bytes_per_image))
+        capacity = min(len(reader), max(self.images_per_block, memory_bytes // (2 * bytes_per_image)))
+        self._features = np.empty((capacity, *kept.features.shape[1:]), kept.features.dtype)
+        self._valid = None if kept.valid is None else np.empty((capacity, kept.count), bool)
+        self._slot_of = np.full(len(reader), -1, np.int64)
+        self._image_in = np.full(capacity, -1, np.int64)
+        self._last_use = np.zeros(capacity, np.int64)
+        self._clock = 0
+        self.images_read = 0
+
+    def gather(self, rows: np.ndarray) -> DescriptorSet:
+        """Images `rows` (int [n], distinct, n ≤ images_per_block): a copy [n, T, ·]; `valid` as the reader gives it."""
+        with self._lock:
+            self._clock += 1
+            slots = self._slot_of[rows]
+            self._last_use[slots[slots >= 0]] = self._clock
+            missing = np.sort(rows[slots < 0])
+            free = np.argsort(self._last_use, kind="stable")[: len(missing)]
+            for start in range(0, len(missing), self._images_per_read):
+                part = slice(start, start + self._images_per_read)
+                self._keep(missing[part], free[part])
+            slots = self._slot_of[rows]
+            return DescriptorSet(self._features[slots], None if self._valid is None else self._valid[slots])
+
+    def _keep(self, rows: np.ndarray, slots: np.ndarray) -> None:
+        images = self._stored(self._reader.read(rows, self._count))
+        self._slot_of[self._image_in[slots][self._image_in[slots] >= 0]] = -1
+        self._features[slots] = images.features
+        if self._valid is not None:
+            self._valid[slots] = images.valid
+        self._image_in[slots], self._slot_of[rows] = rows, slots
+        self._last_use[slots] = self._clock
+        self.images_read += len(rows)
 
 
-def _blocks(columns: np.ndarray, size: int) -> list[np.ndarray]:
-    return [columns[start : start + size] for start in range(0, len(columns), size)]
+def _open_scores(folder: Path | None, facts: dict[str, Any], shape: tuple[int, int, int]) -> np.ndarray:
+    """float32 [Nq, ≥ C, F]: what the folder has under these facts, NaN for pairs without a score; without a folder, memory.
+
+    A file on disk is written through, so a killed process keeps all that it had scored. Of a file that is cut short
+    nothing is taken.
+    """
+    if folder is None:
+        return np.full(shape, np.nan, np.float32)
+    text = json.dumps(facts, sort_keys=True, indent=1)
+    path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.npy"
+    try:
+        kept = read_array(path)
+    except UserError:
+        kept = np.empty((shape[0], 0, shape[2]), np.float32)
+    if kept.shape[1] < shape[1]:
+        grown = np.full(shape, np.nan, np.float32)
+        grown[:, : kept.shape[1]] = kept
+        write_file(path.with_suffix(".json"), text)
+        write_array(path, grown)
+    return np.load(path, mmap_mode="r+")
+
+
+def _flush(scores: np.ndarray) -> None:
+    if isinstance(scores, np.memmap):
+        scores.flush()

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
-from tqdm import tqdm
 
 from ames_jax.descriptors import DescriptorSet, validate
 from ames_jax.model.ames import AMES
@@ -20,6 +20,7 @@ from ames_jax.model.packing import binarizer_fingerprint
 from ames_jax.runtime.cores import usable_cores
 from ames_jax.runtime.devices import data_mesh
 
+Item, Result = TypeVar("Item"), TypeVar("Result")
 # Tokens of one micro-batch on one device. On CPU its activations (about 6 kB a token at the released size) should stay in
 # the cache; an accelerator needs many to be busy, and this bounds its memory instead.
 TOKENS_PER_MICRO_BATCH = {"cpu": 1000}
@@ -30,6 +31,33 @@ def micro_batch_size(queries: int, databases: int, backend: str) -> int:
     """Pairs that one device scores at a time, for Q and T descriptors a side."""
     tokens = TOKENS_PER_MICRO_BATCH.get(backend, TOKENS_ON_ACCELERATOR)
     return max(1, round(tokens / (1 + queries + databases)))
+
+
+def queries_at_a_time() -> int:
+    """Queries that are scored at a time: on CPU one per core, since one program alone leaves cores waiting (1.5 to 2 times
+    faster on two); elsewhere two, so that the next query is laid out while the device works."""
+    return usable_cores() if jax.default_backend() == "cpu" else 2
+
+
+def in_threads(
+    work: Callable[[Item], Result], items: Iterable[Item], threads: int, first_alone: bool = True
+) -> Iterator[Result]:
+    """`work(item)` for every item, in their order, from so many threads.
+
+    first_alone: nothing runs beside the first item, since threads that meet a new shape together would each compile it.
+    """
+    with ThreadPoolExecutor(threads) as pool:
+        pending: deque[Future[Result]] = deque()
+        try:
+            for place, item in enumerate(items):
+                pending.append(pool.submit(work, item))
+                while len(pending) > (threads if place or not first_alone else 0):
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
 
 
 class Scorer:
@@ -79,38 +107,15 @@ class Scorer:
         batches, steps = self._micro_batches((query, database), count, query.count, database.count)
         return np.asarray(_score_pairs(self._graph, self._params, batches, steps)).reshape(-1)[:count]
 
-    def shortlists(
-        self, queries: DescriptorSet, database: DescriptorSet, shortlists: np.ndarray, progress: str | None = None
-    ) -> np.ndarray:
-        """float32 logits [Nq, K] of queries [Nq, Q, ·] against rows of a database [N, T, ·] in memory.
-
-        Args:
-          shortlists: int [Nq, K], database rows.
-          progress: label of a progress bar, or None for none.
-        """
+    def shortlists(self, queries: DescriptorSet, database: DescriptorSet, shortlists: np.ndarray) -> np.ndarray:
+        """float32 logits [Nq, K] of queries [Nq, Q, ·] and shortlists int [Nq, K], rows of a database [N, T, ·] in memory."""
 
         def one(query: int) -> np.ndarray:
             return self.shortlist(queries[query], database[shortlists[query]])
 
         if not len(shortlists):
             return np.zeros(shortlists.shape, np.float32)
-        with ThreadPoolExecutor(self._threads()) as pool:
-            # The first alone: threads that meet a new shape together would each compile it.
-            scored = itertools.chain([one(0)], pool.map(one, range(1, len(shortlists))))
-            bar = tqdm(
-                scored,
-                desc=progress,
-                total=len(shortlists),
-                unit="query",
-                disable=None if progress else True,
-                leave=False,
-            )
-            return np.stack(list(bar))
-
-    def _threads(self) -> int:
-        """Queries in work at a time: on CPU one a core, since one program alone leaves cores waiting (1.5 to 2 times faster on
-        two); elsewhere two, so that the next query is laid out while the device works."""
-        return usable_cores() if self._mesh.devices.flat[0].platform == "cpu" else 2
+        return np.stack(list(in_threads(one, range(len(shortlists)), queries_at_a_time())))
 
     def _micro_batches(self, tree: Any, count: int, queries: int, databases: int) -> tuple[Any, int]:
         """Reshapes leading axes [count, …] to [capacity, micro-batch · devices, …] on the devices; and the steps to run.

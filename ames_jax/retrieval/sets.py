@@ -1,135 +1,192 @@
-"""One evaluation of a data set, held in memory: queries, database images, the first stage's lists, the ground truth."""
+"""Queries, a database, the first stage's lists and how a ranking is judged: what every evaluation works on."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import functools
 from pathlib import Path
 
 import numpy as np
 
 from ames_jax.data.neighbours import open_neighbours
-from ames_jax.data.shards import DescriptorSource, open_split, read_about
-from ames_jax.descriptors import DescriptorSet, stack
-from ames_jax.retrieval.metrics import mean_average_precision, measure_order, shortlist_ceiling
-from ames_jax.retrieval.ranking import Measure
+from ames_jax.data.readers import DescriptorReader, MemoryReader, PartReader
+from ames_jax.data.shards import open_split, read_about
+from ames_jax.retrieval.judgements import Judged, find_hits, judge
+from ames_jax.retrieval.metrics import Protocol, average_precision, percent, protocol_score, recall_at
+from ames_jax.retrieval.protocols import METRICS
+from ames_jax.retrieval.ranking import Shortlist, shortlist_columns
 from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.files import digest_of, read_json
+
+RIGHT = ("easy", "hard", "ok")
 
 
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """How much of an evaluation to hold in memory; None: all of it.
-
-    Attributes:
-      queries: queries, spread over those that have a right image.
-      shortlist: images of each query's list.
-      query_descriptors, database_descriptors: strongest descriptors of each image.
-    """
-
-    queries: int | None = None
-    shortlist: int | None = None
-    query_descriptors: int | None = None
-    database_descriptors: int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationSet:
-    """Queries to re-rank.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RetrievalSet:
+    """Queries to re-rank, whatever files they come from or whether they lie in memory.
 
     Attributes:
-      name: of the data set, as results print it.
-      first_stage: name of the global search behind the lists.
-      root: folder of the data set.
-      queries: [Nq, K, ·]; database: [M, K, ·], the images of `loaded`; NumPy, features as stored.
-      loaded: int [M], rising: the database rows that are in memory.
-      query_ids, database_ids: ids of the images (all of the database).
-      ranks: int [Nq, R], database rows in the order of the first stage; similarities: float [Nq, R], falling.
-      ground_truth: a dict of row lists ("ok", "junk") a query.
+      name: of the data set, printed beside every result.
+      first_stage: name of the global search that made the lists.
+      ranks: int [Nq, R], database rows, best first; similarities: float [Nq, ≥ R], falling.
+      judged: the judged images in `ranks`.
+      protocols: the figures to compute, the main one first.
+      queries, database: readers of the local descriptors.
+      training: descriptors of other images that statistics may be learned from, where the data set has any.
+
+    Raises UserError where the parts are not about the same queries and the same database.
     """
 
     name: str
     first_stage: str
-    root: Path
-    queries: DescriptorSet
-    database: DescriptorSet
-    loaded: np.ndarray
-    query_ids: list[str]
-    database_ids: list[str]
     ranks: np.ndarray
     similarities: np.ndarray
-    ground_truth: list[dict[str, list[int]]]
+    judged: Judged
+    protocols: tuple[Protocol, ...]
+    queries: DescriptorReader
+    database: DescriptorReader
+    training: DescriptorReader | None = None
 
     @classmethod
-    def load(cls, root: Path, name: str, limits: Limits | None = None) -> EvaluationSet:
-        """Reads `ground_truth/NAME.json` and what it names, within the limits.
+    def load(cls, root: Path, name: str, *, queries: int | None = None) -> RetrievalSet:
+        """Opens `ground_truth/NAME.json` of a prepared data set and what it names.
 
-        Raises:
-          UserError: there is no such evaluation, or its parts are not of the same images.
+        queries: so many of the queries with a right image, spread over them; None: all queries.
+        Raises UserError: there is no such evaluation, or its parts are not of the same images.
         """
-        limits = limits or Limits()
         path = root / "ground_truth" / f"{name}.json"
         if not path.is_file():
             found = ", ".join(sorted(p.stem for p in path.parent.glob("*.json"))) or "none"
             raise UserError(f"{path}: no such evaluation; {root} has: {found}")
-        truth = json.loads(path.read_text())
-        query, database = open_split(root, truth["query"]), open_split(root, truth["database"])
+        truth, about = read_json(path), read_about(root)
         lists = open_neighbours(root / "neighbours" / f"{truth['query']}.{truth['database']}")
-        if not len(query) == len(lists) == len(truth["queries"]):
-            raise UserError(
-                f"{path}: {len(truth['queries'])} queries, but {len(query)} images in split {truth['query']} "
-                f"and {len(lists)} neighbour lists"
-            )
-        rows = np.arange(len(query))
-        if limits.queries:
-            # Spread over the set: a data set's queries often come sorted by what they show.
-            rows = np.array([row for row, entry in enumerate(truth["queries"]) if _has_right_image(entry)])
-            if not len(rows):
-                raise UserError(f"{path}: no query has a right image")
-            rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(limits.queries, len(rows))).round().astype(int))]
-        ranks = np.asarray(lists.indices[rows])
-        loaded = np.unique(ranks[:, : limits.shortlist]) if limits.shortlist else np.arange(len(database))
-        about, query_ids = read_about(root), query.ids()
+        reader, entries = open_split(root, truth["query"]), truth["queries"]
+        ranks, similarities = lists.indices, lists.similarities
+        if queries and len(reader) == len(lists) == len(entries):
+            rows = _spread([row for row, entry in enumerate(entries) if any(map(entry.get, RIGHT))], queries, path)
+            reader, entries = PartReader(reader, rows), [entries[row] for row in rows]
+            ranks, similarities = np.asarray(ranks[rows]), np.asarray(similarities[rows])
         return cls(
-            about["name"], lists.first_stage(about.get("global")), root,
-            read_rows(query, rows, limits.query_descriptors), read_rows(database, loaded, limits.database_descriptors),
-            loaded, [query_ids[i] for i in rows], database.ids(), ranks, np.asarray(lists.similarities[rows]),
-            [truth["queries"][i] for i in rows],
-        )  # fmt: skip
+            name=about.get("name", root.name),
+            first_stage=lists.first_stage(about.get("global")),
+            ranks=ranks,
+            similarities=similarities,
+            judged=judge(ranks, entries),
+            protocols=METRICS["revisited" if any("easy" in entry for entry in entries) else "map"],
+            queries=reader,
+            database=open_split(root, truth["database"]),
+            training=_training(root),
+        )
 
-    def shortlists(self, count: int) -> np.ndarray:
-        """int [Nq, count]: the first images of each list as rows of `database`."""
-        return np.searchsorted(self.loaded, self.ranks[:, :count])
+    def in_memory(self, query_descriptors: int, database_descriptors: int) -> RetrievalSet:
+        """The same with the strongest descriptors of all its images read once, for many measurements."""
+        return dataclasses.replace(
+            self,
+            queries=MemoryReader.load(self.queries, query_descriptors),
+            database=MemoryReader.load(self.database, database_descriptors),
+        )
 
-    def measure(self) -> Measure:
-        """mAP ("map", percent) of an order of the lists' columns, for `ranking.sweep` and `ranking.tune`."""
-        return measure_order(self.ranks, self.ground_truth)
+    def __post_init__(self) -> None:
+        if len(self.queries) != len(self.ranks):
+            raise UserError(
+                f"{self.name}: {len(self.queries)} query images, but {len(self.ranks)} neighbour lists; "
+                "both must list the same queries in the same order"
+            )
+        if self.ranks.shape[1] > self.similarities.shape[1] or len(self.similarities) != len(self.ranks):
+            raise UserError(
+                f"{self.name}: neighbour indices {list(self.ranks.shape)} and similarities "
+                f"{list(self.similarities.shape)} do not match"
+            )
+        if self.ranks.size and (self.ranks.min() < 0 or self.ranks.max() >= len(self.database)):
+            wrong = self.ranks.max() if self.ranks.max() >= len(self.database) else self.ranks.min()
+            raise UserError(
+                f"{self.name}: the neighbour lists of {self.first_stage} name database image {wrong}, but the database "
+                f"has {len(self.database)} images: the lists belong to another database"
+            )
 
-    def map_of(self, ranks: np.ndarray) -> float:
-        """mAP in percent of ranked database rows [Nq, R]."""
-        return mean_average_precision(ranks, self.ground_truth)
+    @functools.cached_property
+    def facts(self) -> dict[str, str]:
+        """What tells the set's pairs from others: names, and fingerprints of the lists and of both sides' descriptors."""
+        return {
+            "set": self.name,
+            "first_stage": self.first_stage,
+            "lists": digest_of(self.ranks),
+            "queries": self.queries.fingerprint(),
+            "database": self.database.fingerprint(),
+        }
 
-    def ceiling(self, shortlist: int) -> float:
-        """Percent of the right images that the first `shortlist` hold: what a perfect re-ranking could reach."""
-        return shortlist_ceiling(self.ranks, self.ground_truth, shortlist)
+    def figures(self, order: np.ndarray | None = None) -> dict[str, float]:
+        """Percent by protocol name, of the first stage's lists or of these with the head in a new order (int [Nq, H])."""
+        judged = self.judged if order is None else self.judged.reordered(order)
+        return {protocol.name: protocol_score(judged, protocol) for protocol in self.protocols}
+
+    def average_precisions(self, order: np.ndarray | None = None) -> np.ndarray:
+        """AP in 0..1 of every query in the main protocol, float64 [Nq]; NaN for queries without a right image."""
+        judged, main = self.judged if order is None else self.judged.reordered(order), self.protocols[0]
+        return average_precision(find_hits(judged, main.ok, main.junk), main.depth, main.trapezoid)
+
+    def ceiling(self, k: int, protocol: Protocol | None = None) -> float:
+        """Percent of the right images that a shortlist of k holds: what a perfect re-ranking could bring to the top."""
+        protocol = protocol or self.protocols[0]
+        recall = recall_at(find_hits(self.judged, protocol.ok, protocol.junk), k)
+        return percent(recall[slice(*protocol.part)])
+
+    def right_rows(self, query: int) -> set[int]:
+        """The database rows in a query's list that are right by any protocol."""
+        return set(self.ranks[query, self.judged.columns_of(RIGHT, self.ranks.shape[1])[query]].tolist())
+
+    def counted(self, protocol: Protocol) -> np.ndarray:
+        """bool [Nq]: the queries that enter the figure of a protocol."""
+        counted = np.zeros(len(self.ranks), bool)
+        counted[slice(*protocol.part)] = True
+        return counted & (find_hits(self.judged, protocol.ok, protocol.junk).positives > 0)
+
+    def needed_pairs(self, k: int) -> np.ndarray:
+        """bool [Nq, C]: the pairs that some protocol's shortlist of k needs a score for; the union is scored once.
+
+        Raises UserError when the first stage lists fewer than k images.
+        """
+        junk_of = {protocol: self._junk(protocol, k) for protocol in self.protocols}
+        needed = np.zeros((len(self.ranks), max(junk.shape[1] for junk in junk_of.values())), bool)
+        for protocol, junk in junk_of.items():
+            columns = shortlist_columns(self.ranks.shape[1], len(self.ranks), k, junk)[:, :k]
+            chosen = np.zeros_like(needed)
+            np.put_along_axis(chosen, columns, True, axis=1)
+            chosen[:, : junk.shape[1]] &= ~junk
+            needed |= chosen & self.counted(protocol)[:, None]
+        return needed[:, : int(np.flatnonzero(needed.any(axis=0)).max(initial=-1)) + 1]
+
+    def shortlist(self, scores: np.ndarray, k: int, protocol: Protocol | None = None) -> Shortlist:
+        """What re-ranking of the first k reorders in a protocol; scores float [Nq, C], NaN where a pair has none.
+
+        Queries that the protocol does not count need no scores. Raises UserError where another pair has none.
+        """
+        protocol = protocol or self.protocols[0]
+        junk = self._junk(protocol, k)
+        scores = np.where(self.counted(protocol)[:, None], scores, 0)
+        return Shortlist.cut(self.similarities[:, : junk.shape[1]], scores, k, junk)
+
+    def _junk(self, protocol: Protocol, k: int) -> np.ndarray:
+        """bool [Nq, W]: junk of the protocol in the columns that can reach a shortlist of k."""
+        most = int(find_hits(self.judged, protocol.junk, ()).positives.max(initial=0))
+        return self.judged.columns_of(protocol.junk, min(self.ranks.shape[1], k + most))
 
 
-def _has_right_image(entry: dict[str, list]) -> bool:
-    return any(entry.get(kind) for kind in ("ok", "easy", "hard"))
-
-
-def read_rows(source: DescriptorSource, rows: np.ndarray, descriptors: int | None) -> DescriptorSet:
-    """Images of a split as one set [n, K, ·] without geometry, cut to `descriptors`; `valid` is None when all are real."""
-    sets = [source[int(row)].descriptors for row in rows]
-    images = stack([DescriptorSet(s.features, s.valid).truncate(descriptors or s.count) for s in sets])
-    return DescriptorSet(images.features) if images.valid is None or images.valid.all() else images
-
-
-def sample_descriptors(source: DescriptorSource, count: int, per_image: int, seed: int) -> np.ndarray:
+def sample_descriptors(reader: DescriptorReader, count: int, per_image: int, seed: int) -> np.ndarray:
     """float32 [≤ count, D]: real descriptors of random images, the strongest `per_image` of each; for whitening and ITQ."""
-    order = np.random.default_rng(seed).permutation(len(source))[: -(-count // per_image)]
-    rows = []
-    for row in sorted(order):
-        image = source[int(row)].descriptors.truncate(per_image)
-        features = np.asarray(image.features, np.float32)
-        rows.append(features if image.valid is None else features[image.valid])
-    return np.concatenate(rows)[:count]
+    rows = np.random.default_rng(seed).permutation(len(reader))[: -(-count // per_image)]
+    images = reader.read(np.sort(rows), per_image)
+    features = np.asarray(images.features, np.float32)
+    return (features.reshape(-1, features.shape[-1]) if images.valid is None else features[images.valid])[:count]
+
+
+def _spread(rows: list[int], count: int, path: Path) -> np.ndarray:
+    """`count` of the rows, spread over them: a data set's queries often come sorted by what they show."""
+    if not rows:
+        raise UserError(f"{path}: no query has a right image")
+    return np.array(rows)[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int))]
+
+
+def _training(root: Path) -> DescriptorReader | None:
+    there = any((root / place).is_file() for place in ("images/train.ids.txt", "train.source.json"))
+    return open_split(root, "train") if there else None

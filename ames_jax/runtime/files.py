@@ -90,14 +90,15 @@ def write_json(path: Path, value: Any) -> None:
     write_file(path, json.dumps(_plain(value), indent=1) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of ours; raises UserError, naming the file, where there is none."""
+def read_json(path: Path, kind: type = dict) -> Any:
+    """The JSON object (or `kind`, say list) in a file; raises UserError, naming the file, where there is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    if not isinstance(value, kind):
+        expected = "object" if kind is dict else kind.__name__
+        raise UserError(f"{path}: expected a JSON {expected}, found {type(value).__name__}")
     return value
 
 

@@ -24,7 +24,7 @@ T = TypeVar("T")
 LINE_SECONDS = 10.0
 # On a terminal: the clock of the bar moves on with each of these, also while one unit takes long.
 BAR_SECONDS = 1.0
-# Progresses under way, the innermost last: only that one prints lines.
+# Progresses under way, the outermost first: that one prints lines, which tell of the others as well.
 _open: list[Progress] = []
 
 
@@ -73,7 +73,7 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
         elif self._printed and kind is None:
-            self._print(f"done in {tqdm.format_interval(time.monotonic() - self._began)}")
+            self._print(self.line(), f"done in {tqdm.format_interval(time.monotonic() - self._began)}")
 
     def update(self, count: int = 1) -> None:
         """Counts `count` units more as done."""
@@ -114,12 +114,13 @@ class Progress:
         while not self._closed.wait(LINE_SECONDS if self._bar is None else BAR_SECONDS):
             if self._bar is not None:
                 self._bar.refresh()
-            elif _open[-1] is self:
-                self._print(f"{tqdm.format_interval(time.monotonic() - self._began)} so far")
+            elif _open[0] is self:
+                lines = "; ".join(work.line() for work in list(_open))
+                self._print(lines, f"{tqdm.format_interval(time.monotonic() - self._began)} so far")
 
-    def _print(self, elapsed: str) -> None:
+    def _print(self, line: str, elapsed: str) -> None:
         self._printed = True
-        print(f"{self.line()}, {elapsed}", file=sys.stderr, flush=True)
+        print(f"{line}, {elapsed}", file=sys.stderr, flush=True)
 
 
 def write(text: str) -> None:

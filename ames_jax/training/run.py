@@ -18,13 +18,14 @@ from ames_jax.model.ames import AMES, AMESConfig
 from ames_jax.model.initialisation import initialise
 from ames_jax.model.released import load_model
 from ames_jax.model.weights import read_model
-from ames_jax.retrieval.ranking import tune
-from ames_jax.retrieval.scoring import Scorer
-from ames_jax.retrieval.sets import EvaluationSet, Limits, sample_descriptors
+from ames_jax.retrieval.matchers import ModelMatcher
+from ames_jax.retrieval.scores import ScoreKeeper
+from ames_jax.retrieval.sets import RIGHT, RetrievalSet, sample_descriptors
+from ames_jax.retrieval.tuning import tune
 from ames_jax.runtime.command_line import flatten
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import same_job, write_file
-from ames_jax.runtime.processes import is_lead, join_shares, lead_first, own_share, say
+from ames_jax.runtime.processes import is_lead, lead_first, say
 from ames_jax.training.log import trace_steps
 from ames_jax.training.loop import FitSettings, finished, fit
 from ames_jax.training.pipeline import TripletPipeline
@@ -32,9 +33,6 @@ from ames_jax.training.step import Recipe
 from ames_jax.training.triplets import Triplets
 
 SIZES = {"mini": {"layers": 2, "feed_forward": 256}, "released": {"layers": 5, "feed_forward": 1024}}
-# λ and γ that are tried on validation (release: λ .35–.85, γ .1–.8).
-LAMBDAS = tuple(np.round(np.arange(0, 1.01, 0.1), 2).tolist())
-GAMMAS = (0.1, 0.2, 0.4, 0.8, 1.6)
 SAMPLE, SAMPLE_PER_IMAGE = 30_000, 48  # descriptors that whitening and ITQ are learned from
 
 
@@ -168,25 +166,20 @@ def make_recipe(config: ConfigDict, pipeline: TripletPipeline) -> Recipe:
 def make_validation(config: ConfigDict, root: Path) -> Callable[[AMES], dict[str, float]]:
     """model → validation mAP (percent) of the re-ranked lists at the best λ and γ, these, and the logits' balanced accuracy."""
     settings = config.validation
-    limits = Limits(settings.queries, settings.shortlist, settings.query_descriptors, settings.database_descriptors)
-    subset = EvaluationSet.load(root, "validation", limits)
-    shortlist = min(settings.shortlist, subset.ranks.shape[1])
-    right = [set(truth["ok"]) for truth in subset.ground_truth]
-    labels = np.array([[row in ok for row in rows] for ok, rows in zip(right, subset.ranks[:, :shortlist].tolist())])
-    measure = subset.measure()
+    data = RetrievalSet.load(root, "validation", queries=settings.queries)
+    shortlist = min(settings.shortlist, data.ranks.shape[1])
+    right = data.judged.columns_of(RIGHT, shortlist)
 
     def validate(model: AMES) -> dict[str, float]:
-        scorer = Scorer(model)
-        # Every process scores its share of the queries.
-        own = own_share(len(subset.ranks))
-        queries, lists = subset.queries[own], subset.shortlists(shortlist)[own]
-        logits = join_shares(
-            scorer.shortlists(queries, subset.database, lists, progress="validation"), len(subset.ranks)
-        )
-        setting, rows = tune(subset.similarities, logits, measure, k=[shortlist], lam=LAMBDAS, gamma=GAMMAS)
-        best = next(row.scores["map"] for row in rows if row.setting == setting)
-        accuracy = 0.5 * ((logits > 0)[labels].mean() + (logits <= 0)[~labels].mean())
-        return {"map": best, "accuracy": float(accuracy), "lam": setting.lam, "gamma": setting.gamma}
+        found = tune(
+            ScoreKeeper(), ModelMatcher(model, "model"), data, k=shortlist,
+            query_descriptors=settings.query_descriptors, database_descriptors=settings.database_descriptors,
+        )  # fmt: skip
+        logits = found.scores[:, :shortlist]
+        scored = ~np.isnan(logits)
+        accuracy = 0.5 * ((logits > 0)[right & scored].mean() + (logits <= 0)[~right & scored].mean())
+        setting, figure = found.setting, float(np.mean(list(found.figures.values())))
+        return {"map": figure, "accuracy": float(accuracy), "lam": setting.lam, "gamma": setting.gamma}
 
     return validate
 

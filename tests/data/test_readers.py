@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import synthetic
 
-from ames_jax.data.readers import ConcatenatedReader, FileReader, MemoryReader, PartReader, ShardReader
+from ames_jax.data.readers import ConcatenatedReader, MemoryReader, PartReader
+from ames_jax.data.release_hdf5 import ReleaseSource
+from ames_jax.data.shards import open_split
 from ames_jax.descriptors import DescriptorSet
 
 IMAGES, STORED, WIDTH = 6, 4, 8
@@ -24,7 +26,7 @@ def write_hdf5(path, seed=0):
 
 
 def test_memory_and_parts_read_as_the_file_does(tmp_path):
-    file = FileReader(write_hdf5(tmp_path / "a.hdf5"))
+    file = ReleaseSource(write_hdf5(tmp_path / "a.hdf5"))
     memory = MemoryReader.load(file, 3)
     rows = np.array([1, 4, 5])
     np.testing.assert_array_equal(memory.read(rows, 2).features, file.read(rows, 2).features)
@@ -50,10 +52,10 @@ def test_a_changed_file_has_another_fingerprint(tmp_path, kind):
         layout[:] = h5py.VirtualSource("a.hdf5", "features", (IMAGES, STORED, 5 + WIDTH))
         file.create_virtual_dataset("features", layout)
     open_again = {
-        "file": lambda: FileReader(path),
-        "virtual": lambda: FileReader(whole),
-        "joined": lambda: ConcatenatedReader((MemoryReader(DescriptorSet(np.ones((1, 4, 8)))), FileReader(path))),
-        "part": lambda: PartReader(FileReader(path), np.arange(2)),
+        "file": lambda: ReleaseSource(path),
+        "virtual": lambda: ReleaseSource(whole),
+        "joined": lambda: ConcatenatedReader((MemoryReader(DescriptorSet(np.ones((1, 4, 8)))), ReleaseSource(path))),
+        "part": lambda: PartReader(ReleaseSource(path), np.arange(2)),
     }[kind]
     before = open_again().fingerprint()
     assert open_again().fingerprint() == before
@@ -65,8 +67,8 @@ def test_a_changed_file_has_another_fingerprint(tmp_path, kind):
 def test_fingerprints_of_shards_and_memory(tmp_path):
     root = synthetic.write(tmp_path / "set")
     names = ("test_query", "test_gallery")
-    assert len({ShardReader(root, name).fingerprint() for name in names}) == 2
-    assert ShardReader(root, "test_query").ids()[0] == "test_query/0"
+    assert len({open_split(root, name).fingerprint() for name in names}) == 2
+    assert open_split(root, "test_query").ids()[0] == "test_query/0"
     features = np.ones((2, 3, 4))
     other = features.copy()
     other[1, 2, 3] = 2

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.image import imread
 
 from ames_jax.report import gallery, tradeoff
-from ames_jax.report.comparison import Comparison, Method, format_bytes
+from ames_jax.report.comparison import Comparison, Row, format_bytes
 from ames_jax.report.curves import Curve, TrainingRun, _running_mean, draw_training
 from ames_jax.report.gallery import GalleryQuery, RankedImage, draw_gallery, gallery_query, pick_queries
 from ames_jax.report.tables import markdown_table, table_rows
@@ -21,12 +21,16 @@ DATA_SET = "embedded landmarks (rendered)"
 
 @pytest.fixture
 def comparison() -> Comparison:
-    methods = (
-        Method("teacher", "teacher", 100, 256, {8: [64.0, 66.0], 64: [75.0, 76.0]}),
-        Method("student", "student", 100, 16, {8: [59.0, 60.0], 64: [73.0, 73.0], 100: [74.0, 75.0]}),
-        Method("student, short queries", "student", 50, 16, {64: [72.0, 72.0]}),
+    rows = (
+        row("teacher", "teacher", 100, 256, {8: [64.0, 66.0], 64: [75.0, 76.0]}),
+        row("student", "student", 100, 16, {8: [59.0, 60.0], 64: [73.0, 73.0], 100: [74.0, 75.0]}),
+        row("student, short queries", "student", 50, 16, {64: [72.0, 72.0]}),
     )
-    return Comparison(DATA_SET, "mAP", "VLAD16", [56.0, 57.0], 50, 78.4, methods)
+    return Comparison(DATA_SET, "mAP", "VLAD16", [56.0, 57.0], 50, 78.4, rows)
+
+
+def row(name: str, kind: str, queries: int, bytes_each: int, scores: dict[int, list[float]]) -> Row:
+    return Row(name, kind, queries, {count: count * bytes_each for count in scores}, scores)
 
 
 def test_bytes_are_readable():
@@ -61,8 +65,8 @@ def test_rows_for_programs(comparison):
 
 
 def test_one_seed_has_no_spread():
-    method = Method("student", "student", 10, 16, {8: [50.0]})
-    text = markdown_table(Comparison(DATA_SET, "mAP", "VLAD16", [40.0], 50, None, (method,)))
+    rows = (row("student", "student", 10, 16, {8: [50.0]}),)
+    text = markdown_table(Comparison(DATA_SET, "mAP", "VLAD16", [40.0], 50, None, rows))
     assert "±" not in text
     assert "ceiling" not in text
 

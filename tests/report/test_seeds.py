@@ -5,15 +5,15 @@ import json
 import pytest
 
 from ames_jax.report.command import main
-from ames_jax.report.comparison import Comparison, Method
+from ames_jax.report.comparison import Comparison, Row
 from ames_jax.report.seeds import join_seeds
 from ames_jax.report.tables import table_rows
 from ames_jax.runtime.errors import UserError
 
 
 def write_run(folder, score, queries=10):
-    method = Method("student", "student", 100, 16, {8: [score], 64: [score + 5]})
-    comparison = Comparison("synthetic", "mAP", "VLAD", [50.0], 50, 80.0, (method,))
+    row = Row("student", "student", 100, {8: 128, 64: 1024}, {8: [score], 64: [score + 5]})
+    comparison = Comparison("synthetic", "mAP", "VLAD", [50.0], 50, 80.0, (row,))
     folder.mkdir()
     results = {
         "dataset": "synthetic", "split": "test", "queries": queries, "first_stage": {"name": "VLAD", "map": 50.0},
@@ -25,9 +25,9 @@ def write_run(folder, score, queries=10):
 
 def test_scores_of_all_runs_stand_in_one_comparison(tmp_path, capsys):
     runs = [write_run(tmp_path / name, score) for name, score in (("a", 60.0), ("b", 62.0), ("c", 64.0))]
-    [method] = join_seeds(runs).methods
-    assert method.scores == {8: [60.0, 62.0, 64.0], 64: [65.0, 67.0, 69.0]}
-    assert method.bytes_per_image(64) == 1024
+    [row] = join_seeds(runs).rows
+    assert row.scores == {8: [60.0, 62.0, 64.0], 64: [65.0, 67.0, 69.0]}
+    assert row.stored_bytes[64] == 1024
     assert main(["seeds", *map(str, runs), f"--out={tmp_path / 'joined'}"]) == 0
     assert "**67.0 ± 2.0 · 1 KB**" in capsys.readouterr().out
     assert (tmp_path / "joined" / "tradeoff.png").stat().st_size > 5000

@@ -24,9 +24,9 @@ from ames_jax.model.released import load_model
 from ames_jax.model.torch_weights import from_torch, infer_config
 from ames_jax.model.weights import save_model
 from ames_jax.report.evaluation import evaluate
-from ames_jax.retrieval.layouts import open_task
 from ames_jax.retrieval.metrics import gldv2_protocols, mean_average_precision
-from ames_jax.retrieval.sets import EvaluationSet
+from ames_jax.retrieval.opening import open_set
+from ames_jax.retrieval.sets import RetrievalSet
 from ames_jax.runtime.command_line import load_config
 from ames_jax.runtime.errors import UserError
 
@@ -205,7 +205,7 @@ def test_relevance_by_id_equals_labels(own_data, models, tmp_path):
 def test_a_packed_store_gives_exactly_the_figures_of_its_floats(own_data, models, tmp_path):
     floats = run(own_data, tmp_path / "a", models["bits"], database_descriptors=5)
     assert floats["rows"][0]["bytes_per_image"] == 5 * 4
-    task = open_task(own_data, "custom", "", "", tmp_path / "lists")
+    task = open_set(own_data, "custom", "", "", tmp_path / "lists")
     packer = BitPacker(load_model(models["bits"]))
     ids = [str(row) for row in range(IMAGES)]
     build_store(tmp_path / "g.store", task.database, ids, packer, STORED, model="bits", source="own photos")
@@ -224,12 +224,12 @@ def test_a_prepared_data_set_is_tuned_on_validation_and_measured_on_test(tmp_pat
     truth = (root / "ground_truth" / "test.json").read_text()
     (root / "ground_truth" / "gldv2-test.json").write_text(truth)  # a benchmark's shards are judged as the benchmark is
     for name, protocols in (("gldv2-test", gldv2_protocols()), ("gldv2-val", gldv2_protocols()[:1])):
-        assert open_task(root, name, "", "", tmp_path).protocols == protocols
+        assert open_set(root, name, "", "", tmp_path).protocols == protocols
     assert results["tuned_on"]["dataset"] == "synthetic, validation"
     assert results["dataset"] == "synthetic, test"
     assert results["first_stage"]["name"] == "mean"
-    test = EvaluationSet.load(root, "test")
-    assert results["first_stage"]["mAP"] == pytest.approx(test.map_of(test.ranks))
+    test = RetrievalSet.load(root, "test")
+    assert results["first_stage"]["mAP"] == pytest.approx(test.figures()["mAP"])
 
 
 def test_tuning_chooses_the_best_mean(own_data, models, tmp_path):
@@ -272,7 +272,7 @@ def test_first_stage_is_its_own_map(own_data, models, tmp_path):
         ({"model": ""}, "--config.model is empty"),
         ({"data_dir": ""}, "--config.data_dir is empty"),
         ({"data_dir": "/nowhere"}, "/nowhere"),
-        ({"dataset": "roxfrd5k"}, "did you mean 'roxford5k'"),
+        ({"dataset": "roxfrd5k"}, "did you mean roxford5k"),
         ({"dataset": "roxford5k"}, "no data of roxford5k"),
         ({"store": "x.store"}, "which a full-precision model cannot read"),
         ({"logits": "x.npz", "model": ""}, "x.npz is not a logits.npz"),
@@ -323,9 +323,9 @@ def unknown_id(data):
         (lambda data: (data / "gallery.hdf5").unlink(), "'gallery.hdf5' is neither an HDF5 file"),
         (lambda data: (data / "gallery.txt").unlink(), "gallery.txt is missing"),
         (lambda data: change_manifest(data, metric="mAP"), "metric 'mAP' is not known"),
-        (lambda data: change_manifest(data, galery={}), "unknown key 'galery'; did you mean 'gallery'"),
+        (lambda data: change_manifest(data, galery={}), "unknown key 'galery'; did you mean gallery"),
         (lambda data: change_manifest(data, neighbours=None), "missing neighbours"),
-        (lambda data: (data / "manifest.json").write_text("{"), "is not valid JSON"),
+        (lambda data: (data / "manifest.json").write_text("{"), "cannot be read as JSON"),
     ],
 )
 def test_bad_data_is_one_clear_line(own_data, models, tmp_path, damage, message):
@@ -339,7 +339,7 @@ def other_store(own_data, tmp_path) -> Path:
     """The gallery packed by another binary model."""
     shape = AMESConfig(descriptor_width=WIDTH, bits=32, model_width=16, layers=1, feed_forward=16)
     other = BitPacker(AMES(shape, nnx.Rngs(1)))
-    database = open_task(own_data, "custom", "", "", tmp_path / "lists").database
+    database = open_set(own_data, "custom", "", "", tmp_path / "lists").database
     build_store(own_data / "g.store", database, ["x"] * IMAGES, other, STORED, model="other", source="own photos")
     return own_data / "g.store"
 
@@ -377,4 +377,4 @@ def test_the_release_layout_is_found(own_data, tmp_path):
     folder.mkdir()
     (folder / "gnd_gldv2-test.pkl").write_bytes(pickle.dumps({"gnd": [{"ok": [0]}] * QUERIES}))
     with pytest.raises(UserError, match=r"dinov2_gallery_local.hdf5 is missing"):
-        open_task(own_data, "gldv2-val", "dinov2", "dinov2", tmp_path)
+        open_set(own_data, "gldv2-val", "dinov2", "dinov2", tmp_path)

@@ -23,7 +23,6 @@ from ames_jax.retrieval.metrics import (
     protocol_score,
     recall_at,
     revisited_map,
-    shortlist_ceiling,
 )
 from ames_jax.runtime.errors import UserError
 
@@ -99,7 +98,6 @@ def test_properties_of_a_whole_ranking(ranking, ok, junk):
     assert found == pytest.approx(mean_average_precision(np.array([without_junk]), ground_truth))
     best_first = sorted(ranking, key=lambda image: image not in ok)
     assert mean_average_precision(np.array([best_first]), ground_truth) == pytest.approx(100)
-    assert shortlist_ceiling(np.array([ranking]), ground_truth, 12) == pytest.approx(100)
 
 
 @given(st.permutations(range(10)), st.permutations(range(6)), some, some)

@@ -40,11 +40,17 @@ def test_line_appears_while_nothing_is_finished(capsys: pytest.CaptureFixture, m
         assert wait_for(capsys, "training").startswith("training the first stage, 00:00 so far\n")
 
 
-def test_innermost_work_reports_alone(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+def test_lines_of_the_outermost_work_tell_of_all(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    """Also where what is inside never lasts until a line of its own is due."""
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.05)
-    with Progress("outer", quiet=False), Progress("inner"):
-        told = wait_for(capsys, "inner") + wait_for(capsys, "inner")
-    assert "outer" not in told
+    told, until = "", time.monotonic() + 30
+    with Progress("outer", 3) as outer:
+        outer.update()
+        while "; " not in told and time.monotonic() < until:
+            with Progress("inner", 9):
+                time.sleep(0.03)
+            told += capsys.readouterr().err
+    assert "outer: 1 of 3 items, 33%; inner: 0 of 9 items, 0%, 00:00 so far\n" in told
 
 
 def test_short_quiet_and_failed_work_prints_nothing(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):

@@ -11,14 +11,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from flax import nnx
 
-from ames_jax import AMES, AMESConfig
-from ames_jax.benchmarks import calibrate, photos
 from ames_jax.data.shards import open_split
 from ames_jax.extraction.sift import SiftStatistics, global_descriptor, local_descriptors
-from ames_jax.model.weights import facts_of, save_model
-from ames_jax.runtime.errors import UserError
 from ames_jax.scenes import TRANSFER, build
 from ames_jax.scenes.rendering import Task, run_task, world
 from ames_jax.scenes.transfer_world import dead_leaves, draw_texture, fractal_noise
@@ -91,39 +86,3 @@ def test_noise_has_the_power_law_it_is_asked_for(rng: np.random.Generator) -> No
     slope = np.polyfit(np.log(frequency[band]), np.log(amplitude[band]), 1)[0]
     assert slope == pytest.approx(-1, abs=0.05)
     assert dead_leaves(rng, 60, 80).shape == draw_texture(rng, 60, 80).shape == (60, 80, 3)
-
-
-def test_a_calibrated_model_searches_photos_among_distractors(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Rendered pictures stand for photographs: the test splits as scenes."""
-    for path in (folder / "images").glob("test_*/*.jpg"):
-        scene = tmp_path / "scenes" / path.stem.split("_")[0]
-        scene.mkdir(parents=True, exist_ok=True)
-        (scene / path.name).write_bytes(path.read_bytes())
-    config = AMESConfig(descriptor_width=128, model_width=32, heads=2, layers=2, feed_forward=32, bits=64)
-    save_model(AMES(config, nnx.Rngs(0)), tmp_path / "student")
-    model = tmp_path / "calibrated"
-    assert calibrate.main([f"--run={tmp_path / 'student'}", f"--out={model}", f"--data={folder}", "--shortlist=3"]) == 0
-    assert facts_of(model)["statistics"] == SiftStatistics.load(model / "sift_statistics.npz").fingerprint()
-    command = [
-        f"--photos={tmp_path / 'scenes'}", f"--model={model}", f"--validation={folder}", "--shortlist=3",
-        f"--distractors={folder / 'images' / 'validation_gallery'}", f"--json={tmp_path / 'table.json'}",
-    ]  # fmt: skip
-    assert photos.main(command) == 0
-    chosen = json.loads((tmp_path / "table.json").read_text())["settings"]
-    assert photos.main([*command, "--choose-on=photos"]) == 0
-    assert json.loads((tmp_path / "table.json").read_text())["settings"] != chosen
-    others = f"--distractors={folder / 'images' / 'validation_gallery'}"
-    again = [f"--run={model}", f"--out={model}", f"--data={folder}", f"--photos={tmp_path / 'scenes'}", others]
-    assert calibrate.main(again) == 0
-    with pytest.raises(UserError, match="--distractors"):
-        photos.main([*command, f"--distractors={tmp_path / 'none'}"])
-    assert "pictures of 2 scenes, 4 distractors" in capsys.readouterr().out
-    rows = json.loads((tmp_path / "table.json").read_text())["rows"]
-    assert {row["method"] for row in rows} == {"global only", "student", "hand-made, floats", "hand-made, bits"}
-    replace(SiftStatistics.load(model / "sift_statistics.npz"), spread=0.5).save(model / "sift_statistics.npz")
-    with pytest.raises(UserError, match="trained with other SIFT statistics"):
-        calibrate.main(again)
-    with pytest.raises(UserError, match="--photos"):
-        photos.read_scenes(folder / "images" / "test_query")

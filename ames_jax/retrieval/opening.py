@@ -1,32 +1,31 @@
-"""From a folder to a retrieval task: the release's files, a prepared data set, or a manifest of one's own."""
+"""From a folder to a retrieval set: the release's files, a prepared data set, or a manifest of one's own."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
 
-from ames_jax.data.neighbours import open_neighbours
-from ames_jax.data.readers import ConcatenatedReader, FileReader, ShardReader
+from ames_jax.data.readers import ConcatenatedReader
+from ames_jax.data.release_hdf5 import ReleaseSource
 from ames_jax.data.release_pickles import read_ground_truth
-from ames_jax.data.shards import read_about
 from ames_jax.data.store import open_store
 from ames_jax.retrieval.judgements import judge
-from ames_jax.retrieval.manifest import open_manifest, read_json, read_lists
-from ames_jax.retrieval.protocols import DATASETS, FOLDERS, METRICS, protocols_of
-from ames_jax.retrieval.task import RetrievalTask
+from ames_jax.retrieval.manifest import open_manifest, read_lists
+from ames_jax.retrieval.protocols import DATASETS, FOLDERS, protocols_of
+from ames_jax.retrieval.sets import RetrievalSet
 from ames_jax.runtime.errors import UserError
 
 MANIFEST = "manifest.json"
 
 
-def open_task(
+def open_set(
     data_dir: Path, dataset: str, backbone: str, first_stage: str, copies: Path, store: str | None = None
-) -> RetrievalTask:
+) -> RetrievalSet:
     """Opens a data set and checks that its parts belong together.
 
     Args:
       data_dir: a manifest or its folder (`dataset` "custom"); a prepared data set with `ground_truth/DATASET.json`;
-        else the release's data folder, with one folder a data set.
+        else the release's data folder, with one folder per data set.
       backbone: prefix of the release's descriptor files ("dinov2", "cvnet").
       first_stage: name of the release's neighbour list, nn_{first_stage}.pkl.
       copies: folder where pickled neighbour lists are imported to; used again as long as the pickle is the same.
@@ -34,63 +33,37 @@ def open_task(
 
     Raises UserError for a missing file, an unknown data set, or parts that do not match.
     """
-    prepared = next((name for name in _names(dataset) if _truth_path(data_dir, name).is_file()), None)
+    names = dict.fromkeys((dataset, FOLDERS.get(dataset, dataset)))
+    prepared = next((name for name in names if (data_dir / "ground_truth" / f"{name}.json").is_file()), None)
     if dataset == "custom":
-        task = open_manifest(data_dir / MANIFEST if data_dir.is_dir() else data_dir, copies)
+        data = open_manifest(data_dir / MANIFEST if data_dir.is_dir() else data_dir, copies)
     elif prepared is not None:
-        task = _open_prepared(data_dir, prepared, dataset)
+        data = RetrievalSet.load(data_dir, prepared)
+        # A benchmark that `prepare` made shards of is judged as that benchmark is.
+        protocols = DATASETS.get(dataset, data.protocols)
+        data = dataclasses.replace(data, name=f"{data.name}, {dataset}", protocols=protocols)
     else:
-        task = _open_release(data_dir, dataset, backbone, first_stage, copies)
-    if store:
-        task = dataclasses.replace(task, database=open_store(store))
-    task.check()
-    return task
+        data = _open_release(data_dir, dataset, backbone, first_stage, copies)
+    return dataclasses.replace(data, database=open_store(store)) if store else data
 
 
-def _names(dataset: str) -> tuple[str, ...]:
-    """A data set's own name, and that of the set whose files it shares."""
-    return tuple(dict.fromkeys((dataset, FOLDERS.get(dataset, dataset))))
-
-
-def _truth_path(root: Path, name: str) -> Path:
-    return root / "ground_truth" / f"{name}.json"
-
-
-def _open_prepared(root: Path, name: str, dataset: str) -> RetrievalTask:
-    """A data set of ours: the embedded landmarks, or a benchmark that `prepare` made shards of."""
-    truth = read_json(_truth_path(root, name))
-    query, database, about = truth["query"], truth["database"], read_about(root)
-    lists = open_neighbours(root / "neighbours" / f"{query}.{database}")
-    kind = "revisited" if any("easy" in entry for entry in truth["queries"]) else "map"
-    return RetrievalTask(
-        name=f"{about.get('name', root.name)}, {dataset}",
-        first_stage=lists.first_stage(about.get("global")),
-        ranks=lists.indices,
-        similarities=lists.similarities,
-        judged=judge(lists.indices, truth["queries"]),
-        protocols=DATASETS.get(dataset, METRICS[kind]),
-        queries=ShardReader(root, query),
-        database=ShardReader(root, database),
-    )
-
-
-def _open_release(data_dir: Path, dataset: str, backbone: str, first_stage: str, copies: Path) -> RetrievalTask:
+def _open_release(data_dir: Path, dataset: str, backbone: str, first_stage: str, copies: Path) -> RetrievalSet:
     protocols = protocols_of(dataset)
     folder, base = _release_folder(data_dir, dataset)
     ground_truth, _, _ = read_ground_truth(_existing(folder, f"gnd_{base}.pkl"))
-    database = FileReader(_existing(folder, f"{backbone}_gallery_local.hdf5"))
+    database = ReleaseSource(_existing(folder, f"{backbone}_gallery_local.hdf5"))
     distractors = data_dir / "revisitop1m" / f"{backbone}_gallery_local.hdf5"
     if dataset.endswith("+1m") and distractors.is_file():
-        database = ConcatenatedReader((database, FileReader(distractors)))
+        database = ConcatenatedReader((database, ReleaseSource(distractors)))
     lists = read_lists(_existing(folder, f"nn_{first_stage}.pkl"), copies)
-    return RetrievalTask(
+    return RetrievalSet(
         name=dataset,
         first_stage=first_stage,
         ranks=lists.indices,
         similarities=lists.similarities,
         judged=judge(lists.indices, ground_truth),
         protocols=protocols,
-        queries=FileReader(_existing(folder, f"{backbone}_query_local.hdf5")),
+        queries=ReleaseSource(_existing(folder, f"{backbone}_query_local.hdf5")),
         database=database,
     )
 

@@ -1,0 +1,129 @@
+"""Figures of every setting from scores that are there, and the setting that validation prefers. Nothing is scored twice."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ames_jax.retrieval.grid import LAMBDAS, Grid
+from ames_jax.retrieval.matchers import Matcher
+from ames_jax.retrieval.metrics import protocol_score
+from ames_jax.retrieval.ranking import Setting
+from ames_jax.retrieval.scores import ScoreKeeper
+from ames_jax.retrieval.scoring import in_threads
+from ames_jax.retrieval.sets import RetrievalSet
+from ames_jax.runtime.progress import Progress
+
+
+@dataclass(frozen=True)
+class SweepRow:
+    """One setting and its figures, percent by protocol name."""
+
+    setting: Setting
+    figures: dict[str, float]
+
+    @property
+    def mean(self) -> float:
+        """The mean over the figures: what is tuned for."""
+        return float(np.mean(list(self.figures.values())))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A matcher with Q query and T database descriptors at one setting.
+
+    figures: percent by protocol name. order: int64 [Nq, H], the new order of the lists' heads in the main protocol.
+    scores: float32 [Nq, C], those of the setting's threshold.
+    """
+
+    matcher: Matcher
+    query_descriptors: int
+    database_descriptors: int
+    setting: Setting
+    figures: dict[str, float]
+    order: np.ndarray
+    scores: np.ndarray
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of local descriptors per database image."""
+        return self.matcher.stored_bytes(self.database_descriptors)
+
+
+def sweep(
+    data: RetrievalSet, scores: np.ndarray, grid: Grid, thresholds: Sequence[float | None] = (None,)
+) -> list[SweepRow]:
+    """All figures of the set for every setting, in the order threshold, k, λ, γ.
+
+    scores: float [Nq, C, F] for F thresholds, NaN where a pair has none. Raises UserError where a pair that a figure
+    needs has none.
+    """
+    figures: dict[Setting, dict[str, float]] = {}
+    for protocol, (place, threshold), k in itertools.product(data.protocols, enumerate(thresholds), grid.rerank):
+        shortlist = data.shortlist(scores[..., place], k, protocol)
+        for lam, gamma in itertools.product(grid.lam, grid.gamma):
+            judged = data.judged.reordered(shortlist.order(lam, gamma))
+            row = figures.setdefault(Setting(k, lam, gamma, threshold), {})
+            row[protocol.name] = protocol_score(judged, protocol)
+    return [SweepRow(setting, row) for setting, row in figures.items()]
+
+
+def best_row(rows: Sequence[SweepRow]) -> SweepRow:
+    """The row with the highest mean over its figures; of equal rows the first."""
+    return max(rows, key=lambda row: row.mean)
+
+
+def tune(
+    keeper: ScoreKeeper,
+    matcher: Matcher,
+    validation: RetrievalSet,
+    test: RetrievalSet | None = None,
+    *,
+    k: int,
+    query_descriptors: int,
+    database_descriptors: int,
+) -> Measured:
+    """The matcher on `test` at the λ, γ and threshold that `validation` prefers; without `test`, on `validation` itself."""
+    scores = keeper.scores(validation, matcher, k, query_descriptors, database_descriptors)
+    rows = sweep(validation, scores, Grid((k,), LAMBDAS, matcher.gammas), matcher.thresholds)
+    return measure(
+        keeper, matcher, test or validation, best_row(rows).setting,
+        query_descriptors=query_descriptors, database_descriptors=database_descriptors,
+    )  # fmt: skip
+
+
+def tune_all(
+    work: Sequence[tuple[Matcher, int, int]], validation: RetrievalSet, test: RetrievalSet, k: int
+) -> list[Measured]:
+    """`tune` for every (matcher, query descriptors, database descriptors), in their order; this process alone.
+
+    Two at a time: while a program of one is compiled, on one core, another scores.
+    """
+    keeper = ScoreKeeper(shared=False)
+
+    def one(item: tuple[Matcher, int, int]) -> Measured:
+        matcher, queries, count = item
+        return tune(keeper, matcher, validation, test, k=k, query_descriptors=queries, database_descriptors=count)
+
+    with Progress(f"{test.name}: every method and number of descriptors", len(work), "measurements") as progress:
+        return list(progress.over(in_threads(one, work, 2, first_alone=False)))
+
+
+def measure(
+    keeper: ScoreKeeper,
+    matcher: Matcher,
+    data: RetrievalSet,
+    setting: Setting,
+    *,
+    query_descriptors: int,
+    database_descriptors: int,
+) -> Measured:
+    """The matcher on a set at one setting."""
+    counts = query_descriptors, database_descriptors
+    scores = keeper.scores(data, matcher, setting.k, *counts)[..., matcher.thresholds.index(setting.threshold)]
+    orders = [data.shortlist(scores, setting.k, p).order(setting.lam, setting.gamma) for p in data.protocols]
+    figures = {p.name: protocol_score(data.judged.reordered(order), p) for p, order in zip(data.protocols, orders)}
+    return Measured(matcher, *counts, setting, figures, orders[0], scores)

@@ -1,0 +1,67 @@
+"""Photographs of one's own: a model calibrated on them, and every method measured on them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from flax import nnx
+
+from ames_jax import AMES, AMESConfig, search
+from ames_jax.commands import photographs
+from ames_jax.extraction.sift import SiftStatistics
+from ames_jax.index.picture_sets import read_scenes
+from ames_jax.model.weights import facts_of, save_model
+from ames_jax.runtime import cache
+from ames_jax.runtime.command_line import application, call
+from ames_jax.runtime.errors import UserError
+
+
+def test_a_calibrated_model_searches_photos_among_distractors(
+    few_landmarks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rendered pictures stand for photographs: the test splits as scenes."""
+    folder = few_landmarks
+    monkeypatch.setattr(cache, "start", lambda: None)
+    for path in (folder / "images").glob("test_*/*.jpg"):
+        scene = tmp_path / "scenes" / path.stem.split("_")[0]
+        scene.mkdir(parents=True, exist_ok=True)
+        (scene / path.name).write_bytes(path.read_bytes())
+    config = AMESConfig(descriptor_width=128, model_width=32, heads=2, layers=2, feed_forward=32, bits=64)
+    save_model(AMES(config, nnx.Rngs(0)), tmp_path / "student")
+    model = tmp_path / "calibrated"
+    made = ["calibrate", f"--run={tmp_path / 'student'}", f"--out={model}", f"--data={folder}", "--shortlist=3"]
+    assert search.main(made) == 0
+    assert facts_of(model)["statistics"] == SiftStatistics.load(model / "sift_statistics.npz").fingerprint()
+    command = [
+        f"--photos={tmp_path / 'scenes'}", f"--model={model}", f"--validation={folder}", "--shortlist=3",
+        f"--json={tmp_path / 'table.json'}",
+    ]  # fmt: skip
+    others = f"--distractors={folder / 'images' / 'validation_gallery'}"
+    app = application("benchmark", "")
+    app.default(photographs.photos)
+    assert call(app, [*command, others]) == 0
+    chosen = json.loads((tmp_path / "table.json").read_text())["settings"]
+    assert call(app, [*command, others, "--choose-on=photos"]) == 0
+    assert json.loads((tmp_path / "table.json").read_text())["settings"] != chosen
+    again = [
+        "calibrate",
+        f"--run={model}",
+        f"--out={model}",
+        f"--data={folder}",
+        f"--photos={tmp_path / 'scenes'}",
+        others,
+    ]
+    assert search.main(again) == 0
+    with pytest.raises(UserError, match="--distractors"):
+        call(app, [*command, f"--distractors={tmp_path / 'none'}"])
+    assert "6 distractors" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "table.json").read_text())["rows"]
+    assert {row["method"] for row in rows} == {"global only", "student", "hand-made, floats", "hand-made, bits"}
+    replace(SiftStatistics.load(model / "sift_statistics.npz"), spread=0.5).save(model / "sift_statistics.npz")
+    with pytest.raises(UserError, match="trained with other SIFT statistics"):
+        search.main(again)
+    with pytest.raises(UserError, match="--photos"):
+        read_scenes(folder / "images" / "test_query")
