@@ -13,7 +13,7 @@ import small_run
 from ames_jax.report.evaluation import evaluate
 from ames_jax.runtime import processes
 from ames_jax.runtime.command_line import load_config
-from ames_jax.training.loop import StoppedEarly
+from ames_jax.runtime.preemption import StoppedEarly
 
 ROOT = Path(__file__).parents[1]
 STEPS, STOP = 40, 3

@@ -8,7 +8,8 @@ from flax import nnx
 from ames_jax.data.neighbours import open_neighbours
 from ames_jax.data.shards import open_split
 from ames_jax.model.ames import AMES, AMESConfig
-from ames_jax.training.loop import FitSettings, fit
+from ames_jax.training.loop import FitSettings
+from ames_jax.training.model_task import fit
 from ames_jax.training.pipeline import TripletPipeline
 from ames_jax.training.step import Recipe
 from ames_jax.training.triplets import Triplets

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ames_jax.convert import main, read
+from ames_jax.commands.convert import read
+from ames_jax.convert import main
 from ames_jax.model import released
 from ames_jax.model.ames import AMES, NAMED, AMESConfig
 from ames_jax.model.released import fetch, load_model, load_released
@@ -62,9 +63,9 @@ def test_what_weights_do_not_show_is_kept_or_given(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--from=x.pt"], "required: --to"),
+        (["--from=x.pt"], "--to"),
         (["--from=x.pt", "--to=y"], "no such file"),
-        (["--from=x.pt", "--to=y", "--hads=2"], "--hads=2"),
+        (["--from=x.pt", "--to=y", "--hads=2"], "Did you mean --heads"),
         (["--from=dinov2_ams", "--to=y"], "dinov2_ames"),
         (["--from=dinov2_ames", "--to=y", "--heads=2"], "other models know theirs"),
     ],

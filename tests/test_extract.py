@@ -18,7 +18,9 @@ from ames_jax.benchmarks.extraction import dead_leaves, random_weights
 from ames_jax.data.global_descriptors import GlobalDescriptors
 from ames_jax.data.release_hdf5 import ReleaseSource
 from ames_jax.data.shards import open_split
-from ames_jax.extraction import extracting
+from ames_jax.descriptors import DescriptorSet
+from ames_jax.extraction import backbones, extracting
+from ames_jax.extraction.backbone import ExtractedImage
 from ames_jax.extraction.backbones import open_backbone, reopen_backbone
 from ames_jax.extraction.images import load_image
 from ames_jax.extraction.keypoints import detect
@@ -153,7 +155,7 @@ def test_a_run_that_was_killed_at_its_very_end_is_finished(
 ) -> None:
     out = tmp_path / "my_photos"
     with monkeypatch.context() as patch:
-        patch.setattr(extracting, "finish", lambda tasks: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(extracting.shard_writing, "finish", lambda tasks: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             sift(pictures, out, statistics)
     monkeypatch.setattr(SiftBackbone, "extract", None)  # nothing is extracted again
@@ -311,7 +313,7 @@ def test_broken_images_of_a_killed_run_are_read_again_once_they_are_mended(
     listed.write_text(f"{picture}\n{pictures / '4.png'}\n")
     picture.write_bytes(b"broken")
     with monkeypatch.context() as patch:
-        patch.setattr(extracting, "finish", lambda tasks: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(extracting.shard_writing, "finish", lambda tasks: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             sift(listed, out, statistics, "--skip-broken")
     picture.write_bytes((pictures / "a/0.png").read_bytes())
@@ -326,6 +328,40 @@ def test_no_image_that_can_be_read_is_an_error(statistics: Path, tmp_path: Path)
         sift(tmp_path / "pictures", tmp_path / "out", statistics, "--skip-broken")
     with pytest.raises(UserError, match=r"--out=.*a\.png is a file"):
         sift(tmp_path / "pictures", tmp_path / "pictures" / "a.png", statistics, "--skip-broken")
+
+
+class MeanColour:
+    """A backbone as somebody might add it: one descriptor per image, its mean colour."""
+
+    name, width, global_width, global_name, together = "colour", 3, 3, "mean colour", 2
+
+    @classmethod
+    def open(cls, *, descriptors: int = 4) -> MeanColour:
+        backbone = cls()
+        backbone.descriptors, backbone.settings = descriptors, {"name": cls.name, "descriptors": descriptors}
+        return backbone
+
+    def fit(self, image: np.ndarray) -> np.ndarray:
+        return image
+
+    def extract(self, images: list[np.ndarray]) -> list[ExtractedImage]:
+        means = [image.mean((0, 1)).astype(np.float32) / 255 for image in images]
+        one = np.ones(1, np.float32)
+        return [
+            ExtractedImage(DescriptorSet(mean[None], None, one[None] * [[0.5, 0.5]], one, one), mean) for mean in means
+        ]
+
+
+def test_a_backbone_is_one_class_and_one_line(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(backbones.BACKBONES, "colour", lambda: MeanColour)
+    out = tmp_path / "out"
+    assert extract.main([f"--images={pictures}", "--backbone=colour", f"--out={out}", "--descriptors=2"]) == 0
+    source, image = open_split(out, "images"), load_image(pictures / "4.png")
+    assert source[0].descriptors.valid.tolist() == [True, False]
+    found = reopen_backbone(out).extract([image])[0].local
+    np.testing.assert_allclose(source[0].descriptors.features[0], found.features[0], atol=1e-3)
+    with pytest.raises(UserError, match="--max-side: the backbone colour has no such option; it has descriptors"):
+        extract.main([f"--images={pictures}", "--backbone=colour", f"--out={out}", "--max-side=20"])
 
 
 def test_help_needs_no_network_and_names_the_flags() -> None:

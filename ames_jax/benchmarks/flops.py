@@ -17,7 +17,7 @@ from jax.extend.core import jaxprs_in_params
 
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.model.ames import AMES, AMESConfig
-from ames_jax.training.batch import TeacherTokens, TripletArrays
+from ames_jax.training.batch import TripletArrays
 from ames_jax.training.step import Recipe, make_loss
 
 
@@ -80,8 +80,7 @@ def train_pair(config: AMESConfig, q: int, t: int, teacher: AMESConfig | None, f
     batch = TripletArrays(**sides, lengths=jax.ShapeDtypeStruct((2,), jnp.int32))
     target = None
     if teacher is not None:
-        shapes = [(2, count, config.model_width) for count in (1, full, full)]
-        target = TeacherTokens(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))
+        target = jax.ShapeDtypeStruct((2, 1 + 2 * full, teacher.model_width), jnp.float32)
     gradient = jax.grad(lambda *arguments: loss(*arguments, (q, t)), has_aux=True)
     work = matrix_products(gradient, parameters, batch, target) // 2  # a triplet is two pairs
     if teacher is None:

@@ -11,6 +11,7 @@ from etils import epy
 
 from ames_jax.runtime.command_line import Count, CountOrZero
 from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.progress import Progress
 
 with epy.lazy_imports():  # help needs none of them
     from ames_jax.extraction import backbones, extracting, hdf5_writing, listing
@@ -76,7 +77,8 @@ def extract(
     """
     if process >= processes:
         raise UserError(f"--process={process}: expected 0 to {processes - 1} (--processes - 1)")
-    listed = listing.list_images(images, root, boxes)
+    with Progress("listing the images"):
+        listed = listing.list_images(images, root, boxes)
     options = {"name" if key == "backbone" else key: value for key, value in vars(flags).items()}
     job = extracting.ExtractionJob(
         images=listed,

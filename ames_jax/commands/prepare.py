@@ -161,7 +161,9 @@ def shards(
         facts = shard_files.read_about(features) | facts
     else:
         source = release_hdf5.ReleaseSource(features, list_file, descriptors)
-    values = _open_globals(global_descriptors, split, len(source)) if global_descriptors else None
+    values = global_files.GlobalDescriptors(global_descriptors) if global_descriptors else None
+    if values is not None and len(values) != len(source):
+        raise UserError(f"{global_descriptors[0]}: {len(values)} images, but split {split} has {len(source)}")
     stored = source.format
     if in_place:
         shard_files.link_split(root, split, source)
@@ -220,13 +222,6 @@ def store(
     )
     size = built.header["descriptors"] * built.header["bits"] // 8
     print(f"{out}: {len(built)} images, {size} B of descriptors each")
-
-
-def _open_globals(paths: Sequence[Path], split: str, count: int) -> global_files.GlobalDescriptors:
-    values = global_files.GlobalDescriptors(paths)
-    if len(values) != count:
-        raise UserError(f"{paths[0]}: {len(values)} images, but split {split} has {count}")
-    return values
 
 
 def _gallery(

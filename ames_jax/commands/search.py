@@ -162,6 +162,7 @@ def explain(
       lines: Correspondences drawn, strongest first.
       out: A .png file.
     """
-    explained = explaining.explain(flags.open(), image, image_id, flags.pictures)
-    explanation.draw_explanation(explained, out, lines)
+    with Progress(f"explaining {image_id}"):
+        explained = explaining.explain(flags.open(), image, image_id, flags.pictures)
+        explanation.draw_explanation(explained, out, lines)
     print(f"score {explained.hit.score:.4f}: {len(explained.pairs)} correspondences, drawn in {out}")

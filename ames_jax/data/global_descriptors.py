@@ -11,6 +11,7 @@ import numpy as np
 from ames_jax.data.release_hdf5 import features_of, open_hdf5
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import read_array, write_blocks
+from ames_jax.runtime.progress import Progress
 
 BLOCK_BYTES = 64 * 2**20
 
@@ -24,8 +25,7 @@ class GlobalDescriptors:
     def __init__(self, paths: Sequence[str | Path]) -> None:
         """Opens the files.
 
-        Raises:
-          UserError: a file is missing, cut short, or holds something else; the files are of different widths.
+        Raises UserError: a file is missing, cut short, or holds something else; the files are of different widths.
         """
         self._parts = [_open(Path(path)) for path in paths]
         self._ends = np.cumsum([len(part) for part in self._parts])
@@ -33,7 +33,7 @@ class GlobalDescriptors:
         for path, part in zip(paths, self._parts):
             if part.shape[1] != width:
                 raise UserError(
-                    f"{path}: {part.shape[1]} values an image, but {paths[0]} has {width}: give files of the same network"
+                    f"{path}: {part.shape[1]} values per image, but {paths[0]} has {width}: give files of the same network"
                 )
         self.shape = (int(self._ends[-1]), width)
 
@@ -53,8 +53,9 @@ class GlobalDescriptors:
     def save(self, path: Path) -> None:
         """Writes all rows as one float32 .npy file, block by block, whole or not at all."""
         step = max(1, BLOCK_BYTES // (4 * self.shape[1]))
-        blocks = (self[start : start + step] for start in range(0, len(self), step))
-        write_blocks(path, blocks, np.float32, self.shape)
+        starts = range(0, len(self), step)
+        with Progress(f"writing {path.name}", len(starts), "blocks") as progress:
+            write_blocks(path, (self[at : at + step] for at in progress.over(starts)), np.float32, self.shape)
 
 
 def _open(path: Path) -> Any:

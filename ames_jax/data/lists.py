@@ -41,8 +41,7 @@ class ImageList:
 def read_list(path: str | Path, forms: Collection[str] = FORMS) -> ImageList:
     """Reads a list of one of these forms.
 
-    Raises:
-      UserError: the file is missing, empty, not text or of another form; names the first line that is not as the first one.
+    Raises UserError: the file is missing, empty, no text or of another form; names the first line that is not as line 1.
     """
     path = Path(path)
     lines = read_lines(path)
@@ -70,8 +69,7 @@ def read_list(path: str | Path, forms: Collection[str] = FORMS) -> ImageList:
 def read_labels(path: str | Path) -> dict[str, str]:
     """Label by picture, of a list whose lines are `picture,label` or have a tab for the comma; both are any text.
 
-    Raises:
-      UserError: the file is missing or no text, or a line is of another form.
+    Raises UserError: the file is missing or no text, or a line is of another form.
     """
     labels = {}
     for row, line in enumerate(read_lines(path)):
@@ -119,7 +117,7 @@ def read_ids(path: Path, count: int) -> list[str]:
 
 
 def _trailing_numbers(line: str) -> int:
-    """How many fields at the end of a line are numbers: at most 3, and never the first one."""
+    """The number of fields at the end of a line that are numbers: at most 3, and never the first one."""
     count = 0
     for field in reversed(line.split(",")[1:][-3:]):
         if not NUMBER.fullmatch(field.strip()):

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ames_jax.runtime.errors import UserError, requires
+from ames_jax.runtime.progress import Progress
 
 BLOCK = 8192
 
@@ -48,8 +49,7 @@ def nearest(
     Returns:
       similarities float32 [Nq, k], falling, and indices int32 [Nq, k]; equals keep the database's order.
 
-    Raises:
-      UserError: when the widths differ or the database has fewer than k rows to give.
+    Raises UserError: when the widths differ or the database has fewer than k rows to give.
     """
     similarities = np.empty((len(queries), k), np.float32)
     indices = np.empty((len(queries), k), np.int32)
@@ -192,23 +192,23 @@ def _padded(rows: np.ndarray, count: int, name: str) -> np.ndarray:
 def race_faiss(queries: Rows, database: Rows, k: int, *, block: int = BLOCK) -> str:
     """Searches one block of queries with `BlockSearch` and with `faiss.IndexFlatIP` on the CPU: one line with times and ratio.
 
-    Raises:
-      UserError: faiss is not installed.
+    Raises UserError: faiss is not installed.
     """
     with requires("faiss-cpu", "comparing"):
         import faiss
-    some = np.ascontiguousarray(queries[:block], np.float32)
-    whole = np.ascontiguousarray(database[:], np.float32)
-    search = BlockSearch(whole, k, block=block)
-    list(search.run(some, [0]))  # compiles
-    start = time.perf_counter()
-    ((_, _, rows),) = search.run(some[: search.block], [0])
-    ours = time.perf_counter() - start
-    index = faiss.IndexFlatIP(whole.shape[1])
-    index.add(whole)
-    start = time.perf_counter()
-    _, theirs_rows = index.search(some[: search.block], k)
-    theirs = time.perf_counter() - start
+    with Progress("comparing with faiss"):
+        first = np.ascontiguousarray(queries[:block], np.float32)
+        whole = np.ascontiguousarray(database[:], np.float32)
+        search = BlockSearch(whole, k, block=block)
+        list(search.run(first, [0]))  # compiles
+        start = time.perf_counter()
+        ((_, _, rows),) = search.run(first[: search.block], [0])
+        ours = time.perf_counter() - start
+        index = faiss.IndexFlatIP(whole.shape[1])
+        index.add(whole)
+        start = time.perf_counter()
+        _, theirs_rows = index.search(first[: search.block], k)
+        theirs = time.perf_counter() - start
     device = jax.local_devices()[0]
     return (
         f"{len(rows)} queries × {len(whole)} × {whole.shape[1]}, k = {k}: {ours:.2f} s on {len(jax.local_devices())} "

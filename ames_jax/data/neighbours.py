@@ -48,8 +48,7 @@ class Neighbours:
 def open_neighbours(folder: str | Path) -> Neighbours:
     """Opens neighbour lists as memory maps.
 
-    Raises:
-      UserError: when a file is missing or the two arrays do not belong together.
+    Raises UserError: when a file is missing or the two arrays do not belong together.
     """
     folder = Path(folder)
     for path in (path for path in (folder / f"{name}.npy" for name in ARRAYS) if not path.exists()):
@@ -59,8 +58,7 @@ def open_neighbours(folder: str | Path) -> Neighbours:
         raise UserError(
             f"{folder}: indices {indices.dtype} {indices.shape} and similarities {similarities.shape} do not match"
         )
-    about = folder / "about.json"
-    return Neighbours(indices, similarities, read_json(about) if about.exists() else {})
+    return Neighbours(indices, similarities, read_json(folder / "about.json", missing={}))
 
 
 def save_neighbours(

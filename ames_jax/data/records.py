@@ -33,12 +33,12 @@ class ImageRecord:
 
 @dataclasses.dataclass(frozen=True)
 class RecordFormat:
-    """How the records of a data set are stored.
+    """The form in which the records of a data set are stored.
 
     Attributes:
       descriptors: K, rows stored for every image; images with fewer are padded with zeros behind their last real row.
       width: D, values of a descriptor; for "bits" the number of bits.
-      dtype: "float16"; "int8" (one float16 scale a descriptor, so that value = integer · scale); or "bits" (packed).
+      dtype: "float16"; "int8" (one float16 scale per descriptor, so that value = integer · scale); or "bits" (packed).
         int8 takes half the space. On the embedded landmarks (SIFT, 64 queries, 48 × 48 descriptors, top 50) it moved
         the teacher's logits by 0.012 and the binary student's by 0.09 on average, of a spread of 1.5, and mAP by 0.02
         and 0.2 percent points, upwards: no cost that can be told from noise.
@@ -54,7 +54,7 @@ class RecordFormat:
         if self.dtype not in STORED:
             raise UserError(f"storage dtype {self.dtype!r} is not one of {', '.join(STORED)}")
         if self.dtype == "bits" and self.width % 8:
-            raise UserError(f"bits are stored in bytes: {self.width} bits a descriptor is not a multiple of 8")
+            raise UserError(f"bits are stored in bytes: {self.width} bits per descriptor is not a multiple of 8")
 
     @property
     def row_shape(self) -> tuple[int, int]:
@@ -106,8 +106,7 @@ class RecordFormat:
     def encode(self, record: ImageRecord) -> bytes:
         """The bytes of a record: real descriptors first and in their order, cut and padded to K.
 
-        Raises:
-          UserError: naming the image, where its descriptors do not fit the format or hold NaN or infinity.
+        Raises UserError: naming the image, where its descriptors do not fit the format or hold NaN or infinity.
         """
         real = real_rows(record.descriptors).truncate(self.descriptors)
         self._check(record.id, real)
@@ -178,7 +177,7 @@ def real_rows(descriptors: DescriptorSet) -> DescriptorSet:
 
 
 def quantize(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """float [N, D] → int8 [N, D] and one float16 scale a descriptor [N]; features ≈ int8 · scale[:, None]."""
+    """float [N, D] → int8 [N, D] and one float16 scale per descriptor [N]; features ≈ int8 · scale[:, None]."""
     features = np.asarray(features, np.float32)
     # What cannot be stored (NaN, infinity) shows in the scale, which the caller checks.
     with np.errstate(over="ignore", invalid="ignore"):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ames_jax.data.lists import RELEASE, read_list
+from ames_jax.data.lists import RELEASE, ImageList, read_list
 from ames_jax.data.records import ImageRecord, RecordFormat
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.runtime.errors import UserError
@@ -25,8 +25,7 @@ GAP_BYTES = 2**14
 def open_hdf5(path: str | Path) -> Any:
     """Opens an HDF5 file for reading (`h5py.File`).
 
-    Raises:
-      UserError: the file is missing, cut short, or no HDF5.
+    Raises UserError: the file is missing, cut short, or no HDF5.
     """
     import h5py
 
@@ -53,8 +52,7 @@ def features_of(file: Any, path: Path) -> Any:
 def check_parts(path: Path, dataset: Any) -> list[Path]:
     """Opens every file that a virtual dataset maps, and names them; HDF5 itself gives zeros for what is not there.
 
-    Raises:
-      UserError: a part is missing, cut short, or not what the virtual file maps.
+    Raises UserError: a part is missing, cut short, or not what the virtual file maps.
     """
     sources = [source for source in dataset.virtual_sources() if source.file_name != "."]
     parts = {source.file_name: _part_path(path, source.file_name) for source in sources}
@@ -119,34 +117,32 @@ class ReleaseSource:
         self.virtual = bool(getattr(self._dataset, "is_virtual", False))
         if self.virtual:
             self.files += check_parts(self.path, self._dataset)
-        self._describe_structured() if self._dataset.dtype.names else self._describe_flat()
+        self._describe()
         self._kept = min(descriptors or self.rows, self.rows)
         self.format = RecordFormat(self._kept, self.width, "bits" if self.packed else "float16")
-        self._list = None if images is None else read_list(images, RELEASE)
-        if self._list is not None and len(self._list) != len(self):
+        self._list = read_list(images, RELEASE) if images else ImageList(list(map(str, range(len(self)))), None, None)
+        if len(self._list) != len(self):
             raise UserError(
                 f"{images} lists {len(self._list)} images, {features} holds {len(self)}: give the list it was made from"
             )
 
-    def _describe_flat(self) -> None:
-        dtype, shape = self._dataset.dtype, self._dataset.shape
-        if len(shape) != 3 or shape[2] <= METADATA or dtype.kind != "f":
-            raise UserError(
-                f"{self.path}: `features` is {dtype} {shape}, expected floats [images, descriptors, 5 + D] "
-                "(local descriptors; files named *_global or *_cls hold global ones)"
-            )
-        self.layout, self.packed, self.dtype = "flat", False, dtype
-        self._images, self.rows, self.width = shape[0], shape[1], shape[2] - METADATA
-
-    def _describe_structured(self) -> None:
-        fields = self._dataset.dtype.fields
-        if not {"metadata", "descriptor"} <= set(fields):
+    def _describe(self) -> None:
+        """Finds the layout; raises UserError where it is none known here."""
+        dtype, shape, fields = self._dataset.dtype, self._dataset.shape, self._dataset.dtype.fields
+        if not fields:
+            if len(shape) != 3 or shape[2] <= METADATA or dtype.kind != "f":
+                raise UserError(
+                    f"{self.path}: `features` is {dtype} {shape}, expected floats [images, descriptors, 5 + D] "
+                    "(local descriptors; files named *_global or *_cls hold global ones)"
+                )
+            self.layout, self.dtype, shape = "flat", dtype, (*shape[:2], shape[2] - METADATA)
+        elif not {"metadata", "descriptor"} <= set(fields):
             raise UserError(f"{self.path}: `features` has fields {sorted(fields)}, expected metadata and descriptor")
-        metadata, descriptor = fields["metadata"][0], fields["descriptor"][0]
-        shape = (*self._dataset.shape, *descriptor.shape)
-        if len(shape) != 3 or (*self._dataset.shape, *metadata.shape) != (*shape[:2], METADATA):
-            raise UserError(f"{self.path}: fields of shape {shape}, expected [images, descriptors, D]")
-        self.layout, self.dtype = "structured", descriptor.base
+        else:
+            metadata, descriptor = ((*shape, *fields[name][0].shape) for name in ("metadata", "descriptor"))
+            if len(descriptor) != 3 or metadata != (*descriptor[:2], METADATA):
+                raise UserError(f"{self.path}: fields of shape {descriptor}, expected [images, descriptors, D]")
+            self.layout, self.dtype, shape = "structured", fields["descriptor"][0].base, descriptor
         self.packed = self.dtype == np.uint8
         self._images, self.rows, self.width = shape[0], shape[1], shape[2] * (8 if self.packed else 1)
 
@@ -165,8 +161,6 @@ class ReleaseSource:
             scale=metadata[..., SCALE],
             weight=metadata[..., WEIGHT],
         )
-        if self._list is None:
-            return ImageRecord(str(row), -1, descriptors)
         label = -1 if self._list.labels is None else int(self._list.labels[row])
         return ImageRecord(self._list.ids[row], label, descriptors)
 
@@ -190,8 +184,7 @@ class ReleaseSource:
         Returns:
           metadata float32 [..., k, 5] with the mask as it is (1 is padding), and features in the file's dtype.
 
-        Raises:
-          UserError: the file is damaged there.
+        Raises UserError: the file is damaged there.
         """
         count = self.rows if count is None else min(count, self.rows)
         try:
@@ -212,11 +205,11 @@ class ReleaseSource:
 
     def ids(self) -> list[str]:
         """The id of every image."""
-        return list(map(str, range(len(self)))) if self._list is None else self._list.ids
+        return self._list.ids
 
     def labels(self) -> np.ndarray:
         """int64 [N], the label of every image; raises UserError where the list has none."""
-        if self._list is None or self._list.labels is None:
+        if self._list.labels is None:
             raise UserError(f"{self.arguments['images'] or self.path}: no labels; give the list of the training images")
         return self._list.labels
 

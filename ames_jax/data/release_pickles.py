@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ames_jax.data.safe_pickle import read_pickle
+from ames_jax.runtime import cache
 from ames_jax.runtime.errors import UserError
-from ames_jax.runtime.files import write_blocks, write_file, write_json
+from ames_jax.runtime.files import lock, write_blocks, write_file, write_json
+from ames_jax.runtime.progress import Progress
 
 GLDV2_PRIVATE = 750  # queries at the end of GLDv2's test set; the others are public
 BLOCK_BYTES = 64 * 2**20
 # Whole numbers up to here are exact in float32; the release keeps row numbers as float32.
 EXACT_FLOAT32 = 2**24
+# Two runs that need the same lists: one imports them, and the other waits so long for it.
+WAIT_SECONDS = 600
 
 
 def read_neighbours(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """Similarities float [Nq, k] and indices (as floats, mapped from the file) of an `nn_*.pkl`.
 
-    Raises:
-      UserError: the file holds something else than one tensor [2, Nq, k].
+    Raises UserError: the file holds something else than one tensor [2, Nq, k].
     """
     values = read_pickle(path)
     if not isinstance(values, np.ndarray) or values.ndim != 3 or values.shape[0] != 2:
@@ -35,8 +38,7 @@ def read_neighbours(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
 def read_ground_truth(path: str | Path) -> tuple[list[dict[str, list]], list[str] | None, list[str] | None]:
     """Of a `gnd_*.pkl`: a mapping for each query (row lists "easy", "hard", "junk" or "ok"; "bbx"), database ids, query ids.
 
-    Raises:
-      UserError: the file holds something else.
+    Raises UserError: the file holds something else.
     """
     values = read_pickle(path)
     if not isinstance(values, Mapping) or "gnd" not in values:
@@ -80,25 +82,29 @@ def import_neighbours(
     columns = min(columns or indices.shape[1], indices.shape[1])
     rows_at_once = max(1, BLOCK_BYTES // (indices.shape[1] * indices.dtype.itemsize))
     blocks = [slice(start, start + rows_at_once) for start in range(0, len(indices), rows_at_once)]
-    largest = max(float(np.max(indices[rows, :columns], initial=0)) for rows in blocks)
-    if indices.dtype.itemsize <= 4 and indices.dtype.kind == "f" and largest >= EXACT_FLOAT32:
-        raise UserError(
-            f"{pickle}: holds row {largest:.0f} as {indices.dtype}, which cannot tell it from its neighbour: make the "
-            "lists again with `python -m ames_jax.prepare neighbours`"
-        )
-
-    def whole_numbers() -> Iterator[np.ndarray]:
-        for rows in blocks:
-            block = np.asarray(indices[rows, :columns])
-            if not np.isfinite(block).all() or (block != np.floor(block)).any():
-                raise UserError(f"{pickle}: queries from {rows.start} hold indices that are not whole numbers")
-            yield block
-
     folder, shape = Path(folder), (len(indices), columns)
-    write_blocks(folder / "indices.npy", whole_numbers(), np.int64 if largest >= 2**31 else np.int32, shape)
-    write_blocks(folder / "similarities.npy", (similarities[rows, :columns] for rows in blocks), dtype, shape)
-    write_json(folder / "about.json", {"imported_from": Path(pickle).name, **(about or {})})
+    with (
+        lock(folder, cache.home(), WAIT_SECONDS),
+        Progress(f"importing {Path(pickle).name}", 3 * len(blocks), "blocks") as progress,
+    ):
+        largest = max(float(np.max(indices[rows, :columns], initial=0)) for rows in progress.over(blocks))
+        if indices.dtype.itemsize <= 4 and indices.dtype.kind == "f" and largest >= EXACT_FLOAT32:
+            raise UserError(
+                f"{pickle}: holds row {largest:.0f} as {indices.dtype}, which cannot tell it from its neighbour: make the "
+                "lists again with `python -m ames_jax.prepare neighbours`"
+            )
+        whole = (_whole_numbers(indices[rows, :columns], pickle, rows.start) for rows in progress.over(blocks))
+        write_blocks(folder / "indices.npy", whole, np.int64 if largest >= 2**31 else np.int32, shape)
+        values = (similarities[rows, :columns] for rows in progress.over(blocks))
+        write_blocks(folder / "similarities.npy", values, dtype, shape)
+        write_json(folder / "about.json", {"imported_from": Path(pickle).name, **(about or {})})
     return shape
+
+
+def _whole_numbers(indices: np.ndarray, pickle: str | Path, start: int) -> np.ndarray:
+    if not np.isfinite(indices).all() or (indices != np.floor(indices)).any():
+        raise UserError(f"{pickle}: queries from {start} hold indices that are not whole numbers")
+    return indices
 
 
 def import_ground_truth(
@@ -112,8 +118,7 @@ def import_ground_truth(
     Returns:
       the number of queries.
 
-    Raises:
-      UserError: the file is refused, damaged, or no ground truth.
+    Raises UserError: the file is refused, damaged, or no ground truth.
     """
     queries, database_ids, query_ids = read_ground_truth(pickle)
     if public:

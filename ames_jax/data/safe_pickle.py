@@ -42,8 +42,7 @@ def read_pickle(path: str | Path) -> Any:
 
     Tensors and arrays come as NumPy arrays; large ones are memory maps and read-only.
 
-    Raises:
-      UserError: the file is missing or damaged, or asks for anything else, which is named and not touched.
+    Raises UserError: the file is missing or damaged, or asks for anything else, which is named and not touched.
     """
     path = Path(path)
     if not path.is_file():
@@ -217,7 +216,7 @@ def _load_from_bytes(data: bytes | memoryview) -> Any:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """How protocol 2 writes bytes."""
+    """Bytes as protocol 2 writes them."""
     if encoding not in ("latin1", "latin-1"):
         raise UserError(f"refused: bytes in the encoding {encoding}")
     return text.encode(encoding)

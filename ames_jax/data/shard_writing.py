@@ -64,7 +64,7 @@ class ShardTask:
 
     @property
     def path(self) -> Path:
-        """Where TFDS looks for this shard."""
+        """The file of the shard, named as TFDS expects it."""
         return self.root / f"{self.name}-{self.split}.array_record-{self.index:05d}-of-{self.of:05d}"
 
     @property
@@ -74,11 +74,8 @@ class ShardTask:
 
     def is_written(self) -> bool:
         """True when the shard is whole: its receipt is there and its size is the one in the receipt."""
-        return (
-            self.path.exists()
-            and self.receipt.exists()
-            and read_json(self.receipt)["file_bytes"] == self.path.stat().st_size
-        )
+        size = read_json(self.receipt, missing={}).get("file_bytes")
+        return self.path.exists() and self.path.stat().st_size == size
 
 
 def write_shards(
@@ -108,9 +105,8 @@ def write_shards(
         workers must see the folder, and the files behind the splits, under the same paths.
 
     Raises:
-      UserError: for settings other than those a finished or unfinished data set at `root` was written with, an image
-        that does not fit, a shard that does not hold what was written to it, another process that writes to `root`, or
-        apache-beam missing.
+      UserError: `root` was begun with other settings, or another process writes there; an image does not fit; a shard
+        does not hold what was written to it; a package is missing.
     """
     with lock(Path(root) / "shards.json", cache.home()), requires("tensorflow-datasets array-record", "writing shards"):
         tasks = plan_shards(root, name, splits, descriptors=descriptors, width=width, dtype=dtype, shards=shards)
@@ -139,8 +135,7 @@ def plan_shards(
         if not len(source):
             raise UserError(f"{root}: split {split!r} has no images")
     first = next(iter(splits.values()))[0].descriptors
-    geometry = tuple(part for part in GEOMETRY if getattr(first, part) is not None)
-    record_format = RecordFormat(descriptors, width, dtype, geometry)
+    record_format = RecordFormat(descriptors, width, dtype, tuple(g for g in GEOMETRY if getattr(first, g) is not None))
     tasks = []
     for split, source in splits.items():
         count = shards or math.ceil(len(source) * record_format.record_bytes / SHARD_BYTES)
@@ -213,7 +208,9 @@ def finish(tasks: Sequence[ShardTask]) -> None:
         labels = np.array([label for receipt in receipts for label in receipt["labels"]], np.int64)
         write_array(root / "images" / f"{split}.labels.npy", labels)
         files = {task.path.name: {key: receipt[key] for key in RECEIPT} for task, receipt in zip(own, receipts)}
-        finished = _finished(root) | {split: {"settings": read_json(folder / "settings.json"), "files": files}}
+        finished = read_json(root / "shards.json", missing={}) | {
+            split: {"settings": read_json(folder / "settings.json"), "files": files}
+        }
         _write_metadata(root, own[0].name, own[0].format, finished)
         write_json(root / "shards.json", finished)
         shutil.rmtree(folder)
@@ -230,18 +227,10 @@ def _completed(tasks: Sequence[ShardTask], splits: Mapping[str, Source], process
     # Forking a process that runs JAX's threads can hang, so workers start from nothing and are given the sources once.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, initializer=_take_sources, initargs=(dict(splits),)) as pool:
-        yield from pool.map(_complete_with_sources, tasks)
+        yield from pool.map(_complete, tasks)
 
 
-def _complete(task: ShardTask, splits: Mapping[str, Source]) -> ShardTask:
-    if not task.is_written():
-        source = splits[task.split]
-        write_shard(task, (source[row] for row in range(task.start, task.stop)))
-    verify_shard(task)
-    return task
-
-
-_sources: Mapping[str, Source] = {}
+_sources: Mapping[str, Source] = {}  # of a worker process
 
 
 def _take_sources(splits: Mapping[str, Source]) -> None:
@@ -249,8 +238,12 @@ def _take_sources(splits: Mapping[str, Source]) -> None:
     _sources = splits
 
 
-def _complete_with_sources(task: ShardTask) -> ShardTask:
-    return _complete(task, _sources)
+def _complete(task: ShardTask, splits: Mapping[str, Source] | None = None) -> ShardTask:
+    if not task.is_written():
+        source = (splits or _sources)[task.split]
+        write_shard(task, (source[row] for row in range(task.start, task.stop)))
+    verify_shard(task)
+    return task
 
 
 def _complete_with_beam(tasks: Sequence[ShardTask], splits: Mapping[str, Source], options: Sequence[str]) -> None:
@@ -264,31 +257,20 @@ def _complete_with_beam(tasks: Sequence[ShardTask], splits: Mapping[str, Source]
 def _claim(tasks: Sequence[ShardTask], images: int, first: str, last: str) -> bool:
     """Makes the folder ready for a split and checks its settings against what is there; True when all is written."""
     task = tasks[0]
-    settings = {
-        "name": task.name,
-        **dataclasses.asdict(task.format),
-        "geometry": list(task.format.geometry),
-        "images": images,
-        "shards": task.of,
-        "first": first,
-        "last": last,
-    }
-    finished = _finished(task.root)
+    settings = {"name": task.name, **dataclasses.asdict(task.format), "geometry": list(task.format.geometry)}
+    settings |= {"images": images, "shards": task.of, "first": first, "last": last}
+    finished = read_json(task.root / "shards.json", missing={})
     for split, entry in finished.items():
         free = () if split == task.split else OF_A_SPLIT
         refuse_other(f"{task.root} {split}", entry["settings"], settings, free=free, advice=ADVICE)
     files = finished.get(task.split, {}).get("files", {})
     if files and all(t.path.exists() and t.path.stat().st_size == files[t.path.name]["file_bytes"] for t in tasks):
+        shutil.rmtree(task.receipt.parent, ignore_errors=True)  # left by a run that was killed at its very end
         return True
     same_job(task.receipt.with_name("settings.json"), settings, advice=ADVICE)
     for own in tasks if files else ():
         write_json(own.receipt, files[own.path.name])
     return False
-
-
-def _finished(root: Path) -> dict[str, Any]:
-    path = root / "shards.json"
-    return read_json(path) if path.exists() else {}
 
 
 def _write_metadata(root: Path, name: str, record_format: RecordFormat, finished: Mapping[str, Any]) -> None:
@@ -313,6 +295,5 @@ def _write_metadata(root: Path, name: str, record_format: RecordFormat, finished
 
 
 def _process_count(tasks: Sequence[ShardTask]) -> int:
-    todo = [task for task in tasks if not task.is_written()]
-    size = sum((task.stop - task.start) * task.format.record_bytes for task in todo)
-    return 1 if size < PARALLEL_BYTES else max(1, min(usable_cores(), len(todo)))
+    sizes = [(task.stop - task.start) * task.format.record_bytes for task in tasks if not task.is_written()]
+    return 1 if sum(sizes) < PARALLEL_BYTES else min(usable_cores(), len(sizes))

@@ -111,8 +111,7 @@ class DescriptorSource:
 def open_split(root: str | Path, split: str) -> DescriptorSource | ReleaseSource:
     """Opens one split of a data set: its shards, or the release's HDF5 file that `link_split` put in their place.
 
-    Raises:
-      UserError: when `root` holds no data set, or a data set without this split.
+    Raises UserError: when `root` holds no data set, or a data set without this split.
     """
     link = _link(Path(root), split)
     return ReleaseSource(**read_json(link)) if link.exists() else DescriptorSource(Path(root), split)
@@ -131,8 +130,7 @@ def _link(root: Path, split: str) -> Path:
 
 def read_about(root: str | Path) -> dict[str, Any]:
     """The free facts about a data set (about.json); empty when there are none."""
-    path = Path(root) / "about.json"
-    return read_json(path) if path.exists() else {}
+    return read_json(Path(root) / "about.json", missing={})
 
 
 @functools.lru_cache(maxsize=16)

@@ -34,7 +34,7 @@ MOST = np.iinfo(np.uint16).max
 
 
 class Packer(Protocol):
-    """What turns float descriptors to bits: `model.packing.BitPacker`."""
+    """Turns float descriptors to bits; see `model.packing.BitPacker`."""
 
     bits: int
     fingerprint: str

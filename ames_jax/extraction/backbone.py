@@ -28,24 +28,19 @@ class ExtractedImage:
 
 
 class Backbone(Protocol):
-    """Extracts descriptors.
+    """Extracts descriptors; `extraction/backbones.py` lists those that there are."""
 
-    Attributes:
-      name: "sift", "dinov2" or "cvnet".
-      width: values of a local descriptor. global_width: G, values of the global one.
-      global_name: how results name the global descriptor.
-      descriptors: N, local descriptors of an image at most.
-      together: images that `extract` is best given at a time.
-      settings: plain JSON; `open_backbone(**settings)` opens the same backbone again.
-    """
+    name: str  # as in that list
+    width: int  # values of a local descriptor
+    global_width: int  # G, values of the global descriptor
+    global_name: str  # what results call the global descriptor
+    descriptors: int  # N, local descriptors of an image at most
+    together: int  # images that `extract` is best given at a time
+    settings: dict[str, Any]  # plain JSON; `open_backbone(**settings)` opens the same backbone again
 
-    name: str
-    width: int
-    global_width: int
-    global_name: str
-    descriptors: int
-    together: int
-    settings: dict[str, Any]
+    @classmethod
+    def open(cls, **options: Any) -> Backbone:
+        """The backbone of these options, which are keywords of `open_backbone`; raises UserError."""
 
     def fit(self, image: np.ndarray) -> np.ndarray:
         """The image in the size that `extract` reads; `extract` does this itself, loading threads may do it before."""

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ames_jax.extraction.network_weights import NORM, Parameters, Weights, check_names, fill, weight_and_bias
+from ames_jax.extraction.network_weights import Weights, check_names, fill
 
 NORM_EPSILON = 1e-5
+# The release's names → ours.
+RELEASED = {
+    "conv1.weight": ("project", "kernel"), "conv1.bias": ("project", "bias"),
+    "bn.weight": ("norm", "scale"), "bn.bias": ("norm", "bias"),
+    "bn.running_mean": ("norm", "mean"), "bn.running_var": ("norm", "var"),
+    "conv2.weight": ("weigh", "kernel"), "conv2.bias": ("weigh", "bias"),
+}  # fmt: skip
 
 
 class Detector(nnx.Module):
@@ -52,32 +61,17 @@ def unit_length(x: jax.Array) -> jax.Array:
 
 def detector_of(weights: Weights, source: str = "weights") -> Detector:
     """The detector of a release `*_detector.pt`; errors as `vit_of`."""
-    names = [*weight_and_bias("conv1"), *(f"bn.{part}" for part in NORM), *weight_and_bias("conv2")]
-    check_names(weights, names, source, ignored="num_batches_tracked")
-    values: Parameters = {
-        ("project", "kernel"): weights["conv1.weight"][:, :, 0, 0].T,
-        ("project", "bias"): weights["conv1.bias"],
-        ("norm", "scale"): weights["bn.weight"],
-        ("norm", "bias"): weights["bn.bias"],
-        ("norm", "mean"): weights["bn.running_mean"],
-        ("norm", "var"): weights["bn.running_var"],
-        ("weigh", "kernel"): weights["conv2.weight"][:, :, 0, 0].T,
-        ("weigh", "bias"): weights["conv2.bias"],
-    }
+    check_names(weights, RELEASED, source, ignored="num_batches_tracked")
+    values = {path: _turned(weights[name]) for name, path in RELEASED.items()}
     return fill(lambda: Detector(len(weights["conv1.bias"]), nnx.Rngs(0)), values, source)
 
 
 def detector_weights(detector: Detector) -> dict[str, np.ndarray]:
     """The detector under the release's names and in its layout; `detector_of` gives back the same."""
-    project, norm, weigh = detector.project, detector.norm, detector.weigh
-    weights = {
-        "conv1.weight": project.kernel[...].T[:, :, None, None],
-        "conv1.bias": project.bias[...],
-        "bn.weight": norm.scale[...],
-        "bn.bias": norm.bias[...],
-        "bn.running_mean": norm.mean[...],
-        "bn.running_var": norm.var[...],
-        "conv2.weight": weigh.kernel[...].T[:, :, None, None],
-        "conv2.bias": weigh.bias[...],
-    }
-    return {name: np.ascontiguousarray(array, np.float32) for name, array in weights.items()}
+    values = {name: getattr(getattr(detector, layer), part)[...] for name, (layer, part) in RELEASED.items()}
+    return {name: np.ascontiguousarray(_turned(value), np.float32) for name, value in values.items()}
+
+
+def _turned(value: Any) -> Any:
+    """A 1 × 1 convolution [out, in, 1, 1] of the release as a matrix [in, out] of ours, or back; others as they are."""
+    return value[:, :, 0, 0].T if value.ndim == 4 else value.T[:, :, None, None] if value.ndim == 2 else value

@@ -75,12 +75,13 @@ def shrink(image: np.ndarray, longer_side: int) -> np.ndarray:
     return resize(image, height, width)
 
 
-def crop(image: np.ndarray, box: tuple[float, float, float, float]) -> tuple[np.ndarray, np.ndarray]:
+def crop(image: np.ndarray, box: tuple[float, float, float, float], source: object) -> tuple[np.ndarray, np.ndarray]:
     """The part of an image inside a box, and where it lies.
 
     Args:
       image: [H, W, 3].
       box: left, top, right, bottom in pixels; rounded outwards and cut at the image's edges.
+      source: what an error names.
 
     Returns:
       [h, w, 3], and float32 [2, 2]: offset and size of the part as a share of the image's width and height, so that
@@ -93,6 +94,6 @@ def crop(image: np.ndarray, box: tuple[float, float, float, float]) -> tuple[np.
     left, top = (max(0, int(np.floor(value))) for value in box[:2])
     right, bottom = min(width, int(np.ceil(box[2]))), min(height, int(np.ceil(box[3])))
     if left >= right or top >= bottom:
-        raise UserError(f"box {tuple(box)} holds nothing of an image of {width} × {height} pixels")
+        raise UserError(f"{source}: box {tuple(box)} holds nothing of an image of {width} × {height} pixels")
     share = np.float32([[left, top], [right - left, bottom - top]]) / np.float32([width, height])
     return image[top:bottom, left:right], share

@@ -1,4 +1,4 @@
-"""Which images to extract: a folder, a text list, and boxes of queries."""
+"""The images to extract: of a folder or a text list, and boxes of queries."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def list_images(images: Path, root: Path | None = None, boxes: Path | None = Non
 
     Args:
       images: a folder, of which all image files are taken, sub-folders included, in the order of their names; an
-        image's label is the number of its first sub-folder. Or a text file with a line an image: `path`, or as in the
+        image's label is the number of its first sub-folder. Or a text file with one line per image: `path`, or as in the
         release `path,width,height` or `path,label,width,height`, or `path,label`.
       root: folder that the paths of a list are relative to; by default the list's.
-      boxes: what `read_boxes` takes, one box an image.
+      boxes: what `read_boxes` takes, one box per image.
 
     Raises:
       UserError: there is nothing, no image in it, a line that cannot be read, or another number of boxes.
@@ -69,7 +69,9 @@ def list_images(images: Path, root: Path | None = None, boxes: Path | None = Non
 
 
 def _of_folder(folder: Path) -> ImageFiles:
-    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    paths = (
+        path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
+    )
     shown = sorted((path for path in paths if not any(part.startswith(".") for part in path.parts)), key=Path.as_posix)
     if not shown:
         raise UserError(f"--images={folder}: no image in this folder (looked for {', '.join(sorted(SUFFIXES))})")
@@ -108,7 +110,7 @@ def read_boxes(path: Path) -> list[Box | None]:
     """Boxes (left, top, right, bottom in pixels) of images in their order.
 
     Args:
-      path: `gnd_*.pkl` of ROxford or RParis, with a `bbx` a query; or a text file with a line an image, of four numbers
+      path: `gnd_*.pkl` of ROxford or RParis, with a `bbx` per query; or a text file with one line per image, of four numbers
         with commas between, or empty for the whole image.
 
     Raises:

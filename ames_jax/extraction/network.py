@@ -32,15 +32,21 @@ Arrays = dict[str, Any]
 
 
 class NetworkBackbone:
-    """See `Backbone`. A subclass names its network, says how a picture enters it and which features come out.
+    """See `Backbone`; `scale` of a descriptor is the number of its scale, as in the release.
 
-    `scale` of a descriptor is the number of its scale, as in the release.
+    A subclass has, beside `name`, `global_name`, `default_side` and `fit`:
+      read_network(path or None, dtype): the network in a file of its authors, or downloaded; raises UserError.
+      widths(network): values of a local and of the global descriptor.
+      inputs(image, scale): arrays of a fitted image at a scale, padded to one of few shapes. Among them, for the P
+        positions of the feature map, `valid` bool [P], and `xy` float32 [P, 2], centres as a share of the image's size.
+      features(network, batch): of stacked inputs, the map float32 [B, P, C] and global descriptors [B, G]; static, pure.
+      squares(network, side): a pure function from images uint8 [B, side, side, 3] to a batch for `features`; static.
     """
 
     name: str
     global_name: str
-    scales: tuple[float, ...] = (1.0,)
     default_side: int
+    scales: tuple[float, ...] = (1.0,)
 
     @classmethod
     def open(
@@ -71,40 +77,13 @@ class NetworkBackbone:
         self.descriptors, self.max_side = descriptors, max_side
         self.settings: dict[str, Any] = {"name": self.name, "descriptors": descriptors, "max_side": max_side}
         graph, parameters = nnx.split((network, detector))
-        self._batches = Batches(functools.partial(self._forward, graph), parameters, batch)
-        self.together = max(16, 4 * self._batches.most)
-
-    @staticmethod
-    def read_network(path: Path | None, dtype: str) -> nnx.Module:
-        """The network in a file of its authors (None: downloaded, where that is possible); raises UserError."""
-        raise NotImplementedError
-
-    @staticmethod
-    def widths(network: nnx.Module) -> tuple[int, int]:
-        """Values of a local and of the global descriptor."""
-        raise NotImplementedError
-
-    def fit(self, image: np.ndarray) -> np.ndarray:
-        """The image in the size of scale 1."""
-        raise NotImplementedError
-
-    def inputs(self, image: np.ndarray, scale: float) -> Arrays:
-        """Arrays of a fitted image at a scale, padded to one of few shapes.
-
-        Among them, for the P positions of the feature map: valid bool [P], and xy float32 [P, 2], their centres as a share
-        of the image's width and height. The others are what `features` takes.
-        """
-        raise NotImplementedError
-
-    @staticmethod
-    def features(network: Any, batch: Arrays) -> tuple[jax.Array, jax.Array]:
-        """Feature map float32 [B, P, C] and global descriptors [B, G] of a batch of `inputs`; pure."""
-        raise NotImplementedError
-
-    @staticmethod
-    def squares(network: Any, side: int) -> Callable[[jax.Array], Arrays]:
-        """A pure function from images uint8 [B, side, side, 3] to the batch that `features` takes; raises UserError."""
-        raise NotImplementedError
+        mesh = data_mesh(jax.local_devices())
+        self._devices = mesh.size
+        self._most = mesh.size * (batch or PER_DEVICE.get(jax.default_backend(), PER_ACCELERATOR))
+        self.together = max(16, 4 * self._most)
+        self._split = NamedSharding(mesh, PartitionSpec("data"))
+        self._parameters = jax.device_put(parameters, NamedSharding(mesh, PartitionSpec()))
+        self._function = jax.jit(functools.partial(self._forward, graph))
 
     @classmethod
     def feature_map(cls, network: nnx.Module, side: int) -> FeatureMap:
@@ -120,7 +99,7 @@ class NetworkBackbone:
     def extract(self, images: Sequence[np.ndarray]) -> list[ExtractedImage]:
         """See `Backbone.extract`."""
         fitted = [self.fit(image) for image in images]
-        results = self._batches.run([self.inputs(image, scale) for image in fitted for scale in self.scales])
+        results = self._run([self.inputs(image, scale) for image in fitted for scale in self.scales])
         count = len(self.scales)
         return [self._joined(results[i : i + count]) for i in range(0, len(results), count)]
 
@@ -131,6 +110,32 @@ class NetworkBackbone:
         xy = jnp.take_along_axis(batch["xy"], rows[..., None], 1)
         arrays = {"features": features, "weights": weights, "xy": xy}
         return {**arrays, "global_descriptor": unit_length(global_descriptor)}
+
+    def _run(self, items: Sequence[Arrays]) -> list[Any]:
+        """The result of every item, in NumPy and in their order; items of one shape are batched, on all devices."""
+        groups: dict[tuple, list[int]] = {}
+        for row, item in enumerate(items):
+            groups.setdefault(tuple((name, array.shape) for name, array in item.items()), []).append(row)
+        batches = [rows[i : i + self._most] for rows in groups.values() for i in range(0, len(rows), self._most)]
+        results: list[Any] = [None] * len(items)
+        running: tuple[list[int], Any] | None = None
+        # The results of a batch are fetched while the device works on the next.
+        for rows in [*batches, None]:
+            started = None if rows is None else (rows, self._start([items[row] for row in rows]))
+            if running is not None:
+                found = jax.device_get(running[1])
+                for place, row in enumerate(running[0]):
+                    results[row] = jax.tree.map(lambda array, place=place: array[place], found)
+            running = started
+        return results
+
+    def _start(self, items: Sequence[Arrays]) -> Any:
+        size = self._devices
+        while size < len(items):  # few sizes, so few programs: a group's rest is filled up with copies
+            size = min(2 * size, self._most)
+        full = [*items, *[items[-1]] * (size - len(items))]
+        batch = {name: np.stack([item[name] for item in full]) for name in items[0]}
+        return self._function(self._parameters, jax.device_put(batch, self._split))
 
     def _joined(self, scales: Sequence[Arrays]) -> ExtractedImage:
         """One image from its results at all scales: the strongest of all, and the mean of the global descriptors."""
@@ -151,53 +156,6 @@ class FeatureMap:
     features: Callable[[Any, jax.Array], jax.Array]
     parameters: Any
     width: int
-
-
-class Batches:
-    """Runs `function(parameters, batch)` on items, compiled once for each of their shapes and few batch sizes.
-
-    Args:
-      function: pure; takes a pytree and a dict of arrays [B, …], gives a pytree of arrays [B, …].
-      parameters: kept on every device.
-      per_device: items per device at a time; by default 1 on CPU, 8 elsewhere.
-
-    Attributes:
-      most: items of one batch at most.
-    """
-
-    def __init__(self, function: Callable[[Any, Any], Any], parameters: Any, per_device: int | None = None) -> None:
-        mesh = data_mesh(jax.local_devices())
-        self._devices = mesh.size
-        self.most = mesh.size * (per_device or PER_DEVICE.get(jax.default_backend(), PER_ACCELERATOR))
-        self._split = NamedSharding(mesh, PartitionSpec("data"))
-        self._parameters = jax.device_put(parameters, NamedSharding(mesh, PartitionSpec()))
-        self._function = jax.jit(function)
-
-    def run(self, items: Sequence[Arrays]) -> list[Any]:
-        """The result of every item, in NumPy and in their order; items of one shape are batched."""
-        groups: dict[tuple, list[int]] = {}
-        for row, item in enumerate(items):
-            groups.setdefault(tuple((name, array.shape) for name, array in item.items()), []).append(row)
-        batches = [rows[i : i + self.most] for rows in groups.values() for i in range(0, len(rows), self.most)]
-        results: list[Any] = [None] * len(items)
-        running: tuple[list[int], Any] | None = None
-        # The results of a batch are fetched while the device works on the next.
-        for rows in [*batches, None]:
-            started = None if rows is None else (rows, self._start([items[row] for row in rows]))
-            if running is not None:
-                found = jax.device_get(running[1])
-                for place, row in enumerate(running[0]):
-                    results[row] = jax.tree.map(lambda array, place=place: array[place], found)
-            running = started
-        return results
-
-    def _start(self, items: Sequence[Arrays]) -> Any:
-        size = self._devices
-        while size < len(items):  # few sizes, so few programs: a group's rest is filled up with copies
-            size = min(2 * size, self.most)
-        full = [*items, *[items[-1]] * (size - len(items))]
-        batch = {name: np.stack([item[name] for item in full]) for name in items[0]}
-        return self._function(self._parameters, jax.device_put(batch, self._split))
 
 
 def standardised(pixels: jax.Array, bgr: bool = False) -> jax.Array:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -20,7 +21,6 @@ Module = TypeVar("Module", bound=nnx.Module)
 
 # Under which key a checkpoint keeps its weights: the release, CVNet's authors, others.
 KEYS = ("state", "model_state", "state_dict", "model")
-NORM = ("weight", "bias", "running_mean", "running_var")
 
 
 def read_weights(path: str | Path) -> dict[str, np.ndarray]:
@@ -39,13 +39,18 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
     return arrays
 
 
+def precision_of(dtype: Any) -> jax.lax.Precision | None:
+    """Of a network's products: on accelerators the default rounds those of float32 to fewer bits."""
+    return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
+
+
 def weight_and_bias(name: str) -> list[str]:
     """Names of the two parameters of a layer."""
     return [f"{name}.weight", f"{name}.bias"]
 
 
 def count_blocks(weights: Weights, pattern: str, first: int = 0) -> int:
-    """How many names `pattern.format(number)` follow one another from `first` on; at least 1, which is then missing."""
+    """The number of names `pattern.format(number)` in a row from `first` on; at least 1, which is then missing."""
     number = first
     while pattern.format(number) in weights:
         number += 1

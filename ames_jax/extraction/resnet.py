@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +16,12 @@ import numpy as np
 from flax import nnx
 
 from ames_jax.extraction.network_weights import (
-    NORM,
     Parameters,
     Weights,
     check_names,
     count_blocks,
     fill,
+    precision_of,
     weight_and_bias,
 )
 
@@ -49,9 +50,7 @@ class ResNetConfig:
     dtype: str = "float32"
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class ResNetOutput:
+class ResNetOutput(NamedTuple):
     """float32: local [B, h, w, C], output of stage 3 before its last ReLU (noise beyond an image's own h and w), and
     global_descriptor [B, G], not normalised."""
 
@@ -131,8 +130,7 @@ class Conv(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] → [B, ⌈H / stride⌉, ⌈W / stride⌉, out]."""
         kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
-        # On accelerators the default rounds float32 products to fewer bits.
-        precision = jax.lax.Precision.HIGHEST if self.dtype == jnp.float32 else None
+        precision = precision_of(self.dtype)
         side, stride = kernel.shape[0], self.stride
         if side == 1:
             x = jnp.matmul(x[:, ::stride, ::stride], kernel[0, 0], precision=precision)
@@ -173,7 +171,8 @@ def resnet_of(weights: Weights, dtype: str = "float32", source: str = "weights")
             for letter, path in (("a", "reduce"), ("b", "spatial"), ("c", "expand")):
                 convolutions[f"{block}.f.{letter}"] = (f"{block}.f.{letter}_bn", (*ours, path))
     names = ["head.pool.p", *weight_and_bias("head.fc"), *(f"{name}.weight" for name in convolutions)]
-    names += [f"{norm}.{part}" for norm, _ in convolutions.values() for part in NORM]
+    names += [name for norm, _ in convolutions.values() for name in weight_and_bias(norm)]
+    names += [f"{norm}.running_{part}" for norm, _ in convolutions.values() for part in ("mean", "var")]
     check_names(weights, names, source, ignored="num_batches_tracked")
     values: Parameters = {
         ("power",): weights["head.pool.p"],

@@ -17,7 +17,7 @@ from ames_jax.descriptors import DescriptorSet
 from ames_jax.extraction.backbone import ExtractedImage
 from ames_jax.extraction.images import shrink
 from ames_jax.extraction.keypoints import SIFT_WIDTH, Keypoints, detect
-from ames_jax.extraction.vlad import learn_axes, learn_centres, normalised, vlad, vlad_in_axes
+from ames_jax.extraction.vlad import learn_axes, learn_centres, normalised, vlad
 from ames_jax.runtime.cores import usable_cores
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import whole_file
@@ -30,10 +30,10 @@ SAMPLE = 20_000
 
 @dataclass(frozen=True)
 class SiftStatistics:
-    """What is learned from training images: mean float32 [128] of RootSIFT, VLAD centres float32 [C, 128].
+    """Statistics of training images: mean float32 [128] of RootSIFT, VLAD centres float32 [C, 128].
 
-    `axes`, float32 [C, 128, 128] or None, decide the kind of VLAD (see `extraction.vlad`). `spread` goes with them: how
-    far apart the keypoints are (see `keypoints.detect`).
+    `axes`, float32 [C, 128, 128] or None, decide the kind of VLAD (see `extraction.vlad`). `spread` goes with them: the
+    distance between keypoints (see `keypoints.detect`).
 
     The mean matters: RootSIFT is non-negative, all its values lie in one corner of the sphere, and the sign of a
     projection (a bit) of uncentred values says little.
@@ -64,11 +64,11 @@ class SiftStatistics:
 
     @property
     def global_name(self) -> str:
-        """How results name the global descriptor."""
+        """The name of the global descriptor in results."""
         return f"VLAD, {len(self.centres)} centres" + (", local axes" if self.axes is not None else "")
 
     def fingerprint(self) -> str:
-        """What tells whether descriptors and a model were made with the same statistics (32 hexadecimal digits)."""
+        """A hash, equal where descriptors and a model were made with the same statistics (32 hexadecimal digits)."""
         values = (getattr(self, field.name) for field in fields(self))
         known = (np.asarray(value, np.float32) for value in values if value is not None)
         content = b"".join(np.ascontiguousarray(value).tobytes() for value in known)
@@ -118,9 +118,7 @@ def global_descriptor(descriptors: DescriptorSet, statistics: SiftStatistics) ->
     """VLAD of the local descriptors [..., N, 128], in local axes where there are any: float32 [..., C · 128] of length 1."""
     features = np.asarray(descriptors.features, np.float32)
     valid = np.ones(features.shape[:-1], bool) if descriptors.valid is None else np.asarray(descriptors.valid)
-    if statistics.axes is None:
-        return vlad(features, valid, statistics.centres)
-    return vlad_in_axes(features, valid, statistics.centres, statistics.axes)
+    return vlad(features, valid, statistics.centres, statistics.axes)
 
 
 def _root(histogram: np.ndarray) -> np.ndarray:
@@ -163,7 +161,7 @@ class SiftBackbone:
         return shrink(image, self.max_side)
 
     def extract(self, images: Sequence[np.ndarray]) -> list[ExtractedImage]:
-        """See `Backbone.extract`; an image a core at a time."""
+        """See `Backbone.extract`; each core takes one image at a time."""
         # The matrices are small, and BLAS's own threads, waiting for each other, would take a third of all time.
         with self._libraries.limit(limits=1, user_api="blas"):
             return list(self._threads.map(self._one, images))

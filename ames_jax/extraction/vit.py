@@ -8,27 +8,31 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ames_jax.extraction.network_weights import Parameters, Weights, check_names, count_blocks, fill, weight_and_bias
+from ames_jax.extraction.network_weights import (
+    Parameters,
+    Weights,
+    check_names,
+    count_blocks,
+    fill,
+    precision_of,
+    weight_and_bias,
+)
 
 EPSILON = 1e-6
 # Of the authors' networks, whose number of heads leaves no trace in the weights.
 HEAD_WIDTH = 64
 # Layers of a block: the authors' names and ours.
 LAYERS = {
-    "norm1": "norm1",
-    "attn.qkv": "qkv",
-    "attn.proj": "out",
-    "norm2": "norm2",
-    "mlp.fc1": "expand",
-    "mlp.fc2": "contract",
-}
+    "norm1": "norm1", "attn.qkv": "qkv", "attn.proj": "out",
+    "norm2": "norm2", "mlp.fc1": "expand", "mlp.fc2": "contract",
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,13 +56,11 @@ class ViTConfig:
 
     @property
     def antialias(self) -> bool:
-        """How the authors resize position embeddings: antialiased in their networks with registers, else not."""
+        """Whether position embeddings are resized with antialiasing: the authors do so in their networks with registers."""
         return self.registers > 0
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class ViTOutput:
+class ViTOutput(NamedTuple):
     """Final-norm tokens, float32: class_token [B, d], registers [B, R, d], patches [B, P, d] (padding rows are noise)."""
 
     class_token: jax.Array
@@ -71,7 +73,7 @@ class ViT(nnx.Module):
 
     def __init__(self, config: ViTConfig, rngs: nnx.Rngs) -> None:
         self.config = config
-        linear = functools.partial(nnx.Linear, rngs=rngs, **_compute(config))
+        linear = functools.partial(nnx.Linear, rngs=rngs, dtype=config.dtype, precision=precision_of(config.dtype))
         self.embed = linear(3 * config.patch**2, config.width)
         normal = nnx.initializers.normal(0.02)
         self.class_token = nnx.Param(normal(rngs.params(), (config.width,)))
@@ -108,7 +110,7 @@ class Block(nnx.Module):
     """Pre-norm attention and MLP; the authors' layer scales are folded into the two output projections."""
 
     def __init__(self, config: ViTConfig, rngs: nnx.Rngs) -> None:
-        linear = functools.partial(nnx.Linear, rngs=rngs, **_compute(config))
+        linear = functools.partial(nnx.Linear, rngs=rngs, dtype=config.dtype, precision=precision_of(config.dtype))
         self.heads, self.dtype = config.heads, jnp.dtype(config.dtype)
         self.norm1 = nnx.LayerNorm(config.width, epsilon=EPSILON, rngs=rngs)
         self.qkv = linear(config.width, 3 * config.width)
@@ -130,7 +132,7 @@ class Block(nnx.Module):
 
 def attend(query: jax.Array, key: jax.Array, value: jax.Array, valid: jax.Array) -> jax.Array:
     """Softmax attention of [B, H, N, h] over the keys with `valid` [B, N]; softmax in float32."""
-    precision = _precision(query.dtype)
+    precision = precision_of(query.dtype)
     bias = jnp.where(valid, 0.0, jnp.finfo(jnp.float32).min)[:, None]
     query = query * query.shape[-1] ** -0.5
 
@@ -180,15 +182,6 @@ def resizing_matrix(size: int, wanted: int, antialias: bool = True) -> np.ndarra
     far = a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a
     weights = np.where(x < 1, near, np.where(x < 2, far, 0.0)) @ np.eye(size)[np.clip(taps, 0, size - 1)]
     return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
-
-
-def _precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
-    # On accelerators the default rounds float32 products to fewer bits.
-    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
-
-
-def _compute(config: ViTConfig) -> dict:
-    return {"dtype": jnp.dtype(config.dtype), "precision": _precision(jnp.dtype(config.dtype))}
 
 
 def vit_of(weights: Weights, heads: int | None = None, dtype: str = "float32", source: str = "weights") -> ViT:

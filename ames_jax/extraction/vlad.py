@@ -1,7 +1,7 @@
 """VLAD (Jégou et al., CVPR 2010, with the power law of 2012): a global descriptor from local ones.
 
-In two kinds: normalised per centre (`vlad`), and of residuals of length 1 in local axes (`vlad_in_axes`; Delhumeau et al.,
-"Revisiting the VLAD image representation", ACM MM 2013), which finds more of real photographs.
+In two kinds: normalised per centre, and of residuals of length 1 in local axes (Delhumeau et al., "Revisiting the VLAD
+image representation", ACM MM 2013), which finds more of real photographs.
 """
 
 from __future__ import annotations
@@ -26,20 +26,29 @@ def learn_centres(features: np.ndarray, count: int, seed: int) -> np.ndarray:
         return kmeans2(points, start, KMEANS_STEPS, minit="matrix")[0].astype(np.float32)
 
 
-def vlad(features: np.ndarray, valid: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """Sums of residuals to the nearest centre, normalised per centre, square-rooted, then L2-normalised.
+def vlad(features: np.ndarray, valid: np.ndarray, centres: np.ndarray, axes: np.ndarray | None = None) -> np.ndarray:
+    """Sums of residuals to the nearest centre, square-rooted, then L2-normalised.
+
+    Without axes, each centre's sum is normalised first. With them, each residual is, and sums are turned into the axes of
+    their centre.
 
     Args:
       features: float32 [..., N, D].
       valid: bool [..., N].
       centres: float32 [C, D].
+      axes: of `learn_axes`, float32 [C, D, D].
 
     Returns:
       float32 [..., C · D] of length 1 (zeros where nothing is valid).
     """
-    member = _members(_nearest(features, centres), valid, len(centres))
-    residuals = member @ features - member.sum(-1)[..., None] * centres
-    return _square_rooted(normalised(residuals))
+    nearest = _nearest(features, centres)
+    member = ((np.arange(len(centres))[:, None] == nearest[..., None, :]) & valid[..., None, :]).astype(np.float32)
+    if axes is None:
+        sums = normalised(member @ features - member.sum(-1)[..., None] * centres)
+    else:
+        sums = np.einsum("...cd,cde->...ce", member @ normalised(features - centres[nearest]), axes)
+    flat = sums.reshape(*sums.shape[:-2], -1)
+    return normalised(np.sign(flat) * np.sqrt(np.abs(flat)))
 
 
 def learn_axes(features: np.ndarray, centres: np.ndarray) -> np.ndarray:
@@ -56,30 +65,9 @@ def learn_axes(features: np.ndarray, centres: np.ndarray) -> np.ndarray:
     return axes
 
 
-def vlad_in_axes(features: np.ndarray, valid: np.ndarray, centres: np.ndarray, axes: np.ndarray) -> np.ndarray:
-    """Sums of residuals of length 1 to the nearest centre, in the axes of that centre, square-rooted, then L2-normalised.
-
-    Args: as `vlad`, and axes float32 [C, D, D] of `learn_axes`. Returns: as `vlad`.
-    """
-    nearest = _nearest(features, centres)
-    residuals = _members(nearest, valid, len(centres)) @ normalised(features - centres[nearest])
-    return _square_rooted(np.einsum("...cd,cde->...ce", residuals, axes))
-
-
 def normalised(values: np.ndarray) -> np.ndarray:
     """L2-normalises the last axis; rows of zeros stay zeros."""
     return values / np.maximum(np.linalg.norm(values, axis=-1, keepdims=True), 1e-9)
-
-
-def _members(nearest: np.ndarray, valid: np.ndarray, count: int) -> np.ndarray:
-    """float32 [..., C, N]: 1 where a valid point belongs to a centre."""
-    return ((np.arange(count)[:, None] == nearest[..., None, :]) & valid[..., None, :]).astype(np.float32)
-
-
-def _square_rooted(values: np.ndarray) -> np.ndarray:
-    """The power law on [..., C, D]: float32 [..., C · D] of length 1."""
-    flat = values.reshape(*values.shape[:-2], -1)
-    return normalised(np.sign(flat) * np.sqrt(np.abs(flat)))
 
 
 def _nearest(points: np.ndarray, centres: np.ndarray) -> np.ndarray:

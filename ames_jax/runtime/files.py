@@ -90,8 +90,13 @@ def write_json(path: Path, value: Any) -> None:
     write_file(path, json.dumps(_plain(value), indent=1) + "\n")
 
 
-def read_json(path: Path, kind: type = dict) -> Any:
-    """The JSON object (or `kind`, say list) in a file; raises UserError, naming the file, where there is none."""
+def read_json(path: Path, kind: type = dict, *, missing: dict[str, Any] | None = None) -> Any:
+    """The JSON object (or `kind`, say list) in a file, `missing` where there is no file.
+
+    Raises UserError, naming the file, where it holds something else, or is not there and nothing stands for it.
+    """
+    if missing is not None and not path.exists():
+        return missing
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

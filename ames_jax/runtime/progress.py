@@ -46,7 +46,8 @@ class Progress:
         self, label: str, total: int | None = None, unit: str = "items", *, done: int = 0, quiet: bool = False
     ) -> None:
         self._label, self._total, self._unit, self._done, self._quiet = label, total, unit, done, quiet
-        self._note, self._first = "", (0, 0.0)  # units and time when the first unit of this run was done
+        self._note = ""
+        self._first: tuple[int, float] | None = None  # units and time when the first unit of this run was done
         self._bar: tqdm | None = None
         self._printed = False
 
@@ -78,7 +79,7 @@ class Progress:
     def update(self, count: int = 1) -> None:
         """Counts `count` units more as done."""
         self._done += count
-        if not self._first[1]:
+        if self._first is None:
             self._first = self._done, time.monotonic()
         if self._bar is not None:
             self._bar.update(count)
@@ -97,7 +98,7 @@ class Progress:
 
     def line(self) -> str:
         """How far the work is, as text."""
-        first, since = self._first
+        first, since = self._first or (self._done, 0.0)
         seconds = time.monotonic() - since
         rate = (self._done - first) / seconds if self._done > first and seconds > 0 else 0.0
         total = "" if self._total is None else f" of {self._total:,}"

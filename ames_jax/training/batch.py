@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,16 +33,6 @@ class TripletArrays:
 
 # How a batch lies on the devices: its arrays are split along their first axis, the lengths are everywhere.
 BATCH_AXES = TripletArrays(BATCH_AXIS, BATCH_AXIS, BATCH_AXIS, EVERYWHERE, BATCH_AXIS)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TeacherTokens:
-    """The teacher's final-layer tokens of 2B pairs at full length: [2B, 1, d], [2B, K, d], [2B, K, d]."""
-
-    matching: jax.Array
-    query: jax.Array
-    database: jax.Array
 
 
 def pairs(batch: TripletArrays) -> tuple[DescriptorSet, DescriptorSet]:
@@ -80,9 +70,7 @@ def split_parts(batch: TripletArrays, parts: int) -> dict[str, Any]:
     return jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), sets)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Totals:
+class Totals(NamedTuple):
     """What the losses of a step are divided by: real pairs, and tokens that count in the token loss (float32 scalars)."""
 
     pairs: jax.Array

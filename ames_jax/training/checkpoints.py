@@ -1,4 +1,4 @@
-"""Checkpoints of a run (orbax), and finished models: a directory with one file, `model.safetensors`."""
+"""Checkpoints of a training run (orbax): what it goes on from after a kill, on any number of devices and hosts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from etils import epath
+from etils import epath, epy
 from flax import nnx
 
 from ames_jax.model.ames import AMES, AMESConfig
@@ -14,7 +14,8 @@ from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import is_remote
 from ames_jax.training.step import TrainState
 
-MODEL_FILE = "model.safetensors"
+with epy.lazy_imports():  # takes seconds, and only runs and their conversion need it
+    import orbax.checkpoint as ocp
 
 
 class RunCheckpoints:
@@ -28,13 +29,11 @@ class RunCheckpoints:
     """
 
     def __init__(self, directory: Path, keep: int = 2, writes: bool = True):
-        import orbax.checkpoint as ocp
-
-        self._ocp = ocp
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=writes, cleanup_tmp_directories=writes)
         self.directory = directory if is_remote(directory) else epath.Path(directory).resolve()
         try:
-            self._manager = ocp.CheckpointManager(self.directory, options=options)
+            handlers = {"state": ocp.StandardCheckpointHandler(), "position": ocp.JsonCheckpointHandler()}
+            self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
         except OSError as error:
             raise UserError(f"{directory}: cannot hold checkpoints: {error}") from error
 
@@ -48,9 +47,7 @@ class RunCheckpoints:
         Raises:
           UserError: the disk is full or not writable (perhaps from the save before); older checkpoints stay good.
         """
-        args = self._ocp.args.Composite(
-            state=self._ocp.args.StandardSave(_plain(state)), position=self._ocp.args.JsonSave(position)
-        )
+        args = ocp.args.Composite(state=ocp.args.StandardSave(_plain(state)), position=ocp.args.JsonSave(position))
         try:
             self._manager.save(step, args=args)
             if wait:
@@ -66,15 +63,12 @@ class RunCheckpoints:
         """
         step, wanted = self.latest(), jax.tree.map(_abstract, _plain(like))
         self._refuse_another_model(step, wanted)
-        args = self._ocp.args.Composite(
-            state=self._ocp.args.StandardRestore(wanted), position=self._ocp.args.JsonRestore()
-        )
-        found = self._manager.restore(step, args=args)
+        found = self._read(step, wanted)
         return _refill(like, found["state"]), found["position"]
 
     def _refuse_another_model(self, step: int, wanted: dict[str, jax.ShapeDtypeStruct]) -> None:
         # Orbax would find out as well, but after it has started to read, and in words of its own.
-        stored = {key: tuple(value.shape) for key, value in self._stored(step).items()}
+        stored = {key: tuple(value.shape) for key, value in self._manager.item_metadata(step)["state"].items()}
         differs = [
             f"{stored.get(key)} instead of {tuple(array.shape)}"
             for key, array in wanted.items()
@@ -87,12 +81,6 @@ class RunCheckpoints:
                 "use another --workdir, or delete the checkpoint to start again"
             )
 
-    def _stored(self, step: int) -> dict[str, Any]:
-        """Shapes and dtypes of the arrays of a checkpoint."""
-        handlers = {"state": self._ocp.StandardCheckpointHandler(), "position": self._ocp.JsonCheckpointHandler()}
-        with self._ocp.CheckpointManager(self.directory, item_handlers=handlers) as manager:
-            return manager.item_metadata(step)["state"]
-
     def model(self, step: int | None = None) -> tuple[AMES, int]:
         """The parameters alone of a checkpoint (default: the newest), on one device whatever it was saved on; its step.
 
@@ -104,16 +92,20 @@ class RunCheckpoints:
             raise UserError(f"{self.directory}: no checkpoint{'' if step is None else f' of step {step}'}; has {steps}")
         step = max(steps) if step is None else step
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        like = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=device) for k, v in self._stored(step).items()}
-        args = self._ocp.args.Composite(
-            state=self._ocp.args.StandardRestore(like), position=self._ocp.args.JsonRestore()
-        )
-        found = self._manager.restore(step, args=args)
+        like = {
+            k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=device)
+            for k, v in self._manager.item_metadata(step)["state"].items()
+        }
+        found = self._read(step, like)
         config = AMESConfig.from_dict(found["position"]["model"])
         graph, params = nnx.split(nnx.eval_shape(lambda: AMES(config, nnx.Rngs(0))))
         # Parameters are the first field of a training state, so its first arrays.
         leaves = [found["state"][key] for key in sorted(found["state"])][: len(jax.tree.leaves(params))]
         return nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(params), leaves)), step
+
+    def _read(self, step: int, like: dict[str, jax.ShapeDtypeStruct]) -> Any:
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(like), position=ocp.args.JsonRestore())
+        return self._manager.restore(step, args=args)
 
     def close(self) -> None:
         """Waits for a save in progress; raises as `save` does."""

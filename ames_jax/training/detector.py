@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -16,19 +16,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from ames_jax.extraction.backbones import open_network
 from ames_jax.extraction.detector import Detector, detector_weights, unit_length
+from ames_jax.extraction.images import load_image, resize
+from ames_jax.extraction.listing import list_images
 from ames_jax.extraction.network import FeatureMap
 from ames_jax.model.torch_files import write_checkpoint
-from ames_jax.runtime.devices import data_mesh
+from ames_jax.runtime.devices import data_mesh, on_all, split_over
 from ames_jax.runtime.errors import UserError
-from ames_jax.training.checkpoints import RunCheckpoints
-from ames_jax.training.detector_images import LabelledImages, split_images
-from ames_jax.training.log import History
+from ames_jax.runtime.progress import write
+from ames_jax.training.loop import FitSettings, train
+from ames_jax.training.run import keep_config
 
 # Pooled features have length 1: this is how far apart two classes' logits can be at the start.
 LOGIT_SCALE = 16.0
@@ -46,104 +46,104 @@ class DetectorState:
 
 
 def train_detector(config: ConfigDict, workdir: Path) -> Path:
-    """Trains, or goes on where a killed run was, and gives the path of `detector.pt`.
+    """Trains, or goes on where a killed run was, and returns the path of `detector.pt`.
 
     Raises:
       UserError: no labelled images, a setting that does not fit, a loss that is not finite.
+      StoppedEarly: after SIGTERM, state saved.
     """
-    train, validation = split_images(config)
+    keep_config(config, workdir)
+    images, validation = split_images(config)
     network = open_network(config.backbone, config.weights, config.dtype, config.side)
-    return _Run(config, workdir, train, validation, network).to_the_end()
+    task = DetectorTask(config, images, validation, network)
+    settings = FitSettings(
+        directory=workdir,
+        label="detector",
+        log_every=config.log_every,
+        validate_every=config.validate_every,
+        checkpoint_every=config.checkpoint.every,
+        keep=config.checkpoint.keep,
+    )
+    write(f"detector: {len(images)} images of {images.classes} classes, {task.steps} steps")
+    state = train(task, settings)
+    target = workdir / "detector.pt"
+    write_checkpoint(target, detector_weights(task.detector(state)))
+    return target
 
 
-class _Run:
-    """One training run: what its steps share."""
+class DetectorTask:
+    """Training of a detector, for the loop."""
+
+    score = "accuracy"
+    remedy = "Lower --config.optimizer.learning_rate"
+    facts: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(
-        self, config: ConfigDict, workdir: Path, train: LabelledImages, validation: LabelledImages, network: FeatureMap
+        self, config: ConfigDict, images: LabelledImages, validation: LabelledImages, network: FeatureMap
     ) -> None:
-        self.config, self.workdir, self.train, self.validation = config, workdir, train, validation
+        self._config, self._images, self._validation, self._width = config, images, validation, network.width
         mesh = data_mesh()
         if config.batch % mesh.size:
             raise UserError(f"batch {config.batch} is not divisible by the {mesh.size} devices; change --config.batch")
-        self.per_epoch = len(train) // config.batch
-        if self.per_epoch < 1:
-            raise UserError(f"--config.batch={config.batch}: there are only {len(train)} training images")
-        self.steps = max(1, round(config.optimizer.epochs * self.per_epoch))
-        self._split = NamedSharding(mesh, PartitionSpec("data"))
-        everywhere = NamedSharding(mesh, PartitionSpec())
+        self._per_epoch = len(images) // config.batch
+        if self._per_epoch < 1:
+            raise UserError(f"--config.batch={config.batch}: there are only {len(images)} training images")
+        self.steps = max(1, round(config.optimizer.epochs * self._per_epoch))
+        self.counts = {"images": config.batch}
+        self._split, self._everywhere = split_over(mesh), on_all(mesh)
         schedule = optax.cosine_decay_schedule(config.optimizer.learning_rate, self.steps)
-        self.optimizer = optax.adamw(schedule, weight_decay=config.optimizer.weight_decay)
-        self.graph, state = new_state(network.width, train.classes, self.optimizer, config.seed)
-        self.state = jax.device_put(state, everywhere)
-        self.network = jax.device_put(network.parameters, everywhere)
-        self._step = jax.jit(functools.partial(step, self.graph, self.optimizer, network.features), donate_argnums=0)
-        self._right = jax.jit(functools.partial(right, self.graph, network.features))
+        self._optimizer = optax.adamw(schedule, weight_decay=config.optimizer.weight_decay)
+        self._graph, self._initial = new_state(network.width, images.classes, self._optimizer, config.seed)
+        self._network = jax.device_put(network.parameters, self._everywhere)
+        self._step = jax.jit(functools.partial(step, self._graph, self._optimizer, network.features), donate_argnums=0)
+        self._right = jax.jit(functools.partial(right, self._graph, network.features))
 
-    def to_the_end(self) -> Path:
-        """All steps that are left."""
-        target = self.workdir / "detector.pt"
-        checkpoints = RunCheckpoints(self.workdir / "checkpoints", self.config.checkpoint.keep)
-        if checkpoints.latest() is not None:
-            self.state, _ = checkpoints.restore(self.state)
-        first = int(self.state.step)
-        print(f"detector: {len(self.train)} images of {self.train.classes} classes, {self.steps} steps")
-        with closing(History(self.workdir, first)) as history, closing(checkpoints):
-            self._train(first, history, checkpoints)
-        write_checkpoint(target, detector_weights(self._detector()))
-        return target
+    def initial_state(self) -> DetectorState:
+        """A copy of the state before the first step, on all devices."""
+        return jax.device_put(self._initial, self._everywhere, may_alias=False)
 
-    def _train(self, first: int, history: History, checkpoints: RunCheckpoints) -> None:
-        every = self.config.checkpoint.every
-        bar = tqdm(total=self.steps, initial=first, desc="detector", unit="step", disable=None)
-        for done, (images, labels) in enumerate(self._batches(first), start=first + 1):
-            self.state, figures = self._step(self.state, self.network, images, labels)
-            bar.update()
-            last = done == self.steps
-            if last or done % self.config.log_every == 0:
-                history.write(done, self._checked(figures, done))
-            if last or done % self.config.validate_every == 0:
-                accuracy = self._validated()
-                history.write(done, {"validation_accuracy": accuracy})
-                bar.write(f"detector step {done}/{self.steps}: validation accuracy {accuracy:.3f}")
-            if last or done % every == 0:
-                checkpoints.save(done, self.state, {"step": done})
-        bar.close()
-
-    def _batches(self, first: int) -> Iterator[tuple[jax.Array, jax.Array]]:
-        """Batches of the steps from `first` on: a pure function of seed and step, read one step ahead."""
-        with ThreadPoolExecutor(self.config.workers, "load") as threads, ThreadPoolExecutor(1) as ahead:
-            read = functools.partial(self.train.batch, threads=threads)
-            future = None
-            for number in range(first, self.steps):
-                batch = future.result() if future is not None else read(*self._rows(number))
-                future = ahead.submit(read, *self._rows(number + 1)) if number + 1 < self.steps else None
+    def batches(self, first: int) -> Iterator[tuple[jax.Array, jax.Array]]:
+        """Images and labels of the steps from `first` on, read one step ahead."""
+        with ThreadPoolExecutor(self._config.workers, "load") as threads, ThreadPoolExecutor(1) as ahead:
+            read = functools.partial(self._images.batch, threads=threads)
+            future = ahead.submit(read, *self._rows(first))
+            for number in itertools.count(first + 1):
+                batch, future = future.result(), ahead.submit(read, *self._rows(number))
                 yield jax.device_put(batch, self._split)
 
     def _rows(self, number: int) -> tuple[np.ndarray, Sequence[int]]:
-        epoch, place = divmod(number, self.per_epoch)
-        order = np.random.default_rng((self.config.seed, epoch)).permutation(len(self.train))
-        return order[place * self.config.batch : (place + 1) * self.config.batch], (self.config.seed, number)
+        """Images of a step and the seed of their crops: a pure function of the configuration's seed and the step."""
+        epoch, place = divmod(number, self._per_epoch)
+        order = np.random.default_rng((self._config.seed, epoch)).permutation(len(self._images))
+        return order[place * self._config.batch : (place + 1) * self._config.batch], (self._config.seed, number)
 
-    def _checked(self, figures: dict[str, jax.Array], done: int) -> dict[str, float]:
-        values = {name: float(value) for name, value in figures.items()}
-        if not math.isfinite(values["loss"]):
-            raise UserError(f"the loss of step {done} is {values['loss']}: lower --config.optimizer.learning_rate")
-        return values
+    def step(
+        self, state: DetectorState, batch: tuple[jax.Array, jax.Array]
+    ) -> tuple[DetectorState, dict[str, jax.Array]]:
+        """One optimizer step."""
+        return self._step(state, self._network, *batch)
 
-    def _validated(self) -> float:
+    def batch_facts(self, batch: tuple[jax.Array, jax.Array]) -> dict[str, Any]:
+        """The labels."""
+        return {"labels": np.asarray(batch[1]).tolist()}
+
+    def validate(self, state: DetectorState) -> dict[str, float]:
         """Share of the validation images whose class is recognised, from centre crops."""
-        count, batch, hits = len(self.validation), self.config.batch, 0
-        with ThreadPoolExecutor(self.config.workers, "load") as threads:
-            for start in range(0, count, batch):
-                rows = np.arange(start, start + batch)
-                images, labels = jax.device_put(self.validation.batch(rows % count, None, threads), self._split)
-                found = np.asarray(self._right(self.state, self.network, images, labels))
-                hits += int(found[rows < count].sum())
-        return hits / count
+        count, size, hits = len(self._validation), self._config.batch, 0
+        with ThreadPoolExecutor(self._config.workers, "load") as threads:
+            for start in range(0, count, size):
+                rows = np.arange(start, start + size)
+                images, labels = jax.device_put(self._validation.batch(rows % count, None, threads), self._split)
+                recognised = np.asarray(self._right(state, self._network, images, labels))
+                hits += int(recognised[rows < count].sum())
+        return {"accuracy": hits / count}
 
-    def _detector(self) -> Detector:
-        return nnx.merge(self.graph, self.state.parameters["detector"], self.state.statistics)
+    def keep_best(self, state: DetectorState, done: int, figures: Mapping[str, float]) -> None:
+        """Nothing: `detector.pt` holds the last state."""
+
+    def detector(self, state: DetectorState) -> Detector:
+        """The detector of a state."""
+        return nnx.merge(self._graph, state.parameters["detector"], state.statistics)
 
 
 def new_state(
@@ -199,3 +199,72 @@ def right(
     detector = nnx.merge(graph, state.parameters["detector"], state.statistics)
     logits = logits_of(*detector(features_of(network, images)), state.parameters["classifier"])
     return logits.argmax(-1) == labels
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledImages:
+    """Files with classes 0 … classes - 1 (int32 [N]); read as squares of `side` pixels."""
+
+    paths: list[Path]
+    labels: np.ndarray
+    classes: int
+    side: int
+    crop: tuple[float, float]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def batch(self, rows: np.ndarray, seed: Sequence[int] | None, threads: Executor) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 [B, S, S, 3] and labels int32 [B]; random crops and flips from `seed`, or centre crops (None).
+
+        Raises UserError for an image that is broken.
+        """
+
+        def read(place: int) -> np.ndarray:
+            image = load_image(self.paths[rows[place]])
+            rng = None if seed is None else np.random.default_rng((*seed, place))
+            return square(image, self.side, self.crop, rng)
+
+        return np.stack(list(threads.map(read, range(len(rows))))), self.labels[rows]
+
+
+def square(image: np.ndarray, side: int, crop: tuple[float, float], rng: np.random.Generator | None) -> np.ndarray:
+    """A square of the image [H, W, 3], resized to `side`: the largest in the middle, or a random one, perhaps mirrored."""
+    height, width = image.shape[:2]
+    edge = min(height, width)
+    top, left = (height - edge) // 2, (width - edge) // 2
+    if rng is not None:
+        edge = max(1, round(edge * rng.uniform(*crop) ** 0.5))
+        top, left = (int(rng.integers(0, size - edge + 1)) for size in (height, width))
+    found = resize(image[top : top + edge, left : left + edge], side, side)
+    return found[:, ::-1] if rng is not None and rng.random() < 0.5 else found
+
+
+def split_images(config: ConfigDict) -> tuple[LabelledImages, LabelledImages]:
+    """The training and the validation images of a configuration, every class in both.
+
+    Raises:
+      UserError: no images, fewer than two classes, or a class with a single image.
+    """
+    if not config.images:
+        raise UserError("--config.images=DIR|LIST is needed: a sub-folder of images a class, or lines `path,label`")
+    if not 0 < config.validation < 1:
+        raise UserError(f"--config.validation={config.validation}: expected a share between 0 and 1")
+    found = list_images(Path(config.images), Path(config.root) if config.root else None)
+    labelled = [file for file in found.files if file.label >= 0]
+    names, labels = np.unique([file.label for file in labelled], return_inverse=True)
+    if len(names) < 2:
+        raise UserError(f"--config.images={config.images}: {len(names)} classes; a detector needs two at least")
+    held = np.zeros(len(labelled), bool)
+    for label in range(len(names)):
+        rows = np.flatnonzero(labels == label)
+        if len(rows) < 2:
+            raise UserError(f"--config.images={config.images}: {labelled[rows[0]].id} is the only image of its class")
+        rows = np.random.default_rng((config.seed, label)).permutation(rows)
+        held[rows[: min(len(rows) - 1, max(1, round(config.validation * len(rows))))]] = True
+
+    def part(rows: np.ndarray) -> LabelledImages:
+        paths = [labelled[row].path for row in rows]
+        return LabelledImages(paths, labels[rows].astype(np.int32), len(names), config.side, tuple(config.crop))
+
+    return part(np.flatnonzero(~held)), part(np.flatnonzero(held))

@@ -1,30 +1,22 @@
-"""The training loop: batches in, checkpoints, logs and the best model out; survives kills and resumes exactly."""
+"""The training loop of teacher, student and detector: batches in, checkpoints and logs out; survives kills, resumes exactly."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from ames_jax.model.ames import AMES
-from ames_jax.model.weights import facts_of, model_fingerprint, read_model, save_model
-from ames_jax.runtime.devices import data_mesh, local_copy, on_all, split_over
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.preemption import Interrupted, StoppedEarly, StopRequests
-from ames_jax.runtime.processes import as_lead, check_equal, is_lead, wait_for_all
+from ames_jax.runtime.processes import as_lead
 from ames_jax.training.checkpoints import RunCheckpoints
-from ames_jax.training.log import History, Meter, NoHistory, Progress, Trace
-from ames_jax.training.pipeline import TripletBatch, TripletPipeline, place_on, prefetch_to_device
-from ames_jax.training.step import Recipe, TrainState, TripletArrays, make_step, make_teacher
-
-Validate = Callable[[AMES], dict[str, float]]
+from ames_jax.training.log import Trace, TrainingLog
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,15 +24,14 @@ class FitSettings:
     """Where a run writes and how often.
 
     Attributes:
-      directory: of checkpoints, logs, and the models `best` and `last`; all processes must see the same one.
-      label: shown in the progress bar ("teacher", "student").
-      log_every: steps between lines of the log.
+      directory: of checkpoints, logs and results; all processes must see the same one.
+      label: the run in what is printed ("teacher", "student", "detector").
+      log_every: steps between figures in the log.
       validate_every: steps between validations.
       checkpoint_every: steps between checkpoints.
       checkpoint_minutes: and minutes between them, looked at every `log_every` steps; None: steps alone.
-      keep: last checkpoints that stay.
+      keep: number of newest checkpoints that stay.
       profile: (first, last): steps whose trace is recorded.
-      facts: plain JSON that is saved with every model (data set, …).
     """
 
     directory: Path
@@ -51,186 +42,151 @@ class FitSettings:
     checkpoint_minutes: float | None = None
     keep: int = 2
     profile: tuple[int, int] | None = None
-    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def finished(directory: Path) -> bool:
-    """True where a run in this directory went to its end."""
-    return (directory / "last").is_dir() and bool(facts_of(directory / "last").get("finished"))
+class Task(Protocol):
+    """A thing to train. Its state is a tree of arrays with a field `step` (int32, the number of steps done).
+
+    Attributes:
+      steps: optimizer steps of the whole training.
+      counts: what one step works on over all processes, e.g. {"images": 48}, of which the log tells the rate.
+      remedy: what a user can do about a loss that is not finite.
+      score: the figure of a validation by which the best state is chosen.
+      facts: plain JSON that is kept in every checkpoint.
+    """
+
+    steps: int
+    counts: Mapping[str, int]
+    remedy: str
+    score: str
+    facts: Mapping[str, Any]
+
+    def initial_state(self) -> Any:
+        """The state before the first step, on the devices."""
+
+    def batches(self, first: int) -> Iterator[Any]:
+        """The batches of the steps from `first` on, the same in every run."""
+
+    def step(self, state: Any, batch: Any) -> tuple[Any, dict[str, jax.Array]]:
+        """The state after one more step, and figures (scalars), among them "loss" and "accuracy". Gives `state` away.
+
+        Arrays move between host and devices in it only where the code says so.
+        """
+
+    def batch_facts(self, batch: Any) -> dict[str, Any]:
+        """What tells a batch from others; numbers are logged, and all of it is named where the loss is not finite."""
+
+    def validate(self, state: Any) -> dict[str, float]:
+        """Figures, the same in every process."""
+
+    def keep_best(self, state: Any, done: int, figures: Mapping[str, float]) -> None:
+        """Keeps a state that has validated better than all before, after `done` steps."""
 
 
-def fit(
-    model: AMES,
-    recipe: Recipe,
-    pipeline: TripletPipeline,
-    settings: FitSettings,
-    validate: Validate,
-    teacher: AMES | None,
-) -> AMES:
-    """Trains `model` (or goes on with the run in the directory) and returns the best model by validation mAP.
-
-    Args:
-      model: initial parameters; replaced by those of the newest checkpoint where there is one.
-      validate: model → figures, among them "map"; equal in all processes.
-      teacher: frozen teacher of a student, else None.
+def train(task: Task, settings: FitSettings) -> Any:
+    """Does all steps of a task that are left, from the newest checkpoint where there is one, and returns the last state.
 
     Raises:
       StoppedEarly: after SIGTERM, state saved.
-      UserError: a loss that is not finite (with step, lengths and ids of the batch); a disk that is full.
+      UserError: a loss that is not finite (names step and batch); a disk that is full.
     """
     with StopRequests() as stop:
-        return _Run(model, recipe, pipeline, settings, validate, teacher, stop).to_the_end()
+        return _Run(task, settings, stop).to_the_end()
 
 
 class _Run:
-    """One training run: what the steps share."""
+    """One run of a task: what its steps share."""
 
-    def __init__(
-        self, model: AMES, recipe: Recipe, pipeline: TripletPipeline, settings: FitSettings, validate: Validate,
-        teacher: AMES | None, stop: StopRequests,
-    ):  # fmt: skip
-        self.recipe, self.pipeline, self.settings, self.validate = recipe, pipeline, settings, validate
-        mesh = data_mesh()
-        if pipeline.filled % (mesh.size * recipe.accumulate):
-            raise UserError(
-                f"a batch of {pipeline.filled} triplets is not divisible by {mesh.size} devices × {recipe.accumulate} "
-                "parts (data.accumulate); change data.batch"
-            )
-        self._split, self._everywhere, self._stop = split_over(mesh), on_all(mesh), stop
-        self._config = model.config
-        self.graph, params = nnx.split(model)
-        # A copy: steps reuse the memory of the state, and the caller's model (or a teacher that lent it arrays) lives on.
-        params = as_lead(jax.tree.map(jnp.copy, params))
-        self.state = jax.device_put(TrainState.create(params, recipe), self._everywhere)
-        self._step = make_step(self.graph, recipe, mesh)
-        self._teach = None
-        if teacher is not None:
-            graph, frozen = nnx.split(teacher)
-            teacher = nnx.merge(graph, jax.device_put(as_lead(frozen), self._everywhere))
-            self._teach = make_teacher(teacher, recipe.accumulate, mesh)
+    def __init__(self, task: Task, settings: FitSettings, stop: StopRequests) -> None:
+        self.task, self.settings, self.stop = task, settings, stop
         self.checkpoints = RunCheckpoints(settings.directory / "checkpoints", settings.keep)
-        self.best, self.first, self._validated_step = -np.inf, 0, -1
+        self.state, position = task.initial_state(), {}
         if self.checkpoints.latest() is not None:
             self.state, position = self.checkpoints.restore(self.state)
-            self.first, self.best = position["step"], position["best"]
-            self._validated_step = position["validated"]
-        self._saved_at = time.monotonic()
+        self.first = position.get("step", 0)
+        self.best, self.validated = position.get("best", -np.inf), position.get("validated", -1)
+        self.log = TrainingLog(settings.directory, settings.label, self.first, task.steps, task.counts)
+        self.trace = Trace(settings.directory / "profile", settings.profile)
+        self.unchecked: tuple[int, Any, dict[str, jax.Array]] | None = None
+        self.saved_at = time.monotonic()
 
-    def to_the_end(self) -> AMES:
-        """All steps that are left, then the final models."""
-        directory, steps = self.settings.directory, self.recipe.steps
-        history = History(directory, self.first) if is_lead() else NoHistory()
-        trace = Trace(directory / "profile", self.settings.profile if is_lead() else None)
+    def to_the_end(self) -> Any:
+        """All steps that are left."""
         try:
-            if self.first % self.settings.validate_every == 0 or self.first == steps:
-                self._validated(self.first, history)
-            self._train(history, trace)
-            self._save(steps, wait=True)
+            with self.log:
+                if self.first % self.settings.validate_every == 0 or self.first == self.task.steps:
+                    self._validate(self.first)
+                self._train()
+                self._save(self.task.steps, wait=True)
         except Interrupted as interrupted:
-            done = int(jax.device_get(self.state.step))
-            raise self._stopped(done) from interrupted
+            raise self._stopped(int(jax.device_get(self.state.step))) from interrupted
         finally:
-            trace.close(self.state)
-            history.close()
+            self.trace.close(self.state)
             self.checkpoints.close()
-        model = self._model()
-        check_equal(model_fingerprint(model), f"the {self.settings.label}'s parameters")
-        facts = {**self.settings.facts, "step": steps, "finished": True}
-        self._keep_model("last", model, facts)
-        return read_model(directory / "best")
+        return self.state
 
-    def _train(self, history: History | NoHistory, trace: Trace) -> None:
-        last: tuple[TripletBatch, dict[str, jax.Array]] | None = None
-        meter, settings, steps = Meter(self.pipeline.batch, self.first), self.settings, self.recipe.steps
-        with Progress(settings.label, self.first, steps) as progress:
-            for batch in meter.waiting(self._batches()):
-                trace.before_step(batch.step, self.state)
-                metrics = self._one(batch)
-                # The figures of the step before are read while this one runs, so that the device never waits for Python.
-                if last is not None:
-                    self._check(*last)
-                last, done = (batch, metrics), batch.step + 1
-                progress.step()
-                validated = done % settings.validate_every == 0 or done == steps
-                logged = validated or done % settings.log_every == 0
-                if logged:
-                    values = self._logged(batch, metrics, meter)
-                    history.write(done, values)
-                    progress.show(values)
-                    progress.line(done, values)
-                if validated:
-                    with meter.paused():
-                        self._check(*last)
-                        progress.line(done, values, self._validated(done, history))
-                if self._stop.after_step():
-                    self._check(*last)
+    def _train(self) -> None:
+        settings, steps = self.settings, self.task.steps
+        with contextlib.closing(self.task.batches(self.first)) as batches:
+            for done, batch in zip(range(self.first + 1, steps + 1), self.log.waiting(batches)):
+                self.trace.before_step(done - 1, self.state)
+                # Nothing moves between host and devices in a step but what is moved on purpose.
+                with jax.transfer_guard("disallow"):
+                    self.state, figures = self.task.step(self.state, batch)
+                # The loss of the step before is read while this step runs, so that the device never waits for Python.
+                self._check()
+                self.unchecked = done, batch, figures
+                self.log.step()
+                validates = done % settings.validate_every == 0 or done == steps
+                logs = validates or done % settings.log_every == 0
+                if logs:
+                    self.log.figures(done, self._figures(batch, figures))
+                if validates:
+                    self._check()
+                    self._validate(done)
+                if self.stop.after_step():
+                    self._check()
                     raise self._stopped(done)
-                if done < steps and self._checkpoint_due(done, logged):
-                    self._check(*last)
+                if done < steps and self._checkpoint_due(done, logs):
+                    self._check()
                     self._save(done)
 
-    def _checkpoint_due(self, done: int, logged: bool) -> bool:
+    def _figures(self, batch: Any, figures: dict[str, jax.Array]) -> dict[str, float]:
+        facts = {name: value for name, value in self.task.batch_facts(batch).items() if isinstance(value, int)}
+        return {name: float(value) for name, value in jax.device_get(figures).items()} | facts
+
+    def _check(self) -> None:
+        """Raises UserError where the loss of the last step is not finite."""
+        if self.unchecked is None:
+            return
+        (done, batch, figures), self.unchecked = self.unchecked, None
+        loss = float(jax.device_get(figures["loss"]))
+        if not np.isfinite(loss):
+            facts = ", ".join(
+                f"{name.replace('_', ' ')} {value}" for name, value in self.task.batch_facts(batch).items()
+            )
+            raise UserError(
+                f"{self.settings.label}: the loss of step {done - 1} is {loss} ({facts}); "
+                f"the last good checkpoint is of step {self.checkpoints.latest()}. {self.task.remedy}"
+            )
+
+    def _validate(self, done: int) -> None:
+        """Validates after `done` steps and keeps the best state; nothing where a run was saved after this validation."""
+        if self.validated >= done:
+            return
+        with self.log.validation(done) as figures, self.stop.leaving_at_once():
+            figures |= self.task.validate(self.state)
+        if figures[self.task.score] > self.best:
+            self.best = figures[self.task.score]
+            self.task.keep_best(self.state, done, figures)
+        self.validated = done
+
+    def _checkpoint_due(self, done: int, logs: bool) -> bool:
         """Every so many steps or minutes; the lead process's clock counts, since all must save together."""
         minutes, late = self.settings.checkpoint_minutes, False
-        if minutes is not None and logged:
-            late = bool(as_lead(np.int32(time.monotonic() - self._saved_at > 60 * minutes)))
+        if minutes is not None and logs:
+            late = bool(as_lead(np.int32(time.monotonic() - self.saved_at > 60 * minutes)))
         return late or done % self.settings.checkpoint_every == 0
-
-    def _batches(self) -> Iterator[TripletBatch]:
-        batches = prefetch_to_device(self.pipeline.batches(self.first), place_on(self._split))
-        for batch in batches:
-            if batch.step >= self.recipe.steps:
-                break
-            yield batch
-        batches.close()
-
-    def _one(self, batch: TripletBatch) -> dict[str, jax.Array]:
-        lengths = np.array([batch.query_length, batch.database_length], np.int32)
-        rows = tuple(min(self.recipe.bucket(int(n)), batch.anchor.count) for n in lengths)
-        # Nothing moves between host and devices in a step but what is moved on purpose.
-        with jax.transfer_guard("disallow"):
-            lengths = jax.device_put(lengths, self._everywhere)
-            arrays = TripletArrays(batch.anchor, batch.positive, batch.negative, lengths, batch.real)
-            teacher = self._teach(arrays) if self._teach is not None else None
-            self.state, metrics = self._step(self.state, arrays, teacher, rows)
-        return metrics
-
-    def _check(self, batch: TripletBatch, metrics: dict[str, jax.Array]) -> None:
-        loss = float(jax.device_get(metrics["loss"]))
-        if np.isfinite(loss):
-            return
-        raise UserError(
-            f"{self.settings.label}: the loss of step {batch.step} is {loss} (query length {batch.query_length}, "
-            f"database length {batch.database_length}, images {batch.ids.ravel().tolist()}); "
-            f"the last good checkpoint is of step {self.checkpoints.latest()}. Lower the learning rate or set optimizer.clip"
-        )
-
-    def _logged(self, batch: TripletBatch, metrics: dict[str, jax.Array], meter: Meter) -> dict[str, float]:
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        lengths = {"query_length": batch.query_length, "database_length": batch.database_length}
-        return {**values, **lengths, **meter.read(batch.step)}
-
-    def _validated(self, done: int, history: History | NoHistory) -> dict[str, float]:
-        """Validates after `done` steps and keeps the best model; nothing where a run was saved after this validation."""
-        if self._validated_step >= done:
-            return {}
-        model = self._model()
-        with self._stop.leaving_at_once():
-            figures = self.validate(model)
-        history.write(done, {f"validation_{name}": value for name, value in figures.items()})
-        if figures["map"] > self.best:
-            self.best = figures["map"]
-            # λ and γ at which that was measured: what a search with this model uses.
-            chosen = {name: figures[name] for name in ("lam", "gamma") if name in figures}
-            facts = {**self.settings.facts, "step": done, "validation_map": self.best, **chosen}
-            self._keep_model("best", model, facts)
-        self._validated_step = done
-        return figures
-
-    def _keep_model(self, name: str, model: AMES, facts: dict[str, Any]) -> None:
-        if is_lead():
-            save_model(model, self.settings.directory / name, facts)
-        wait_for_all(f"{self.settings.label} {name} {facts['step']}")
 
     def _stopped(self, done: int) -> StoppedEarly:
         if done:
@@ -238,12 +194,6 @@ class _Run:
         return StoppedEarly(f"{self.settings.label} saved at step {done}; run the same command again to go on")
 
     def _save(self, done: int, wait: bool = False) -> None:
-        position = {
-            "step": done, "best": float(self.best), "validated": self._validated_step, "seed": self.pipeline.seed,
-            "model": dataclasses.asdict(self._config),
-        }  # fmt: skip
+        position = {"step": done, "best": float(self.best), "validated": self.validated, **self.task.facts}
         self.checkpoints.save(done, self.state, position, wait)
-        self._saved_at = time.monotonic()
-
-    def _model(self) -> AMES:
-        return nnx.merge(self.graph, local_copy(self.state.params))
+        self.saved_at = time.monotonic()

@@ -8,15 +8,19 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, TypeVar
 
-import grain
 import jax
 import numpy as np
 from absl import flags
+from etils import epy
 
 from ames_jax.data.records import ImageRecord
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.errors import UserError, requires
+from ames_jax.training.batch import BATCH_AXES, TripletArrays
 from ames_jax.training.triplets import Triplets
+
+with epy.lazy_imports():  # does not exist for Windows, where all but training works
+    import grain
 
 T = TypeVar("T")
 ROLES = 3
@@ -36,51 +40,45 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class TripletBatch:
-    """One process's part of a training step (NumPy).
+    """A training step's batch, or one process's part of it while its arrays are NumPy's.
 
     Attributes:
-      anchor, positive, negative: features [B, K, D] in the pipeline's dtype, or packed bits uint8, and valid [B, K].
-      query_length, database_length: descriptors that the query and the database images are cut to in this step.
-      ids: int64 [B, 3], rows of the images.
+      arrays: features [B, K, D] in the pipeline's dtype, or packed bits uint8, with valid [B, K]; lengths; what is real.
+      lengths: descriptors that the query and the database images are cut to in this step, as in `arrays`.
+      ids: int64 [B, 3], rows of this process's images.
       step: the step this batch belongs to.
-      real: bool [B], False for the triplets that only fill the batch up.
     """
 
-    anchor: DescriptorSet
-    positive: DescriptorSet
-    negative: DescriptorSet
-    query_length: int
-    database_length: int
+    arrays: TripletArrays
+    lengths: tuple[int, int]
     ids: np.ndarray
     step: int
-    real: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
 class TripletPipeline:
     """Batches of triplets, each a pure function of (seed, step), so that a step number is all there is to restore.
 
-    Step s is batch s mod `steps_per_epoch` of epoch s div `steps_per_epoch`. The triplets that are left over at the end
-    of an epoch, fewer than a batch, are dropped; the next epoch has another order. Every process reads its contiguous
-    part of the same global batch, so all have the same number of steps however the records lie in shards.
+    Step s is batch s mod `steps_per_epoch` of epoch s div `steps_per_epoch`. Triplets that are left over at the end of an
+    epoch, fewer than a batch, are dropped; the next epoch has another order. Every process reads its contiguous part of the
+    same global batch, so all have the same number of steps however the records lie in shards.
 
     Attributes:
-      source: the images; row i is row i of the triplets' labels.
-      triplets: which images form the triplets.
+      source: images; row i is row i of the triplets' labels.
+      triplets: the rows of images that form triplets.
       batch: triplets of a step over all processes.
       lengths: (low, high): both lengths of a step are drawn uniformly from [low, high).
-      seed: of the lengths; the triplets have their own.
-      descriptors: K, descriptors delivered of each image; None for all that the source gives.
-      dtype: float16 or float32; None for what the source gives: float16 from float16 storage, float32 from int8, which
-        is fastest. Packed bits stay uint8.
-      process, processes: which part of a batch, of how many.
-      drop: share of an image's descriptors that are left out at random, as another detector would not have found them.
-      noise: length of the random vector that is added to a descriptor, in shares of the descriptor's own length.
+      seed: of lengths and augmentation; the triplets have their own.
+      descriptors: K, descriptors delivered of each image; None for all that the source has.
+      dtype: float16 or float32; None for the source's own, which is fastest. Packed bits stay uint8.
+      process, processes: the part of a batch, and the number of parts.
+      drop: share of an image's descriptors that are left out at random, as if another detector had not found them.
+      noise: length of a random vector that is added to a descriptor, in shares of the descriptor's own length.
       workers: processes that read and decode; 0 reads in threads, which is faster on few cores and for small sets.
       threads: batches that are read at the same time, in this process or in each worker.
       prefetch: batches held ready or being read, in this process or in each worker.
-      multiple: a batch is filled up to a multiple of this (all devices must get the same number of triplets) with copies
-        of its last triplet, which do not count: `TripletBatch.real`.
+      multiple: a batch is filled up to a multiple of this, since all devices must get the same number of triplets, with
+        copies of its last triplet, which do not count (`TripletArrays.real`).
     """
 
     source: Source
@@ -138,7 +136,8 @@ class TripletPipeline:
 
     def batches(self, start_step: int = 0) -> Iterator[TripletBatch]:
         """Batches from `start_step` on, without end, read ahead in the background; closing the iterator stops that."""
-        steps = grain.MapDataset.source(_Steps(self))[start_step:]
+        with requires("grain", "training"):
+            steps = grain.MapDataset.source(_Steps(self))[start_step:]
         dataset = steps.to_iter_dataset(grain.ReadOptions(self.threads, prefetch_buffer_size=self.prefetch))
         if self.workers:
             if not flags.FLAGS.is_parsed():
@@ -157,7 +156,9 @@ class TripletPipeline:
 
     def _batch(self, step: int, features: np.ndarray, valid: np.ndarray) -> TripletBatch:
         sets = (DescriptorSet(features[role], valid[role]) for role in range(ROLES))
-        return TripletBatch(*sets, *self.drawn_lengths(step), self.rows(step), step, self._positions() < self.batch)
+        lengths = self.drawn_lengths(step)
+        arrays = TripletArrays(*sets, np.array(lengths, np.int32), self._positions() < self.batch)
+        return TripletBatch(arrays, lengths, self.rows(step), step)
 
 
 class _Steps:
@@ -226,17 +227,17 @@ def prefetch_to_device(batches: Iterable[T], place: Callable[[T], T], size: int 
     yield from queue
 
 
-def place_on(sharding: jax.sharding.Sharding) -> Callable[[TripletBatch], TripletBatch]:
-    """For `prefetch_to_device`: puts the sets of a batch on the devices of `sharding`, which splits the batch axis.
+def place_on(mesh: jax.sharding.Mesh) -> Callable[[TripletBatch], TripletBatch]:
+    """For `prefetch_to_device`: puts the arrays of a batch on the devices of a mesh, as `BATCH_AXES` says.
 
     Every process gives its own part; the arrays that come out are of the global batch.
     """
 
-    def place(batch: TripletBatch) -> TripletBatch:
-        def put(field: np.ndarray) -> jax.Array:
-            return jax.make_array_from_process_local_data(sharding, field)
+    def put(spec: jax.sharding.PartitionSpec, fields: Any) -> Any:
+        sharding = jax.sharding.NamedSharding(mesh, spec)
+        return jax.tree.map(lambda field: jax.make_array_from_process_local_data(sharding, field), fields)
 
-        names = ("anchor", "positive", "negative", "real")
-        return dataclasses.replace(batch, **{name: jax.tree.map(put, getattr(batch, name)) for name in names})
+    def place(batch: TripletBatch) -> TripletBatch:
+        return dataclasses.replace(batch, arrays=jax.tree.map(put, BATCH_AXES, batch.arrays))
 
     return place

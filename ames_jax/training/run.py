@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from ames_jax import scenes
 from ames_jax.data.neighbours import open_neighbours
 from ames_jax.data.shards import DescriptorSource, open_split, read_about
 from ames_jax.extraction.backbone import STATISTICS_FILE
@@ -24,10 +25,12 @@ from ames_jax.retrieval.sets import RIGHT, RetrievalSet, sample_descriptors
 from ames_jax.retrieval.tuning import tune
 from ames_jax.runtime.command_line import flatten
 from ames_jax.runtime.errors import UserError
-from ames_jax.runtime.files import same_job, write_file
+from ames_jax.runtime.files import is_remote, path_of, same_job, write_file
 from ames_jax.runtime.processes import is_lead, lead_first, say
+from ames_jax.runtime.progress import Progress
 from ames_jax.training.log import trace_steps
-from ames_jax.training.loop import FitSettings, finished, fit
+from ames_jax.training.loop import FitSettings
+from ames_jax.training.model_task import finished, fit
 from ames_jax.training.pipeline import TripletPipeline
 from ames_jax.training.step import Recipe
 from ames_jax.training.triplets import Triplets
@@ -56,6 +59,47 @@ def model_config(config: ConfigDict, descriptor_width: int) -> AMESConfig:
     return AMESConfig.from_dict({"descriptor_width": descriptor_width, **SIZES[config.size], **config.model.to_dict()})
 
 
+def open_run(config: ConfigDict, workdir: Path) -> Path:
+    """Keeps the configuration in the work folder; returns the folder of the data set, which is rendered first if need be."""
+    if is_remote(workdir) and config.get("report", {}).get("enabled"):
+        raise UserError(
+            "--config.report.enabled draws pictures, which needs a --workdir on disk; switch it off for gs://"
+        )
+    with lead_first():
+        keep_config(config, workdir)
+    with lead_first():
+        root = data_root(config)
+    # What the model is to read is extracted with the statistics of the SIFT descriptors that it was trained on.
+    if is_lead() and (root / STATISTICS_FILE).is_file():
+        write_file(workdir / STATISTICS_FILE, (root / STATISTICS_FILE).read_bytes())
+    return root
+
+
+def data_root(config: ConfigDict) -> Path:
+    """The folder of the data set: `data_dir`, else a rendered set, which is built on first use."""
+    if config.data_dir:
+        return path_of(config.data_dir)
+    if config.dataset in (scenes.LANDMARKS.folder, scenes.TRANSFER.folder):
+        return scenes.build(config.dataset, rebuild=config.data.rebuild)
+    raise UserError(
+        f"dataset {config.dataset!r} needs --config.data_dir=DIR, a folder prepared from its descriptors: "
+        "python -m ames_jax.prepare shards (README, section GLDv2, says where to get them)"
+    )
+
+
+def train_teacher(config: ConfigDict, root: Path, workdir: Path) -> AMES:
+    """The teacher that the configuration is of. For a student: the given one, or one that is trained in `workdir` first,
+    with the student's data, seed and size."""
+    if config.get("teacher"):
+        return load_model(config.teacher)
+    settings = config.get("train_teacher", config)
+    if settings is not config:
+        for key in ("dataset", "data_dir", "seed", "size", "profile"):
+            settings[key] = config[key]
+        say(f"no teacher given (--config.teacher): training or reusing one in {workdir / 'teacher'}")
+    return train_role(settings, root, workdir / "teacher", "teacher", None)
+
+
 def train_role(config: ConfigDict, root: Path, directory: Path, label: str, teacher: AMES | None) -> AMES:
     """Trains a teacher (`teacher` None) or a student in `directory`, or takes the finished run there; gives the best model."""
     with lead_first():
@@ -63,29 +107,18 @@ def train_role(config: ConfigDict, root: Path, directory: Path, label: str, teac
     if finished(directory):
         say(f"{label}: finished before, taken from {directory}")
         return read_model(directory / "best")
-    source = open_split(root, "train")
-    about = read_about(root)
-    width = source.format.width
-    pipeline = triplet_pipeline(config, source, root)
+    source, about = open_split(root, "train"), read_about(root)
+    with Progress(f"{label}: choosing triplets and initial values"):
+        pipeline = triplet_pipeline(config, source, root)
+        model = _initial_model(config, source, about["name"], teacher)
     recipe = make_recipe(config, pipeline)
-    model = AMES(model_config(config, width), nnx.Rngs(config.seed))
-    if teacher is not None:
-        _refuse_teacher(teacher, model, about["name"])
-    if config.start:
-        model = _started(config.start, model)
-    else:
-        sample = sample_descriptors(source, SAMPLE, SAMPLE_PER_IMAGE, config.seed)
-        initialise(model, config.init, sample, teacher, config.seed)
-    size = sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
-    fill = pipeline.filled - pipeline.batch
+    size, fill = sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param))), pipeline.filled - pipeline.batch
+    filled = (
+        f"; {fill} more fill a step up to {jax.device_count()} devices' equal shares and do not count" if fill else ""
+    )
     say(
         f"{label}: {size:,} parameters, {recipe.steps} steps of {pipeline.batch} triplets "
-        f"({len(pipeline.triplets):,} anchors an epoch) on {about['name']}"
-        + (
-            f"; {fill} more fill a step up to {jax.device_count()} devices' equal shares and do not count"
-            if fill
-            else ""
-        )
+        f"({len(pipeline.triplets):,} anchors per epoch) on {about['name']}{filled}"
     )
     settings = FitSettings(
         directory=directory,
@@ -96,23 +129,26 @@ def train_role(config: ConfigDict, root: Path, directory: Path, label: str, teac
         checkpoint_minutes=config.checkpoint.minutes,
         keep=config.checkpoint.keep,
         profile=trace_steps(config.profile),
-        facts={"data_set": about["name"], "backbone": about.get("backbone"), "role": label, **_statistics_fact(root)},
     )
-    return fit(model, recipe, pipeline, settings, make_validation(config, root), teacher)
+    facts = {"data_set": about["name"], "backbone": about.get("backbone"), "role": label, **_statistics_fact(root)}
+    return fit(model, recipe, pipeline, settings, make_validation(config, root), teacher, facts)
 
 
-def _started(path: str, fresh: AMES) -> AMES:
-    """The model to go on from; raises UserError where it is not of the shape that the configuration asks for."""
-    found = load_model(path)
-    if found.config != fresh.config:
-        raise UserError(f"--config.start={path}: expected a model of {fresh.config}, found one of {found.config}")
-    return found
-
-
-def keep_statistics(root: Path, directory: Path) -> None:
-    """Copies a SIFT data set's statistics into a run's directory: what its model is to read is extracted with them."""
-    if (root / STATISTICS_FILE).is_file():
-        write_file(directory / STATISTICS_FILE, (root / STATISTICS_FILE).read_bytes())
+def _initial_model(config: ConfigDict, source: DescriptorSource, data_set: str, teacher: AMES | None) -> AMES:
+    """The model to begin with: that of `start`, or a fresh one, initialised from a sample of the training descriptors."""
+    model = AMES(model_config(config, source.format.width), nnx.Rngs(config.seed))
+    if teacher is not None:
+        _refuse_teacher(teacher, model, data_set)
+    if not config.start:
+        sample = sample_descriptors(source, SAMPLE, SAMPLE_PER_IMAGE, config.seed)
+        initialise(model, config.init, sample, teacher, config.seed)
+        return model
+    started = load_model(config.start)
+    if started.config != model.config:
+        raise UserError(
+            f"--config.start={config.start}: expected a model of {model.config}, found one of {started.config}"
+        )
+    return started
 
 
 def _statistics_fact(root: Path) -> dict[str, str]:

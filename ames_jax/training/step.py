@@ -17,7 +17,6 @@ from ames_jax.runtime.devices import BATCH_AXIS, EVERYWHERE, over_shares, summed
 from ames_jax.training.batch import (
     BATCH_AXES,
     Rows,
-    TeacherTokens,
     Totals,
     TripletArrays,
     count_totals,
@@ -90,17 +89,15 @@ class TrainState:
         return cls(params, recipe.optimizer().init(params), jnp.zeros((), jnp.int32))
 
 
-def make_teacher(teacher: AMES, parts: int = 1, mesh: Mesh | None = None) -> Callable[[TripletArrays], TeacherTokens]:
-    """A compiled function from a batch at full length to the frozen teacher's tokens; `parts` and `mesh` as in a step."""
+def make_teacher(teacher: AMES, parts: int = 1, mesh: Mesh | None = None) -> Callable[[TripletArrays], jax.Array]:
+    """A compiled function from a batch of B triplets, K descriptors each, to the frozen teacher's tokens of their 2B pairs at
+    full length, [2B, 1 + 2K, d]; `parts` and `mesh` as in a step."""
     (graph, params), platform = nnx.split(teacher), _platform(mesh)
 
-    def tokens_of(params: nnx.State, batch: TripletArrays) -> TeacherTokens:
-        query, database = pairs(batch)
-        tokens = nnx.merge(graph, params)(query, database).tokens
-        queries = query.features.shape[1]
-        return TeacherTokens(tokens[:, :1], tokens[:, 1 : 1 + queries], tokens[:, 1 + queries :])
+    def tokens_of(params: nnx.State, batch: TripletArrays) -> jax.Array:
+        return nnx.merge(graph, params)(*pairs(batch)).tokens
 
-    def forward(params: nnx.State, batch: TripletArrays) -> TeacherTokens:
+    def forward(params: nnx.State, batch: TripletArrays) -> jax.Array:
         triplets, full = batch.anchor.features.shape[:2]
         split = parts_of(triplets, (full, full), parts, platform)
         if split == 1:
@@ -108,7 +105,7 @@ def make_teacher(teacher: AMES, parts: int = 1, mesh: Mesh | None = None) -> Cal
         tokens = jax.lax.map(
             lambda sets: tokens_of(params, dataclasses.replace(batch, **sets)), split_parts(batch, split)
         )
-        return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), tokens)
+        return tokens.reshape(-1, *tokens.shape[2:])
 
     compiled = jax.jit(over_shares(forward, mesh, (EVERYWHERE, BATCH_AXES), BATCH_AXIS))
     return lambda batch: compiled(params, batch)
@@ -122,7 +119,7 @@ def make_loss(graph: nnx.GraphDef, recipe: Recipe) -> Callable[..., tuple[jax.Ar
     """
 
     def loss(
-        params: nnx.State, batch: TripletArrays, teacher: TeacherTokens | None, rows: Rows, totals: Totals | None = None
+        params: nnx.State, batch: TripletArrays, teacher: jax.Array | None, rows: Rows, totals: Totals | None = None
     ) -> tuple[Any, Any]:
         query, database = (side.truncate(count) for side, count in zip(pairs(batch), rows))
         short_query, short_database = shorten(query, batch.lengths[0]), shorten(database, batch.lengths[1])
@@ -135,8 +132,8 @@ def make_loss(graph: nnx.GraphDef, recipe: Recipe) -> Callable[..., tuple[jax.Ar
             return bce, _parts(bce, logits, labels, real, totals)
         out = model(short_query, short_database, train=True)
         bce = matching_loss(out.logit, labels, real, totals.pairs)
-        q, t = query.features.shape[1], database.features.shape[1]
-        target = jnp.concatenate([teacher.matching, teacher.query[:, :q], teacher.database[:, :t]], axis=1)
+        after = 1 + batch.anchor.count  # the matching token and the query's come first
+        target = jnp.concatenate([teacher[:, : 1 + query.count], teacher[:, after : after + database.count]], axis=1)
         kept = kept_tokens(batch, rows, recipe.distil_padding)
         distil = distillation_loss(out.tokens, jax.lax.stop_gradient(target), kept, totals.tokens)
         parts = {**_parts(bce, out.logit, labels, real, totals), "distillation": distil}
@@ -160,14 +157,14 @@ def make_gradient(graph: nnx.GraphDef, recipe: Recipe, mesh: Mesh | None) -> Cal
     """
     differentiate, platform = jax.value_and_grad(make_loss(graph, recipe), has_aux=True), _platform(mesh)
 
-    def gradient(params: nnx.State, batch: TripletArrays, teacher: TeacherTokens | None, rows: Rows) -> Any:
-        def share(params: nnx.State, batch: TripletArrays, teacher: TeacherTokens | None) -> Any:
+    def gradient(params: nnx.State, batch: TripletArrays, teacher: jax.Array | None, rows: Rows) -> Any:
+        def share(params: nnx.State, batch: TripletArrays, teacher: jax.Array | None) -> Any:
             totals = summed(count_totals(batch, rows, recipe.distil_padding), mesh)
             parts = parts_of(batch.anchor.features.shape[0], rows, recipe.accumulate, platform)
             if parts == 1:
                 return summed(differentiate(params, batch, teacher, rows, totals), mesh)
 
-            def one(part: tuple[dict[str, Any], TeacherTokens | None]) -> Any:
+            def one(part: tuple[dict[str, Any], jax.Array | None]) -> Any:
                 return differentiate(params, dataclasses.replace(batch, **part[0]), part[1], rows, totals)
 
             split = split_parts(batch, parts), jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), teacher)
@@ -198,7 +195,7 @@ def make_step(
     gradient_of, optimizer = make_gradient(graph, recipe, mesh), recipe.optimizer()
 
     def step(
-        state: TrainState, batch: TripletArrays, teacher: TeacherTokens | None, rows: Rows
+        state: TrainState, batch: TripletArrays, teacher: jax.Array | None, rows: Rows
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         (value, parts), gradient = gradient_of(state.params, batch, teacher, rows)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)

@@ -62,26 +62,15 @@ class Triplets:
         """Triplets an epoch: the number of valid anchors."""
         return len(self.anchors)
 
-    def triplet(self, epoch: int, position: int) -> tuple[int, int, int]:
-        """Rows of anchor, positive and negative at a position of an epoch."""
-        anchor, positive, negative = self.rows(epoch, np.array([position]))[0]
-        return int(anchor), int(positive), int(negative)
-
     def rows(self, epoch: int, positions: np.ndarray) -> np.ndarray:
         """int64 [n, 3], rows of anchor, positive and negative at the positions [n] (0 ≤ position < len) of an epoch."""
         order, draws = _epoch(self.seed, epoch, len(self.anchors))
         anchors = self.anchors[order[positions]]
-        indices, positive, negative = self._candidates(anchors)
+        indices, positive, negative = self.candidates(anchors)
         columns = [_draw(w, u) for w, u in zip((positive, negative), draws[positions].T)]
         return np.stack([anchors, *(indices[np.arange(len(anchors)), column] for column in columns)], axis=1)
 
-    def partner_probabilities(self, anchor: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For one anchor: rows of its candidates [≤ top], and the probability of each as positive and as negative."""
-        indices, positive, negative = (values[0] for values in self._candidates(np.array([anchor])))
-        kept = indices >= 0
-        return indices[kept], (positive / positive.sum())[kept], (negative / negative.sum())[kept]
-
-    def _candidates(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def candidates(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Candidates int64 [n, c], -1 for none, and float64 weights [n, c] as positive and as negative."""
         indices, similarities = self._nearest(rows)
         same = self._labels[indices] == self._labels[rows][:, None]

@@ -14,7 +14,8 @@ from ames_jax.data.shards import open_split
 from ames_jax.model.ames import AMES, AMESConfig
 from ames_jax.model.weights import read_model
 from ames_jax.prepare import main
-from ames_jax.training.loop import FitSettings, fit
+from ames_jax.training.loop import FitSettings
+from ames_jax.training.model_task import fit
 from ames_jax.training.pipeline import TripletPipeline
 from ames_jax.training.step import Recipe
 from ames_jax.training.triplets import Triplets
@@ -113,6 +114,6 @@ def test_shards_and_the_hdf5_file_itself_give_the_same_batches(folder, tmp_path)
     for first, second, _ in zip(from_shards.batches(), in_place.batches(), range(3)):
         np.testing.assert_array_equal(first.ids, second.ids)
         for role in ("anchor", "positive", "negative"):
-            one, other = getattr(first, role), getattr(second, role)
+            one, other = getattr(first.arrays, role), getattr(second.arrays, role)
             np.testing.assert_array_equal(one.valid, other.valid)
             np.testing.assert_array_equal(one.features[one.valid], other.features[other.valid])

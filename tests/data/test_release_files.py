@@ -120,7 +120,7 @@ def test_global_descriptors(release):
     np.testing.assert_array_equal(np.load(release.folder / "copy.npy"), expected)
     with pytest.raises(UserError, match=r"expected global descriptors \[images, values\], found float16 \(60, 6, 13\)"):
         GlobalDescriptors([release.hdf5()])
-    with pytest.raises(UserError, match=r"n.hdf5: 8 values an image, but .*g.hdf5 has 16"):
+    with pytest.raises(UserError, match=r"n.hdf5: 8 values per image, but .*g.hdf5 has 16"):
         GlobalDescriptors([hdf5, release.hdf5("n.hdf5", release.globals[:, :8])])
     with pytest.raises(UserError, match=r"x.npy is missing"):
         GlobalDescriptors([release.folder / "x.npy"])

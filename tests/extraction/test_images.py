@@ -98,9 +98,9 @@ def test_shrinking_averages_and_never_enlarges() -> None:
 
 def test_crop_maps_positions_back() -> None:
     image = np.arange(100 * 200 * 3, dtype=np.uint32).reshape(100, 200, 3)
-    part, share = crop(image, (50.5, 20, 150, 1000))
+    part, share = crop(image, (50.5, 20, 150, 1000), "a.png")
     np.testing.assert_array_equal(part, image[20:100, 50:150])
     np.testing.assert_allclose(share[0] + share[1] * [0, 0], [0.25, 0.2])
     np.testing.assert_allclose(share[0] + share[1] * [1, 1], [0.75, 1.0])
-    with pytest.raises(UserError, match="holds nothing"):
-        crop(image, (300, 0, 400, 50))
+    with pytest.raises(UserError, match=r"a\.png: box .* holds nothing"):
+        crop(image, (300, 0, 400, 50), "a.png")

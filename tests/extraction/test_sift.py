@@ -11,7 +11,7 @@ import pytest
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.extraction.keypoints import detect
 from ames_jax.extraction.sift import SiftStatistics, describe, global_descriptor, local_descriptors
-from ames_jax.extraction.vlad import learn_axes, learn_centres, vlad, vlad_in_axes
+from ames_jax.extraction.vlad import learn_axes, learn_centres, vlad
 from ames_jax.runtime.errors import UserError
 
 
@@ -118,7 +118,7 @@ def test_vlad_in_local_axes_by_hand() -> None:
     axes = np.stack([swapped, np.eye(2, dtype=np.float32)])
     # residuals of length 1: (0.6, 0.8) + (0, 1), and (1, 0); the first centre's axes swapped; square root; length 1
     expected = np.sqrt([1.8, 0.6, 1, 0])
-    found = vlad_in_axes(np.stack([features, features]), np.stack([valid, valid]), centres, axes)
+    found = vlad(np.stack([features, features]), np.stack([valid, valid]), centres, axes)
     np.testing.assert_allclose(found[1], expected / np.linalg.norm(expected), atol=1e-6)
 
 

@@ -21,7 +21,7 @@ from ames_jax.runtime.command_line import is_among, load_config
 from ames_jax.runtime.devices import data_mesh
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.processes import facts_of, start
-from ames_jax.training import loop
+from ames_jax.training import model_task
 from ames_jax.training.checkpoints import RunCheckpoints
 
 
@@ -48,7 +48,7 @@ def together(data, tmp_path_factory):
 
 @pytest.fixture
 def one_device(monkeypatch):
-    monkeypatch.setattr(loop, "data_mesh", lambda: data_mesh(jax.devices()[:1]))
+    monkeypatch.setattr(model_task, "data_mesh", lambda: data_mesh(jax.devices()[:1]))
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def alone(data, tmp_path_factory):
     """The best model of one process with one device, after the steps of `distributed_job`."""
     directory = tmp_path_factory.mktemp("alone")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "data_mesh", lambda: data_mesh(jax.devices()[:1]))
+        patch.setattr(model_task, "data_mesh", lambda: data_mesh(jax.devices()[:1]))
         small_run.train(data, directory, STEPS, validate_every=1000, checkpoint_every=1000)
     return read_model(directory / "last")
 

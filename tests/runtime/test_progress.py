@@ -34,6 +34,13 @@ def test_lines_tell_count_share_rate_and_time_left(capsys: pytest.CaptureFixture
     assert "done in 00:00" in capsys.readouterr().err
 
 
+def test_work_that_was_done_before_is_no_rate():
+    with Progress("training", total=40, unit="steps", done=30) as bar:
+        assert bar.line() == "training: 30 of 40 steps, 75%"
+        bar.update()
+        assert bar.line() == "training: 31 of 40 steps, 78%"
+
+
 def test_line_appears_while_nothing_is_finished(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.05)
     with Progress("training the first stage"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -17,7 +19,7 @@ from ames_jax.model.torch_files import write_checkpoint
 from ames_jax.runtime.command_line import load_config
 from ames_jax.runtime.errors import UserError
 from ames_jax.training import detector
-from ames_jax.training.detector_images import split_images, square
+from ames_jax.training.detector import split_images, square
 
 CONFIG = Path(__file__).parents[2] / "configs" / "detector.py"
 
@@ -54,18 +56,16 @@ def test_it_learns_and_a_killed_run_ends_where_an_unbroken_one_does(
     whole = read_weights(path)
     detector_of(whole)
 
-    real, steps = detector._Run._checked, []
+    real = detector.DetectorTask.batches
 
-    def killed(run: object, figures: dict[str, jax.Array], done: int) -> dict[str, float]:
-        if done == 35 and not steps:
-            steps.append(done)
-            raise KeyboardInterrupt
-        return real(run, figures, done)
+    def killed(task: detector.DetectorTask, first: int) -> Iterator[tuple[jax.Array, jax.Array]]:
+        yield from itertools.islice(real(task, first), 34)
+        raise KeyboardInterrupt
 
     config = config.copy_and_resolve_references()
     config.log_every = 5
     with monkeypatch.context() as patch:
-        patch.setattr(detector._Run, "_checked", killed)
+        patch.setattr(detector.DetectorTask, "batches", killed)
         with pytest.raises(KeyboardInterrupt):
             detector.train_detector(config, tmp_path / "broken")
     again = read_weights(detector.train_detector(config, tmp_path / "broken"))

@@ -21,11 +21,12 @@ from ames_jax.model.released import load_model
 from ames_jax.model.weights import facts_of, find_model, read_model, save_model
 from ames_jax.runtime.devices import data_mesh, on_all
 from ames_jax.runtime.errors import UserError
-from ames_jax.runtime.preemption import StopRequests
-from ames_jax.training import loop
+from ames_jax.runtime.preemption import StoppedEarly
+from ames_jax.training import model_task
 from ames_jax.training.checkpoints import RunCheckpoints
 from ames_jax.training.log import read_history, trace_steps
-from ames_jax.training.loop import FitSettings, StoppedEarly, finished, fit
+from ames_jax.training.loop import FitSettings, train
+from ames_jax.training.model_task import ModelTask, finished, fit
 from ames_jax.training.pipeline import TripletPipeline
 from ames_jax.training.step import Recipe, TrainState
 from ames_jax.training.triplets import Triplets
@@ -56,7 +57,7 @@ def settings(tmp_path):
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
     """The loop is the same on any number of devices (test_training compares them), and compiles faster on one."""
-    monkeypatch.setattr(loop, "data_mesh", lambda: data_mesh(jax.devices()[:1]))
+    monkeypatch.setattr(model_task, "data_mesh", lambda: data_mesh(jax.devices()[:1]))
 
 
 RECIPE = Recipe(steps=STEPS, learning_rate=1e-3, buckets=(8,))
@@ -139,7 +140,7 @@ class Poisoned(TripletPipeline):
     def batches(self, start_step=0):
         for batch in super().batches(start_step):
             if batch.step == 5:
-                batch.anchor.features[...] = np.nan
+                batch.arrays.anchor.features[...] = np.nan
             yield batch
 
 
@@ -157,7 +158,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(pipe
 def test_a_batch_that_devices_cannot_share_is_filled_up(pipeline, settings, tmp_path, monkeypatch):
     six = dataclasses.replace(pipeline, batch=6)
     fit(model(), RECIPE, six, settings, improving, None)
-    monkeypatch.setattr(loop, "data_mesh", lambda: data_mesh(jax.devices()[:4]))
+    monkeypatch.setattr(model_task, "data_mesh", lambda: data_mesh(jax.devices()[:4]))
     with pytest.raises(UserError, match="a batch of 6 triplets is not divisible by 4 devices"):
         fit(model(), RECIPE, six, settings, improving, None)
     wide = dataclasses.replace(settings, directory=tmp_path / "wide")
@@ -170,10 +171,9 @@ def test_programs_are_compiled_once_a_shape_and_steps_are_traced(pipeline, setti
     recipe = dataclasses.replace(RECIPE, buckets=(4, 8), steps=30)
     settings = dataclasses.replace(settings, profile=(3, 5), validate_every=30, log_every=10)
     settings = dataclasses.replace(settings, checkpoint_every=1000, checkpoint_minutes=0.0)
-    with StopRequests() as stop:
-        run = loop._Run(model(), recipe, pipeline, settings, improving, None, stop)
-        run.to_the_end()
-    assert run._step._cache_size() <= 4
+    task = ModelTask(model(), recipe, pipeline, settings, improving, None, None)
+    train(task, settings)
+    assert task.compiled_step._cache_size() <= 4
     assert list((settings.directory / "profile").rglob("*.xplane.pb"))
     # By the clock: at every step that is logged.
     assert {int(p.name) for p in (settings.directory / "checkpoints").iterdir()} == {20, 30}

@@ -1,12 +1,11 @@
 """Batches are a pure function of (seed, step): restored, shared and read in any way, they are the same."""
 
-import dataclasses
 import itertools
 
 import jax
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from ames_jax.data.neighbours import Neighbours
 from ames_jax.data.shards import ImageRecord, open_split, write_shards
@@ -46,13 +45,12 @@ def take(pipe, count, start=0):
 
 
 def same(first, second):
-    assert (first.step, first.query_length, first.database_length) == (
-        second.step, second.query_length, second.database_length,
-    )  # fmt: skip
+    assert (first.step, first.lengths) == (second.step, second.lengths)
+    np.testing.assert_array_equal(first.arrays.lengths, second.arrays.lengths)
     np.testing.assert_array_equal(first.ids, second.ids)
     for role in ("anchor", "positive", "negative"):
-        np.testing.assert_array_equal(getattr(first, role).features, getattr(second, role).features)
-        np.testing.assert_array_equal(getattr(first, role).valid, getattr(second, role).valid)
+        np.testing.assert_array_equal(getattr(first.arrays, role).features, getattr(second.arrays, role).features)
+        np.testing.assert_array_equal(getattr(first.arrays, role).valid, getattr(second.arrays, role).valid)
 
 
 def test_a_batch_holds_the_images_it_names(source):
@@ -60,8 +58,8 @@ def test_a_batch_holds_the_images_it_names(source):
         for column, role in enumerate(("anchor", "positive", "negative")):
             for slot, row in enumerate(batch.ids[:, column]):
                 expected = source[row].descriptors
-                np.testing.assert_array_equal(getattr(batch, role).features[slot], expected.features)
-                np.testing.assert_array_equal(getattr(batch, role).valid[slot], expected.valid)
+                np.testing.assert_array_equal(getattr(batch.arrays, role).features[slot], expected.features)
+                np.testing.assert_array_equal(getattr(batch.arrays, role).valid[slot], expected.valid)
 
 
 def test_an_epoch_holds_every_anchor_at_most_once_and_drops_the_rest(source):
@@ -95,10 +93,9 @@ def test_processes_share_the_batch_of_one(source, processes):
     for step, batch in enumerate(whole):
         shares = [part[step] for part in parts]
         np.testing.assert_array_equal(batch.ids, np.concatenate([share.ids for share in shares]))
-        features = np.concatenate([share.negative.features for share in shares])
-        np.testing.assert_array_equal(batch.negative.features, features)
-        assert {share.query_length for share in shares} == {batch.query_length}
-        assert {share.database_length for share in shares} == {batch.database_length}
+        features = np.concatenate([share.arrays.negative.features for share in shares])
+        np.testing.assert_array_equal(batch.arrays.negative.features, features)
+        assert {share.lengths for share in shares} == {batch.lengths}
 
 
 def test_lengths_are_uniform_and_pure(source):
@@ -116,12 +113,12 @@ def test_lengths_are_uniform_and_pure(source):
 
 def test_descriptors_and_dtype_are_as_asked(source):
     batch = take(pipeline(source, descriptors=4, dtype=np.float32), 1)[0]
-    assert batch.anchor.features.shape == (6, 4, WIDTH)
-    assert batch.anchor.features.dtype == np.float32
-    np.testing.assert_array_equal(batch.anchor.features[0], source[batch.ids[0, 0]].descriptors.features[:4])
+    assert batch.arrays.anchor.features.shape == (6, 4, WIDTH)
+    assert batch.arrays.anchor.features.dtype == np.float32
+    np.testing.assert_array_equal(batch.arrays.anchor.features[0], source[batch.ids[0, 0]].descriptors.features[:4])
     longer = take(pipeline(source, descriptors=9), 1)[0]
-    assert longer.anchor.features.shape == (6, 9, WIDTH)
-    assert not longer.anchor.valid[:, ROWS:].any()
+    assert longer.arrays.anchor.features.shape == (6, 9, WIDTH)
+    assert not longer.arrays.anchor.valid[:, ROWS:].any()
 
 
 def test_augmentation_leaves_out_and_disturbs_and_is_pure(source):
@@ -130,12 +127,14 @@ def test_augmentation_leaves_out_and_disturbs_and_is_pure(source):
     halves = [take(pipeline(source, **options, process=i, processes=2), 3, 0) for i in range(2)]
     for before, after, parts in zip(plain, disturbed, zip(*halves)):
         np.testing.assert_array_equal(before.ids, after.ids)
-        assert 1 <= after.anchor.valid.sum() < before.anchor.valid.sum()
+        assert 1 <= after.arrays.anchor.valid.sum() < before.arrays.anchor.valid.sum()
         # The strongest descriptor that is left is one of the image's own, moved a little.
-        offset = np.linalg.norm(np.float32(after.anchor.features[0, 0] - before.anchor.features[0]), axis=-1).min()
-        assert 0 < offset < 0.3 * np.linalg.norm(np.float32(after.anchor.features[0, 0]))
-        joined = np.concatenate([part.negative.features for part in parts])
-        np.testing.assert_array_equal(joined, after.negative.features)
+        offset = np.linalg.norm(
+            np.float32(after.arrays.anchor.features[0, 0] - before.arrays.anchor.features[0]), axis=-1
+        ).min()
+        assert 0 < offset < 0.3 * np.linalg.norm(np.float32(after.arrays.anchor.features[0, 0]))
+        joined = np.concatenate([part.arrays.negative.features for part in parts])
+        np.testing.assert_array_equal(joined, after.arrays.negative.features)
 
 
 def test_any_sequence_of_images_is_a_source():
@@ -152,18 +151,18 @@ def test_any_sequence_of_images_is_a_source():
             return np.arange(COUNT) % 4
 
     batch = take(pipeline(Bits()), 1)[0]
-    assert batch.positive.features.dtype == np.uint8
-    assert batch.positive.valid.all()
+    assert batch.arrays.positive.features.dtype == np.uint8
+    assert batch.arrays.positive.valid.all()
 
 
 def test_batches_reach_the_devices(source):
     mesh = Mesh(np.array(jax.devices()[:2]), ("data",))
     batches = pipeline(source).batches()
-    placed = prefetch_to_device(batches, place_on(NamedSharding(mesh, PartitionSpec("data"))), size=2)
+    placed = prefetch_to_device(batches, place_on(mesh), size=2)
     for expected, batch in zip(take(pipeline(source), 5), placed):
-        assert isinstance(batch.anchor.features, jax.Array)
-        assert len(batch.anchor.features.sharding.device_set) == 2
-        same(dataclasses.replace(expected), batch)
+        assert isinstance(batch.arrays.anchor.features, jax.Array)
+        assert len(batch.arrays.anchor.features.sharding.device_set) == 2
+        same(expected, batch)
     placed.close()
     batches.close()
 

@@ -121,18 +121,17 @@ def check_global(path: Path, report: Report, *, full: bool, block_bytes: int = B
 
 
 def sample_rows(path: Path, count: int, row_bytes: int, block_bytes: int, full: bool) -> Iterator[slice]:
-    """Ranges of rows to look at, none larger than `block_bytes`; reports how far the check of the file is."""
+    """Ranges of rows of a file to look at, none larger than `block_bytes`; reports how far the check of the file is."""
     at_once = max(1, block_bytes // max(row_bytes, 1))
-    if full or count * row_bytes <= WHOLE_BYTES or count <= SAMPLE_RUNS * SAMPLE_RUN:
-        runs = [(0, count)]
-    else:
-        starts = np.linspace(0, count - SAMPLE_RUN, SAMPLE_RUNS).astype(int)
-        runs = [(int(start), int(start) + SAMPLE_RUN) for start in starts]
-    with Progress(f"checking {path.name}", sum(stop - start for start, stop in runs), "images") as progress:
-        for start, stop in runs:
-            for first in range(start, stop, at_once):
-                yield slice(first, min(first + at_once, stop))
-                progress.update(min(at_once, stop - first))
+    starts, run = [0], count
+    if not full and count * row_bytes > WHOLE_BYTES and count > SAMPLE_RUNS * SAMPLE_RUN:
+        starts, run = np.linspace(0, count - SAMPLE_RUN, SAMPLE_RUNS).astype(int).tolist(), SAMPLE_RUN
+    with Progress(f"checking {path.name}", len(starts) * run, "images") as progress:
+        for start in starts:
+            for first in range(start, start + run, at_once):
+                rows = slice(first, min(first + at_once, start + run))
+                yield rows
+                progress.update(rows.stop - rows.start)
 
 
 def _sampled(images: int, count: int) -> str:

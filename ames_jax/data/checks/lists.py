@@ -9,6 +9,7 @@ import numpy as np
 
 from ames_jax.data.checks.reports import Faults, Report
 from ames_jax.data.lists import ImageList
+from ames_jax.data.neighbours import Neighbours
 from ames_jax.data.release_pickles import EXACT_FLOAT32
 from ames_jax.runtime.progress import Progress
 
@@ -38,8 +39,7 @@ def check_text_list(path: Path, images: ImageList, report: Report) -> None:
 
 def check_neighbours(
     path: Path,
-    similarities: np.ndarray,
-    indices: np.ndarray,
+    lists: Neighbours,
     report: Report,
     *,
     queries: int | None,
@@ -48,7 +48,7 @@ def check_neighbours(
     full: bool,
 ) -> None:
     """Shape, range, order, and lists that hold the image they are of (`itself`: queries and database are the same set)."""
-    count, wide = indices.shape
+    indices, (count, wide) = lists.indices, lists.indices.shape
     rows = np.arange(count)
     if not full and indices.size > SAMPLE_VALUES:
         rows = np.unique(np.linspace(0, count - 1, SAMPLE_VALUES // wide).astype(int))
@@ -60,7 +60,7 @@ def check_neighbours(
     with Progress(f"checking {path.name}", len(rows), "lists") as progress:
         for start in range(0, len(rows), BLOCK_ROWS):
             block = rows[start : start + BLOCK_ROWS]
-            index, value = np.asarray(indices[block], np.float64), np.asarray(similarities[block], np.float32)
+            index, value = np.asarray(indices[block], np.float64), np.asarray(lists.similarities[block], np.float32)
             with np.errstate(invalid="ignore"):
                 faults.add("outside", block, ((index < 0) | (index >= end)).any(axis=1))
                 faults.add("fraction", block, ~(index == np.floor(index)).all(axis=1))

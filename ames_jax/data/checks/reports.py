@@ -1,4 +1,4 @@
-"""What a check found: facts, and problems with what to do about them."""
+"""The findings of a check: facts, and problems with what to do about them."""
 
 from __future__ import annotations
 

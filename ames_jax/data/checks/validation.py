@@ -19,7 +19,7 @@ from ames_jax.data.checks.lists import (
 )
 from ames_jax.data.checks.reports import Report
 from ames_jax.data.lists import RELEASE, ImageList, read_list
-from ames_jax.data.neighbours import open_neighbours
+from ames_jax.data.neighbours import Neighbours, open_neighbours
 from ames_jax.data.records import RecordFormat
 from ames_jax.data.release_hdf5 import ReleaseSource, open_hdf5
 from ames_jax.data.release_pickles import read_ground_truth, read_neighbours
@@ -27,13 +27,14 @@ from ames_jax.data.shard_writing import read_shard
 from ames_jax.data.shards import LINK, open_split
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import read_json
+from ames_jax.runtime.progress import Progress
 
 ROLES = ("query", "gallery", "train")
 
 
 @dataclasses.dataclass
 class Files:
-    """What the checked files hold, for the checks of one against the other.
+    """Content of the checked files, for the checks of one against the other.
 
     Attributes:
       counts: (path, images) of the files of each role. lists: path and content of the text list of a role.
@@ -97,12 +98,11 @@ def _check_pickles(files: Files, report: Report, full: bool) -> None:
     counts = {"queries": files.count(query), "database": files.count(database)}
     for path in files.neighbours:
         with report.gathering():
-            lists = read_neighbours(path)
-            check_neighbours(path, *lists, report, **counts, itself=query == database, full=full)
-            if query == database and query in files.lists:
-                list_path, images = files.lists[query]
-                if images.labels is not None and len(images) == len(lists[1]):
-                    check_label_agreement(list_path, path, images.labels, lists[1], report)
+            lists = Neighbours(*read_neighbours(path)[::-1])
+            check_neighbours(path, lists, report, **counts, itself=query == database, full=full)
+            list_path, images = files.lists.get(query, (path, None))
+            if query == database and images and images.labels is not None and len(images) == len(lists):
+                check_label_agreement(list_path, path, images.labels, lists.indices, report)
     for path in files.ground_truth:
         with report.gathering():
             truth, database_ids, query_ids = read_ground_truth(path)
@@ -142,14 +142,13 @@ def _check_folder(root: Path, report: Report, **options: Any) -> None:
 def _check_shards(root: Path, split: str, entry: dict, report: Report) -> int:
     settings, ids, labels = entry["settings"], [], []
     shape = (settings["descriptors"], settings["width"], settings["dtype"])
+    record_format = RecordFormat(*shape, tuple(settings["geometry"]))
     before = len(report.problems)
-    for name, file in entry["files"].items():
-        with report.gathering():
-            found = read_shard(
-                root / name, file["records"], file["sha256"], RecordFormat(*shape, tuple(settings["geometry"]))
-            )
-            ids += found[0]
-            labels += found[1]
+    with Progress(f"checking {split}", len(entry["files"]), "shards") as progress:
+        for name, file in progress.over(entry["files"].items()):
+            with report.gathering():
+                found = read_shard(root / name, file["records"], file["sha256"], record_format)
+                ids, labels = ids + found[0], labels + found[1]
     if len(report.problems) == before:
         source = open_split(root, split)
         if ids != source.ids() or not np.array_equal(labels, source.labels()):
@@ -162,10 +161,10 @@ def _check_lists(root: Path, folder: Path, counts: dict[str, int], report: Repor
     query, database = folder.name.split(".", 1)
     lists, itself = open_neighbours(folder), query == database
     sides = {"queries": counts.get(query), "database": counts.get(database)}
-    check_neighbours(folder, lists.similarities, lists.indices, report, **sides, itself=itself, full=full)
+    check_neighbours(folder, lists, report, **sides, itself=itself, full=full)
     if itself and counts.get(query) == len(lists):
         source = open_split(root, query)
-        if not isinstance(source, ReleaseSource) or source.arguments["images"] is not None:
-            labels = source.labels()
-            if (labels >= 0).any():
-                check_label_agreement(root, folder, labels, lists.indices, report)
+        listed = not isinstance(source, ReleaseSource) or source.arguments["images"]
+        labels = source.labels() if listed else np.empty(0)
+        if (labels >= 0).any():
+            check_label_agreement(root, folder, labels, lists.indices, report)

@@ -1,0 +1,110 @@
+"""The command of `python -m ames_jax.convert`, and models in forms that others read: safetensors and training states."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+from etils import epy
+
+from ames_jax.runtime.command_line import Count
+from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.files import path_of, write_file
+
+with epy.lazy_imports():  # help needs none of them
+    import safetensors
+    import safetensors.numpy
+
+    from ames_jax.model import ames, exporting, released, torch_files, torch_weights, weights
+    from ames_jax.training import checkpoints
+
+
+def convert(
+    *,
+    source: Annotated[str, Parameter(name="--from")],
+    target: Annotated[Path, Parameter(name="--to")],
+    heads: Count | None = None,
+    activation: Literal["relu", "gelu"] | None = None,
+) -> None:
+    """Reads a model in one form and writes it in another.
+
+    Args:
+      source: A release .pt file, a released name, a .safetensors file, a model or run directory, or the parameters of a
+        training checkpoint: RUN/checkpoints (the newest) or RUN/checkpoints/STEP.
+      target: A directory (this project's model), FILE.pt (for the PyTorch release), FILE.safetensors (the release's
+        names, for anything else), or FILE.stablehlo (a scorer with the weights inside, for CPU, GPU and TPU, which
+        needs JAX alone).
+      heads: Attention heads of a .pt or .safetensors file of others, where they are not 64 wide: the weights do not show it.
+      activation: Activation of such a file, where it is not relu: the weights do not show it.
+    """
+    model = read(source, heads, activation)
+    write(model, target, source)
+    config = model.config
+    kind = f"{config.bits} bits per descriptor" if config.bits else "full precision"
+    shape = f"descriptors of {config.descriptor_width}, {config.layers} layers of width {config.model_width}"
+    print(f"{source} → {target}: {kind}, {shape}")
+
+
+def read(source: str, heads: int | None = None, activation: str | None = None) -> ames.AMES:
+    """The model in any of the forms above; raises UserError where there is none, or its weights do not fit."""
+    path = path_of(source)
+    if path.suffix == ".safetensors" and path.is_file():
+        arrays, config = _read_safetensors(path)
+    elif path.suffix == ".pt" and path.is_file():
+        arrays, config = torch_files.read_checkpoint(path), released.config_beside(path)
+    elif path.suffix in (".pt", ".safetensors"):
+        raise UserError(f"--from={source}: no such file")
+    elif heads or activation:
+        raise UserError("--heads and --activation are for .pt and .safetensors files; other models know theirs")
+    elif path.name == "checkpoints" or path.parent.name == "checkpoints":
+        return _read_training(path)
+    else:
+        return released.load_model(source)
+    if config is None:
+        config = torch_weights.infer_config(arrays, heads, activation or "relu")
+    else:
+        config = dataclasses.replace(config, heads=heads or config.heads, activation=activation or config.activation)
+    return torch_weights.from_torch(arrays, config)
+
+
+def _read_training(path: Path) -> ames.AMES:
+    step = None if path.name == "checkpoints" else path.name
+    if step is not None and not step.isdigit():
+        raise UserError(f"--from={path}: expected the step of a checkpoint, found {step!r}")
+    folder = path if step is None else path.parent
+    if not folder.is_dir():
+        raise UserError(f"--from={path}: no such folder")
+    return checkpoints.RunCheckpoints(folder, writes=False).model(None if step is None else int(step))[0]
+
+
+def write(model: ames.AMES, target: Path, source: str) -> None:
+    """Writes the model in the form that the name of `target` asks for; raises UserError where it cannot."""
+    if target.suffix == ".pt":
+        torch_files.write_checkpoint(target, torch_weights.to_torch(model), dataclasses.asdict(model.config))
+    elif target.suffix == ".safetensors":
+        _write_safetensors(model, target)
+    elif target.suffix == ".stablehlo":
+        exporting.write_scorer(model, target)
+    else:
+        weights.save_model(model, target, {"converted_from": source})
+
+
+def _read_safetensors(path: Path) -> tuple[dict, ames.AMESConfig | None]:
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read as safetensors: {error}") from error
+    return arrays, ames.AMESConfig.from_dict(json.loads(metadata["config"])) if "config" in metadata else None
+
+
+def _write_safetensors(model: ames.AMES, target: Path) -> None:
+    metadata = {"config": json.dumps(dataclasses.asdict(model.config))}
+    try:
+        write_file(target, safetensors.numpy.save(torch_weights.to_torch(model), metadata))
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{target} cannot be written: {error}") from error
