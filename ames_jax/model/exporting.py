@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import jax
@@ -13,6 +12,7 @@ from flax import nnx
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.model.ames import AMES
 from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.files import write_file, write_json
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -27,10 +27,9 @@ def export_scorer(model: AMES, platforms: tuple[str, ...] = PLATFORMS) -> jax.ex
     width, bits = model.config.descriptor_width, model.config.bits
 
     def score(query: jax.Array, query_valid: jax.Array, database: jax.Array, database_valid: jax.Array) -> jax.Array:
-        found = nnx.merge(graph, params)
-        return found.logits(
-            found.share_query(DescriptorSet(query, query_valid)), DescriptorSet(database, database_valid)
-        )
+        merged = nnx.merge(graph, params)
+        shared = merged.share_query(DescriptorSet(query, query_valid))
+        return merged.logits(shared, DescriptorSet(database, database_valid))
 
     b, q, t = jax.export.symbolic_shape("b, q, t")
     images = ((b, t, width), jnp.float32) if bits is None else ((b, t, bits // 8), jnp.uint8)
@@ -39,7 +38,7 @@ def export_scorer(model: AMES, platforms: tuple[str, ...] = PLATFORMS) -> jax.ex
 
 
 def write_scorer(model: AMES, path: Path) -> None:
-    """Writes the exported scorer, to be read with `jax.export.deserialize`, and PATH.json, which says what goes in.
+    """Writes the exported scorer, to be read with `jax.export.deserialize`, and PATH.json, which lists its inputs.
 
     Raises UserError where they cannot be written.
     """
@@ -52,7 +51,7 @@ def write_scorer(model: AMES, path: Path) -> None:
         "stablehlo": f"portable bytecode, jax.export calling convention {exported.calling_convention_version}",
     }
     try:
-        path.write_bytes(exported.serialize())
-        path.with_name(f"{path.name}.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        write_file(path, bytes(exported.serialize()))
+        write_json(path.with_name(f"{path.name}.json"), facts)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error}") from error

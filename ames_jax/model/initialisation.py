@@ -1,4 +1,4 @@
-"""Where training starts: the release's initial values, or matching-aware ones that start attention as descriptor matching.
+"""Initial values: the release's initial values, or matching-aware ones that start attention as descriptor matching.
 
 Matching-aware initialisation is ours, and nothing but other initial values of the same parameters: the input projection
 whitens the descriptors (PCA), cross-attention starts as matching (query and key projections near a multiple of the

@@ -71,6 +71,6 @@ class BitPacker:
 
 
 def binarizer_fingerprint(model: AMES) -> str:
-    """What tells whether stored bits belong to a model: a hash of its hyperplanes (32 hexadecimal digits)."""
+    """A hash of a model's hyperplanes (32 hexadecimal digits), by which stored bits belong to it."""
     hyperplanes = np.ascontiguousarray(np.asarray(model.tokenizer.hyperplanes[...], np.float32))
     return hashlib.sha256(repr(hyperplanes.shape).encode() + hyperplanes.tobytes()).hexdigest()[:32]

@@ -1,8 +1,7 @@
-"""The released weights: fetched (`downloads`), converted and kept in HOME/models/NAME/."""
+"""Models by path or by released name; released weights are fetched once, converted and kept in HOME/models/NAME/."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from ames_jax.model.torch_weights import from_torch
 from ames_jax.model.weights import MODEL_FILE, find_model, read_model, save_model
 from ames_jax.runtime.cache import ADDRESSES, fetch_file, home, pin_of
 from ames_jax.runtime.errors import UserError, did_you_mean
-from ames_jax.runtime.files import path_of
+from ames_jax.runtime.files import path_of, read_json
 
 DETECTORS = ("dinov2_detector", "cvnet_detector")
 
@@ -62,7 +61,7 @@ def load_released(name: str) -> AMES:
         return read_model(converted)
     path = fetch(name)
     model = _read_torch(path, config)
-    save_model(model, converted, {"released": name, **json.loads(pin_of(path).read_text())})
+    save_model(model, converted, {"released": name, **read_json(pin_of(path))})
     return model
 
 

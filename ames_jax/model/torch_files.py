@@ -16,6 +16,7 @@ import numpy as np
 
 from ames_jax.data.safe_pickle import read_pickle
 from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.files import write_file
 
 KEY = "state"  # where the release keeps the weights, beside `optim` and `epoch`
 CONFIG = "config"  # where we keep, as JSON, what weights do not show; the release does not look there
@@ -55,18 +56,16 @@ def write_checkpoint(
     _Pickler(pickled, protocol=2).dump(
         {KEY: state} if config is None else {KEY: state, CONFIG: json.dumps(dict(config))}
     )
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("archive/data.pkl", pickled.getvalue())
+        archive.writestr("archive/byteorder", "little")
+        for number, array in enumerate(arrays):
+            archive.writestr(f"archive/data/{number}", array.astype("<f4").tobytes())
+        archive.writestr("archive/version", "3\n")
     try:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
-            archive.writestr("archive/data.pkl", pickled.getvalue())
-            archive.writestr("archive/byteorder", "little")
-            for number, array in enumerate(arrays):
-                archive.writestr(f"archive/data/{number}", array.astype("<f4").tobytes())
-            archive.writestr("archive/version", "3\n")
-        partial.replace(path)
+        write_file(Path(path), content.getvalue())
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
 
 

@@ -2,59 +2,49 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from ames_jax.model.ames import AMES, AMESConfig
+from ames_jax.model.weights import model_of, weights_of
 from ames_jax.runtime.errors import UserError
 
-StatePath = tuple[str | int, ...]
 HEAD_WIDTH = 64  # the release's 2 heads of 64; the number of heads cannot be read off the weights
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One parameter: its name in the release, its path in our state, and whether the release stores its transpose."""
+def release_names(config: AMESConfig) -> dict[str, str]:
+    """Our name of every parameter of a model of this shape → its name in the release's `{desc}_ames*.pt`, in their order.
 
-    name: str
-    path: StatePath
-    transposed: bool = False
+    PyTorch keeps the transpose of what is a kernel here.
+    """
+    names = {"matching_token": "mtc_token"}
 
+    def linear(ours: str, theirs: str) -> None:
+        names.update({f"{ours}/kernel": f"{theirs}.weight", f"{ours}/bias": f"{theirs}.bias"})
 
-def _linear(name: str, *path: str | int) -> list[Entry]:
-    return [Entry(f"{name}.weight", (*path, "kernel"), True), Entry(f"{name}.bias", (*path, "bias"))]
+    def norm(ours: str, theirs: str) -> None:
+        names.update({f"{ours}/scale": f"{theirs}.weight", f"{ours}/bias": f"{theirs}.bias"})
 
-
-def _norm(name: str, *path: str | int) -> list[Entry]:
-    return [Entry(f"{name}.weight", (*path, "scale")), Entry(f"{name}.bias", (*path, "bias"))]
-
-
-def table(config: AMESConfig) -> list[Entry]:
-    """Every parameter of a model of this shape (checkpoint names of the release's `{desc}_ames*.pt`)."""
-    entries = [Entry("mtc_token", ("matching_token",))]
-    first = 0
     if config.bits is not None:
-        entries.append(Entry("remap_local.0.W", ("tokenizer", "hyperplanes")))
-        first = 1
-    entries += _linear(f"remap_local.{first}", "tokenizer", "remap")
-    entries += _norm(f"remap_local.{first + 1}", "tokenizer", "norm")
+        names["tokenizer/hyperplanes"] = "remap_local.0.W"
+    first = 0 if config.bits is None else 1
+    linear("tokenizer/remap", f"remap_local.{first}")
+    norm("tokenizer/norm", f"remap_local.{first + 1}")
     for i in range(config.layers):
-        theirs, ours = f"decoder.layers.{i}", ("layers", i)
-        for attn, attention in (("self_attn", "self_attention"), ("cross_attn", "cross_attention")):
-            entries.append(Entry(f"{theirs}.{attn}.in_proj_weight", (*ours, attention, "qkv", "kernel"), True))
-            entries.append(Entry(f"{theirs}.{attn}.in_proj_bias", (*ours, attention, "qkv", "bias")))
-            entries += _linear(f"{theirs}.{attn}.out_proj", *ours, attention, "out")
-        entries += _linear(f"{theirs}.linear1", *ours, "expand")
-        entries += _linear(f"{theirs}.linear2", *ours, "contract")
-        for norm, name in (("norm1", "norm_self"), ("norm2", "norm_cross"), ("norm3", "norm_feed_forward")):
-            entries += _norm(f"{theirs}.{norm}", *ours, name)
+        ours, theirs = f"layers/{i}", f"decoder.layers.{i}"
+        for attention, attn in (("self_attention", "self_attn"), ("cross_attention", "cross_attn")):
+            names[f"{ours}/{attention}/qkv/kernel"] = f"{theirs}.{attn}.in_proj_weight"
+            names[f"{ours}/{attention}/qkv/bias"] = f"{theirs}.{attn}.in_proj_bias"
+            linear(f"{ours}/{attention}/out", f"{theirs}.{attn}.out_proj")
+        linear(f"{ours}/expand", f"{theirs}.linear1")
+        linear(f"{ours}/contract", f"{theirs}.linear2")
+        for number, name in enumerate(("norm_self", "norm_cross", "norm_feed_forward"), 1):
+            norm(f"{ours}/{name}", f"{theirs}.norm{number}")
     if config.pre_norm:
-        entries += _norm("decoder.norm", "final_norm")
-    return entries + _linear("classifier", "classifier")
+        norm("final_norm", "decoder.norm")
+    linear("classifier", "classifier")
+    return names
 
 
 def infer_config(weights: Mapping[str, np.ndarray], heads: int | None = None, activation: str = "relu") -> AMESConfig:
@@ -80,11 +70,15 @@ def infer_config(weights: Mapping[str, np.ndarray], heads: int | None = None, ac
     prefix = "decoder.layers."
     layers = 1 + max(int(name[len(prefix) :].split(".")[0]) for name in weights if name.startswith(prefix))
     return AMESConfig(
-        descriptor_width=int(remap[0] if binary else remap[1]), bits=int(remap[1]) if binary else None,
-        model_width=width, heads=heads or width // HEAD_WIDTH, layers=layers,
-        feed_forward=int(np.shape(weights["decoder.layers.0.linear1.weight"])[0]), activation=activation,
+        descriptor_width=int(remap[0] if binary else remap[1]),
+        bits=int(remap[1]) if binary else None,
+        model_width=width,
+        heads=heads or width // HEAD_WIDTH,
+        layers=layers,
+        feed_forward=int(np.shape(weights["decoder.layers.0.linear1.weight"])[0]),
+        activation=activation,
         pre_norm="decoder.norm.weight" in weights,
-    )  # fmt: skip
+    )
 
 
 def from_torch(weights: Mapping[str, np.ndarray], config: AMESConfig | None = None) -> AMES:
@@ -98,30 +92,7 @@ def from_torch(weights: Mapping[str, np.ndarray], config: AMESConfig | None = No
       UserError: one error that lists every missing, left-over and mis-shaped name.
     """
     config = config or infer_config(weights)
-    model = nnx.eval_shape(lambda: AMES(config, nnx.Rngs(0)))
-    graph, state = nnx.split(model)
-    flat = nnx.to_flat_state(state)
-    slots = {tuple(path): variable for path, variable in flat}
-    entries = table(config)
-    faults = [f"missing {e.name}" for e in entries if e.name not in weights]
-    faults += [f"unknown {name}" for name in sorted(set(weights) - {e.name for e in entries})]
-    filled = {}
-    for entry in entries:
-        if entry.name not in weights:
-            continue
-        array = np.asarray(weights[entry.name], np.float32)
-        array = array.T if entry.transposed else array
-        expected = slots[entry.path].shape
-        if array.shape != expected:
-            shape = np.shape(weights[entry.name])
-            faults.append(
-                f"{entry.name} has shape {shape}, expected {expected[::-1] if entry.transposed else expected}"
-            )
-        else:
-            filled[entry.path] = slots[entry.path].replace(jnp.array(array))
-    if faults:
-        raise UserError(f"the weights do not fit the model ({len(faults)} faults): " + "; ".join(faults))
-    return nnx.merge(graph, nnx.from_flat_state(filled.items()))
+    return model_of(config, weights, release_names(config))
 
 
 def to_torch(model: AMES) -> dict[str, np.ndarray]:
@@ -131,11 +102,8 @@ def to_torch(model: AMES) -> dict[str, np.ndarray]:
     """
     if model.config.match_weight:
         raise UserError(f"match_weight is {model.config.match_weight:g}: the release's code cannot score such a model")
-    arrays = {tuple(path): np.asarray(v[...]) for path, v in nnx.to_flat_state(nnx.state(model, nnx.Param))}
-    return dict(_exported(table(model.config), arrays))
-
-
-def _exported(entries: list[Entry], arrays: Mapping[StatePath, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
-    for entry in entries:
-        array = arrays[entry.path]
-        yield entry.name, np.ascontiguousarray(array.T if entry.transposed else array)
+    weights = weights_of(model)
+    return {
+        theirs: np.ascontiguousarray(weights[ours].T if ours.endswith("/kernel") else weights[ours])
+        for ours, theirs in release_names(model.config).items()
+    }

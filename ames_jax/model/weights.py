@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +65,14 @@ def read_model(directory: Path) -> AMES:
     """The model in a model directory; raises UserError naming the file and every weight that is missing or does not fit."""
     path = path_of(directory) / MODEL_FILE
     config = AMESConfig.from_dict(json.loads(_metadata(path)["config"]))
-    return model_of(config, load(path.read_bytes()), str(path))
+    try:
+        return model_of(config, load(path.read_bytes()))
+    except (UserError, SafetensorError) as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    """What stands in the header of a safetensors file: its length in 8 bytes, then JSON."""
+    """The metadata in the header of a safetensors file: its length in 8 bytes, then JSON."""
     try:
         with path.open("rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
@@ -80,18 +84,32 @@ def _metadata(path: Path) -> dict[str, str]:
     return metadata
 
 
-def model_of(config: AMESConfig, weights: dict[str, np.ndarray], name: str) -> AMES:
-    """A model from weights under our names; raises UserError listing all that does not fit."""
+def model_of(config: AMESConfig, weights: Mapping[str, np.ndarray], names: Mapping[str, str] | None = None) -> AMES:
+    """A model from weights under our names, or under the names of a layout in which kernels are transposed.
+
+    Args:
+      names: of that layout, by our names.
+
+    Raises:
+      UserError: one error that lists every missing, left-over and mis-shaped weight.
+    """
     graph, state = nnx.split(nnx.eval_shape(lambda: AMES(config, nnx.Rngs(0))))
     slots = {"/".join(map(str, path)): (path, variable) for path, variable in nnx.to_flat_state(state)}
-    faults = [f"missing {key}" for key in slots.keys() - weights.keys()]
-    faults += [f"unknown {key}" for key in weights.keys() - slots.keys()]
-    for key in slots.keys() & weights.keys():
-        if slots[key][1].shape != weights[key].shape:
-            faults.append(f"{key} has shape {weights[key].shape}, expected {slots[key][1].shape}")
+    names = names or {name: name for name in slots}
+    faults = [f"missing {name}" for name in names.values() if name not in weights]
+    faults += [f"unknown {name}" for name in sorted(set(weights) - set(names.values()))]
+    filled = []
+    for ours, (path, variable) in slots.items():
+        if names[ours] not in weights:
+            continue
+        turned = names[ours] != ours and ours.endswith("/kernel")
+        array = np.asarray(weights[names[ours]], np.float32)
+        shape = variable.shape[::-1] if turned else variable.shape
+        if array.shape != shape:
+            faults.append(f"{names[ours]} has shape {array.shape}, expected {shape}")
+        filled.append((path, variable.replace(jax.numpy.asarray(array.T if turned else array))))
     if faults:
-        raise UserError(f"{name}: the weights do not fit the model: " + "; ".join(sorted(faults)))
-    filled = [(path, variable.replace(jax.numpy.asarray(weights[key]))) for key, (path, variable) in slots.items()]
+        raise UserError(f"the weights do not fit the model ({len(faults)} faults): " + "; ".join(faults))
     return nnx.merge(graph, nnx.from_flat_state(filled))
 
 

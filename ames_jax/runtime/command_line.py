@@ -6,7 +6,6 @@ reads both. Whatever is wrong on a command line is a UserError: one line, exit c
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import importlib.util
 import inspect
@@ -26,17 +25,6 @@ from ames_jax.runtime.files import path_of
 # A wheel has the configurations in the package, a checkout beside it.
 _PACKAGE = Path(__file__).parents[1]
 CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser of plain flags whose errors are the user's, one line as all others are; flags are not abbreviated."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**{"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter, **options})
-
-    def error(self, message: str) -> None:
-        """Raises UserError."""
-        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def application(command: str, description: str, subcommands: Mapping[str, str] | None = None) -> cyclopts.App:

@@ -1,4 +1,4 @@
-"""How many processor cores this process may use. Without JAX, so that rendering processes start fast."""
+"""The number of processor cores that this process may use. Without JAX, so that rendering processes start fast."""
 
 from __future__ import annotations
 

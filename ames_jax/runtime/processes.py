@@ -104,7 +104,7 @@ def _deadline(seconds: float, who: str) -> Iterator[None]:
 
 
 def facts_of(config: ConfigDict) -> dict[str, str]:
-    """What must be equal in all processes: versions, our sources, the configuration."""
+    """Versions, a hash of our sources and the configuration: these must be equal in all processes."""
     package = Path(ames_jax.__file__).parent
     sources = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):

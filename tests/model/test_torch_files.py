@@ -66,6 +66,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, content, message, capsys):
 
 
 def test_a_failed_write_leaves_nothing(tmp_path):
+    (tmp_path / "no folder").touch()
     with pytest.raises(UserError, match="cannot be written"):
         write_checkpoint(tmp_path / "no folder" / "m.pt", WEIGHTS)
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [tmp_path / "no folder"]
