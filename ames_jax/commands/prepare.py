@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 from etils import epy
@@ -155,38 +155,31 @@ def shards(
       beam: Write with Apache Beam and these options, e.g. --beam='--runner=DirectRunner'.
       in_place: Copy nothing: read the HDF5 file itself in training.
     """
-    facts = {"name": name}
-    if features.is_dir():
-        source = shard_files.open_split(features, split)
-        facts = shard_files.read_about(features) | facts
-    else:
-        source = release_hdf5.ReleaseSource(features, list_file, descriptors)
+    source, facts = _open_images(features, split, list_file, descriptors)
+    stored = source.format
     values = global_files.GlobalDescriptors(global_descriptors) if global_descriptors else None
     if values is not None and len(values) != len(source):
         raise UserError(f"{global_descriptors[0]}: {len(values)} images, but split {split} has {len(source)}")
-    stored = source.format
     if in_place:
         shard_files.link_split(root, split, source)
     else:
-        shard_writing.write_shards(
-            root,
-            name,
-            {split: source},
-            descriptors=min(descriptors or stored.descriptors, stored.descriptors),
-            width=stored.width,
-            dtype=dtype or stored.dtype,
-            shards=shards,
-            processes=processes,
-            beam=None if beam is None else beam.split(),
-        )
-    facts["width"] = stored.width
-    if backbone:
-        facts["backbone"] = backbone
+        settings = {"width": stored.width, "dtype": dtype or stored.dtype, "shards": shards, "processes": processes}
+        settings["descriptors"] = min(descriptors or stored.descriptors, stored.descriptors)
+        beam_options = None if beam is None else beam.split()
+        shard_writing.write_shards(root, name, {split: source}, **settings, beam=beam_options)
+    facts |= {"name": name, "width": stored.width} | ({"backbone": backbone} if backbone else {})
     if values is not None:
         facts["global"] = global_name or global_descriptors[0].stem
         values.save(root / "global" / f"{split}.npy")
     write_json(root / "about.json", shard_files.read_about(root) | facts)
     print(f"{root}: split {split} of {len(source)} images" + (" (read in place)" if in_place else ""))
+
+
+def _open_images(features: Path, split: str, list_file: Path | None, descriptors: int | None) -> tuple[Any, dict]:
+    """The images, and what is known of the data set that they come from."""
+    if features.is_dir():
+        return shard_files.open_split(features, split), shard_files.read_about(features)
+    return release_hdf5.ReleaseSource(features, list_file, descriptors), {}
 
 
 def store(
