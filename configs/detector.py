@@ -1,8 +1,8 @@
 """The detector of an extractor: which local features of a frozen backbone are worth keeping.
 
-python -m ames_jax.train --config=configs/detector.py --config.images=DIR --config.backbone=dinov2 --workdir=runs/detector
+python -m ames_jax.train --config=detector --config.images=DIR --config.backbone=dinov2 --workdir=runs/detector
 
-DIR holds a sub-folder of images a class (or LIST lines `path,label`). Writes WORKDIR/detector.pt in the release's layout,
+DIR holds a sub-folder of images per class (or LIST lines `path,label`). Writes WORKDIR/detector.pt in the release's layout,
 for `python -m ames_jax.extract --detector=…`. The attention of DELG (Cao et al., ECCV 2020): the features are pooled by
 their weights and classified.
 """
@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     """No variants."""
     config = ConfigDict()
-    config.images = ""  # folder with a sub-folder a class, or list with lines `path,label`
+    config.images = ""  # folder with a sub-folder per class, or list with lines `path,label`
     config.root = ""  # folder that the paths of a list are relative to; "" for the list's own
     config.backbone = "dinov2"  # "dinov2" or "cvnet", which stays as it is
     config.weights = ""  # file of the backbone's authors; "" downloads dinov2's
@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     config.seed = 0  # of initial values, order and crops
     config.side = 518  # images are cropped to squares of this side; for dinov2 a multiple of 14
     config.crop = (0.5, 1.0)  # share of an image's area that a crop keeps, drawn uniformly
-    config.batch = 32  # images a step
+    config.batch = 32  # images per step
     config.workers = 8  # threads that read images
     config.validation = 0.1  # share of every class's images that is kept for validation
 

@@ -1,11 +1,11 @@
 """The shipped `sift` model, on rendered scenes whose SIFT is like that of real photographs (built on first use).
 
-    python -m ames_jax.train --config=configs/sift.py:teacher --workdir=runs/sift_teacher
-    python -m ames_jax.train --config=configs/sift.py:longer --workdir=runs/sift_longer
-    python -m ames_jax.train --config=configs/sift.py:student --workdir=runs/sift
+    python -m ames_jax.train --config=sift:teacher --workdir=runs/sift_teacher
+    python -m ames_jax.train --config=sift:longer --workdir=runs/sift_longer
+    python -m ames_jax.train --config=sift:student --workdir=runs/sift
     python -m ames_jax.benchmarks.calibrate --run=runs/sift --out=ames_jax/model/shipped/sift
 
-Each step starts from the one before in `runs/`. The README beside the model says how long they took and what came out.
+Each run starts from the one before it in `runs/`. The README beside the model says how long they took and what came out.
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ def get_config(variant: str = "student") -> ConfigDict:
         raise refuse_variant(variant, VARIANTS)
     base = "student_bin.py" if variant == "student" else "teacher_fp.py"  # what it shares with the embedded landmarks
     config = load_config(Path(__file__).with_name(base), "landmarks")
-    config.dataset = "transfer"  # rendered on first use, see ames_jax/data/transfer
+    config.dataset = "transfer"  # rendered on first use, see ames_jax/scenes
     config.data.update(descriptors=64, lengths=(24, 65), buckets=(64,), batch=12)
     config.validation.update(query_descriptors=64, database_descriptors=64)
     if variant == "teacher":

@@ -33,7 +33,7 @@ def get_config(variant: str = "landmarks") -> ConfigDict:
     config.validation = validation = ConfigDict()
     validation.every = 200  # steps between validations
     validation.queries = 48  # queries of the validation split that are used
-    validation.shortlist = 50  # images re-ranked a query
+    validation.shortlist = 50  # images re-ranked per query
     validation.query_descriptors = 48  # Q at validation
     validation.database_descriptors = 48  # T at validation
 
@@ -57,7 +57,7 @@ def get_config(variant: str = "landmarks") -> ConfigDict:
 
 def _model() -> ConfigDict:
     model = ConfigDict()
-    model.bits = config_dict.placeholder(int)  # bits a descriptor; None = full precision; release: None
+    model.bits = config_dict.placeholder(int)  # bits per descriptor; None = full precision; release: None
     model.model_width = 128  # d, width of the tokens; release: 128
     model.heads = 2  # attention heads; release: 2
     model.activation = "relu"  # "relu" or "gelu" (exact); release: "relu"
@@ -73,12 +73,12 @@ def _model() -> ConfigDict:
 def _data() -> ConfigDict:
     data = ConfigDict()
     data.rebuild = False  # build the embedded landmarks again
-    data.descriptors = 48  # K, descriptors an image, strongest first; release: 400
+    data.descriptors = 48  # K, descriptors per image, strongest first; release: 400
     data.lengths = (10, 49)  # both sides' lengths of a step are drawn uniformly from [low, high); release: (10, 400)
     data.buckets = (48,)  # padded lengths, rising; each pair of them is one compiled program
     data.drop = 0.0  # share of descriptors left out at random, augmentation; release: 0
     data.noise = 0.0  # random vector added to a descriptor, in shares of its length, augmentation; release: 0
-    data.batch = 16  # triplets a step (2 pairs each); release: 100
+    data.batch = 16  # triplets per step (2 pairs each); release: 100
     data.top = 100  # global neighbours that partners are drawn from; release: 300
     data.minimum = 1  # images of its own and of other labels among them that make an anchor valid; release: 5
     data.power = 3.0  # partners are drawn with probability ∝ similarity^power; release: 3

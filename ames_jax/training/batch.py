@@ -31,12 +31,12 @@ class TripletArrays:
     real: jax.Array | None = None
 
 
-# How a batch lies on the devices: its arrays are split along their first axis, the lengths are everywhere.
+# A batch on the devices: arrays are split along their first axis, the lengths are everywhere.
 BATCH_AXES = TripletArrays(BATCH_AXIS, BATCH_AXIS, BATCH_AXIS, EVERYWHERE, BATCH_AXIS)
 
 
 def pairs(batch: TripletArrays) -> tuple[DescriptorSet, DescriptorSet]:
-    """The 2B pairs of a batch, [2B, K, ·] a side: (a₀, p₀), (a₀, n₀), (a₁, p₁), …
+    """The 2B pairs of a batch, [2B, K, ·] per side: (a₀, p₀), (a₀, n₀), (a₁, p₁), …
 
     Pairs of a triplet stay neighbours so that a batch split over devices needs no exchange.
     """
@@ -54,7 +54,7 @@ def shorten(descriptors: DescriptorSet, length: jax.Array) -> DescriptorSet:
 
 
 def parts_of(triplets: int, rows: Rows, at_least: int, platform: str) -> int:
-    """Parts in which a device takes its `triplets` at `rows` descriptors a side: `at_least`, and on CPU more.
+    """Parts in which a device takes its `triplets` at `rows` descriptors per side: `at_least`, and on CPU more.
 
     On CPU the activations of a part should stay in the cache, as in scoring; elsewhere small parts leave a device idle.
     """
@@ -71,7 +71,7 @@ def split_parts(batch: TripletArrays, parts: int) -> dict[str, Any]:
 
 
 class Totals(NamedTuple):
-    """What the losses of a step are divided by: real pairs, and tokens that count in the token loss (float32 scalars)."""
+    """Divisors of a step's losses: real pairs, and tokens that count in the token loss (float32 scalars)."""
 
     pairs: jax.Array
     tokens: jax.Array

@@ -37,7 +37,7 @@ LOGIT_SCALE = 16.0
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DetectorState:
-    """What a step changes: parameters {"detector", "classifier"}, running statistics, the optimizer, the step's number."""
+    """State that a step changes: parameters {"detector", "classifier"}, running statistics, optimizer, steps done (int32)."""
 
     parameters: dict[str, Any]
     statistics: Any
@@ -247,7 +247,7 @@ def split_images(config: ConfigDict) -> tuple[LabelledImages, LabelledImages]:
       UserError: no images, fewer than two classes, or a class with a single image.
     """
     if not config.images:
-        raise UserError("--config.images=DIR|LIST is needed: a sub-folder of images a class, or lines `path,label`")
+        raise UserError("--config.images=DIR|LIST is needed: a sub-folder of images per class, or lines `path,label`")
     if not 0 < config.validation < 1:
         raise UserError(f"--config.validation={config.validation}: expected a share between 0 and 1")
     found = list_images(Path(config.images), Path(config.root) if config.root else None)

@@ -21,7 +21,7 @@ from ames_jax.training.log import Trace, TrainingLog
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FitSettings:
-    """Where a run writes and how often.
+    """Places and intervals of what a run writes.
 
     Attributes:
       directory: of checkpoints, logs and results; all processes must see the same one.

@@ -162,7 +162,7 @@ class TripletPipeline:
 
 
 class _Steps:
-    """The images of every step: the random-access source that Grain reads from, one element a batch.
+    """The images of every step: the random-access source that Grain reads from, one element per batch.
 
     An element is a whole batch because moving every image on its own through threads and queues costs more than
     decoding it. Nothing is dropped by that: a batch does not depend on who reads it.

@@ -32,7 +32,7 @@ from ames_jax.training.losses import distillation_loss, matching_loss, pair_labe
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a model is trained.
+    """Hyper-parameters of a training.
 
     Attributes:
       steps: optimizer steps; the cosine ends at 0 on the last.
@@ -77,7 +77,7 @@ class Recipe:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What a step changes: parameters, optimizer state and the number of steps done (int32)."""
+    """State that a step changes: parameters, optimizer state and the number of steps done (int32)."""
 
     params: nnx.State
     optimizer: optax.OptState
@@ -180,7 +180,7 @@ def make_gradient(graph: nnx.GraphDef, recipe: Recipe, mesh: Mesh | None) -> Cal
 
 
 def _platform(mesh: Mesh | None) -> str:
-    """Where a step runs: "cpu", "gpu", "tpu"."""
+    """Kind of device that a step runs on: "cpu", "gpu", "tpu"."""
     return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
 
 

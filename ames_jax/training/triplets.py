@@ -9,7 +9,7 @@ import numpy as np
 from ames_jax.data.neighbours import Neighbours
 from ames_jax.runtime.errors import UserError
 
-# Rows of the neighbour lists that are worked on at once: bounds the memory at some 100 MB.
+# Rows of the neighbour lists that are worked on at once; bounds the memory at some 100 MB.
 BLOCK = 32768
 
 
@@ -35,7 +35,7 @@ class Triplets:
         """Finds the valid anchors, in blocks of rows and without a copy of the lists.
 
         Args:
-          labels: integers [N], a label an image.
+          labels: integers [N], one label per image.
           neighbours: lists of N rows; they may hold the image itself.
           seed, top, minimum, power: as above.
 
@@ -59,7 +59,7 @@ class Triplets:
             )
 
     def __len__(self) -> int:
-        """Triplets an epoch: the number of valid anchors."""
+        """Triplets per epoch: the number of valid anchors."""
         return len(self.anchors)
 
     def rows(self, epoch: int, positions: np.ndarray) -> np.ndarray:
@@ -109,7 +109,7 @@ def _epoch(seed: int, epoch: int, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _draw(weights: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-    """A column a row of weights [n, c], with probability ∝ its weight, from uniform numbers [n] in [0, 1)."""
+    """One column per row of weights [n, c], with probability ∝ its weight, from uniform numbers [n] in [0, 1)."""
     reached = np.cumsum(weights, axis=1)
     # A number that rounds to the whole sum would fall behind the last column.
     target = np.minimum(uniform, 1 - 2.0**-30) * reached[:, -1]
