@@ -93,13 +93,16 @@ def test_processes_write_the_same_bytes(written, tmp_path):
     assert content(tmp_path) == content(written)
 
 
-def test_a_killed_run_continues_and_ends_with_the_same_bytes(written, tmp_path):
-    class Killed(list):
-        def __getitem__(self, row):
-            if row == 7:
-                raise KeyboardInterrupt
-            return super().__getitem__(row)
+class Killed(list):
+    """Images of which the eighth ends the process."""
 
+    def __getitem__(self, row):
+        if row == 7:
+            raise KeyboardInterrupt
+        return super().__getitem__(row)
+
+
+def test_a_killed_run_continues_and_ends_with_the_same_bytes(written, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path, splits={"train": Killed(images(10)), "test_query": images(2, seed=1)})
     with pytest.raises(UserError, match="holds no data set"):
@@ -165,6 +168,17 @@ def test_splits_can_be_added(written, tmp_path):
     write(tmp_path, splits={"train": images(10)})
     write(tmp_path, splits={"test_query": images(2, seed=1)})
     assert content(tmp_path) == content(written)
+
+
+def test_a_split_that_was_killed_does_not_stop_another_one(written, tmp_path):
+    """TFDS refused the shards of the unfinished split ("Splits … do not match"), and the root was lost for both."""
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path, splits={"train": Killed(images(10))})
+    write(tmp_path, splits={"test_query": images(2, seed=1)})
+    assert len(open_split(tmp_path, "test_query")) == 2
+    write(tmp_path, splits={"train": images(10)})
+    names = [path for path in content(written) if path.endswith((".txt", ".npy")) or "array_record" in path]
+    assert {name: content(tmp_path)[name] for name in names} == {name: content(written)[name] for name in names}
 
 
 @pytest.mark.parametrize(
