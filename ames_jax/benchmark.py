@@ -12,7 +12,8 @@ from ames_jax.runtime.command_line import application, call
 from ames_jax.runtime.errors import run_main
 
 NAMES = ("data", "score", "train", "extract", "evaluate")
-app = application("benchmark", __doc__, {name: f"ames_jax.commands.benchmark:{name}" for name in NAMES})
+PLACES = {name: f"ames_jax.commands.benchmark:{name}" for name in NAMES}
+app = application("benchmark", __doc__, {**PLACES, "photos": "ames_jax.commands.photographs:photos"})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

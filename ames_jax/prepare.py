@@ -1,4 +1,4 @@
-"""Prepares data sets: checks downloads, imports pickles, searches neighbours, writes shards and packed stores."""
+"""Prepares data sets: checks downloads, imports pickles, searches neighbours, writes shards and stores, renders scenes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ FUNCTIONS = {
     "neighbours": "neighbours",
     "shards": "shards",
     "store": "store",
+    "scenes": "render_scenes",
 }
 app = application("prepare", __doc__, {name: f"ames_jax.commands.prepare:{to}" for name, to in FUNCTIONS.items()})
 

@@ -19,7 +19,6 @@ from ames_jax.model.ames import AMES, AMESConfig
 from ames_jax.model.weights import save_model
 from ames_jax.retrieval.sets import RetrievalSet
 from ames_jax.runtime import cache
-from ames_jax.scenes import landmarks
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
@@ -34,7 +33,7 @@ def run(name: str, model: Path, root: Path, workdir: Path, monkeypatch: pytest.M
     """Runs all cells with this model on the data set `root` in place of the embedded landmarks."""
     first = jax.local_devices()[:1]
     monkeypatch.setattr(jax, "local_devices", lambda: first)
-    monkeypatch.setattr(landmarks, "build", lambda: root)
+    monkeypatch.setattr(scenes, "build", lambda name: root)
     monkeypatch.setattr(scenes, "build", lambda preset: root)
     monkeypatch.setattr(cache, "start", lambda: None)
     monkeypatch.setenv("AMES_JAX_MODEL", str(model))

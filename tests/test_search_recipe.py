@@ -15,9 +15,9 @@ import pytest
 from flax import nnx
 from test_train import SMALL
 
+from ames_jax import scenes
 from ames_jax.model.ames import AMES, AMESConfig
 from ames_jax.model.weights import save_model
-from ames_jax.scenes import landmarks
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,7 +46,7 @@ def test_the_recipe_runs(few_landmarks, tmp_path, monkeypatch):
     pytest.importorskip("faiss")
     first = jax.local_devices()[:1]
     monkeypatch.setattr(jax, "local_devices", lambda: first)
-    monkeypatch.setattr(landmarks, "build", lambda rebuild: few_landmarks)
+    monkeypatch.setattr(scenes, "build", lambda name, rebuild: few_landmarks)
     photo_folder.write_pictures(tmp_path / "photos", range(2))
     (tmp_path / "photos" / "scene1").rename(tmp_path / "photos" / "castle")
     cv2.imwrite(str(tmp_path / "photo.jpg"), photo_folder.photograph(1, 5)[..., ::-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +15,7 @@ from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import write_json
 
 with epy.lazy_imports():  # help needs none of them
+    from ames_jax import scenes
     from ames_jax.data import global_descriptors as global_files
     from ames_jax.data import lists, neighbour_search, readers, release_hdf5, release_pickles, shard_writing
     from ames_jax.data import neighbours as neighbour_lists
@@ -236,3 +238,30 @@ def _gallery(
             "that the descriptors were extracted from"
         )
     return reader, ids
+
+
+def render_scenes(
+    *,
+    preset: Literal["landmarks", "transfer"] = "landmarks",
+    contact_sheet: Path | None = None,
+    root: Path | None = None,
+    seed: CountOrZero = 0,
+    processes: Count | None = None,
+    rebuild: bool = False,
+) -> None:
+    """Render the embedded landmarks or the transfer scenes, or draw a contact sheet of them, and print where they are.
+
+    Args:
+      preset: Which of the two.
+      contact_sheet: Draw some photos into this picture (.png) instead of building the set.
+      root: Folder of built sets (default: AMES_JAX_HOME or the user's cache).
+      seed: Another seed gives other scenes.
+      processes: Rendering processes (default: one per core).
+      rebuild: Build again even where the set is there.
+    """
+    settings = dataclasses.replace(scenes.PRESETS[preset], seed=seed)
+    if contact_sheet is None:
+        print(scenes.build(settings, root, processes=processes, rebuild=rebuild))
+    else:
+        scenes.write_contact_sheet(contact_sheet, settings)
+        print(contact_sheet)

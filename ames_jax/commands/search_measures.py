@@ -13,10 +13,10 @@ from ames_jax.runtime.command_line import Count, Counts, Size
 from ames_jax.runtime.files import write_json
 
 with epy.lazy_imports():  # help needs none of them
+    from ames_jax import scenes
     from ames_jax.benchmarks import search_plan, search_quality, search_speed
     from ames_jax.index import model_choice
     from ames_jax.report import search_results
-    from ames_jax.scenes import landmarks
 
 # --counts=50,64 or --counts 50 64
 Several = Annotated[Counts, Parameter(consume_multiple=True, show_default=lambda counts: ",".join(map(str, counts)))]
@@ -40,11 +40,11 @@ def quality(
       counts: Descriptors stored per image.
       json_file: Write the figures to this file too.
     """
-    root = landmarks.build()
+    root = scenes.build("landmarks")
     chosen = model_choice.ChosenModel.load(model, "sift")
     asked = search_quality.Asked(tuple(counts), query_descriptors, shortlist)
     rows = search_quality.measure_quality(chosen, root, asked)
-    print(search_results.quality_text(rows, shortlist, query_descriptors, landmarks.NAME))
+    print(search_results.quality_text(rows, shortlist, query_descriptors, scenes.LANDMARKS.name))
     if json_file:
         write_json(json_file, {"model": chosen.name, **dataclasses.asdict(asked), "rows": rows})
 

@@ -141,7 +141,7 @@ class SiftBackbone:
         if not path.is_file():
             raise UserError(
                 f"{path}: no such SIFT statistics; give --statistics=FILE, e.g. the sift_statistics.npz of the embedded "
-                "landmarks (python -m ames_jax.scenes.landmarks builds and names them)"
+                "landmarks (python -m ames_jax.prepare scenes builds and names them)"
             )
         return cls(SiftStatistics.load(path), descriptors=descriptors, max_side=max_side)
 

@@ -19,6 +19,7 @@ from etils import epy
 # Imported on first use: the processes that render need none of what writes a data set.
 with epy.lazy_api_imports(globals()):
     from ames_jax.scenes.building import build
-    from ames_jax.scenes.settings import LANDMARKS, TRANSFER, Settings
+    from ames_jax.scenes.rendering import write_contact_sheet
+    from ames_jax.scenes.settings import LANDMARKS, PRESETS, TRANSFER, Settings
 
-__all__ = ["LANDMARKS", "TRANSFER", "Settings", "build"]
+__all__ = ["LANDMARKS", "PRESETS", "TRANSFER", "Settings", "build", "write_contact_sheet"]

@@ -76,12 +76,20 @@ def run_tasks(tasks: list[Task], processes: int | None) -> Iterator[list[Keypoin
         pool.shutdown(cancel_futures=True)
 
 
-def draw_contact_sheet(settings: Settings, landmarks: int, views: int) -> np.ndarray:
-    """uint8 [landmarks · 144, views · 192, 3]: one row for each of the first landmarks."""
+def write_contact_sheet(path: Path, settings: Settings, landmarks: int = 8, views: int = 6) -> None:
+    """Draws the first landmarks, one row of views each, at 192 × 144 pixels per photo.
+
+    Raises UserError, naming the file, where it cannot be written.
+    """
     scene, rows = world(settings), []
     for number in range(landmarks):
         landmark = scene.landmark(number)
         jpegs = [scene.photograph(number, view, landmark) for view in range(views)]
         photos = [cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR) for jpeg in jpegs]
         rows.append(np.hstack([cv2.resize(photo, (192, 144), interpolation=cv2.INTER_AREA) for photo in photos]))
-    return np.vstack(rows)
+    try:
+        written = cv2.imwrite(str(path), np.vstack(rows))
+    except cv2.error as error:
+        raise UserError(f"{path}: cannot write a picture: {error.err}") from error
+    if not written:
+        raise UserError(f"{path}: cannot be written; does its folder exist?")

@@ -9,10 +9,9 @@ import numpy as np
 import photo_folder
 import pytest
 
-from ames_jax import search
+from ames_jax import scenes, search
 from ames_jax.index.explaining import correspondences
 from ames_jax.model.attention import CrossWeights
-from ames_jax.scenes import landmarks
 
 
 def test_descriptors_that_look_at_each_other_correspond():
@@ -37,7 +36,7 @@ def test_an_image_without_descriptors_has_no_correspondence():
 @pytest.mark.usefixtures("one_device")
 def test_quality_and_speed_are_printed(few_landmarks, tmp_path, monkeypatch, capsys):
     pytest.importorskip("faiss")
-    monkeypatch.setattr(landmarks, "build", lambda: few_landmarks)
+    monkeypatch.setattr(scenes, "build", lambda name: few_landmarks)
     statistics = few_landmarks / "sift_statistics.npz"
     model = photo_folder.write_model(tmp_path / "model", statistics)
     sizes = ["--shortlist=5", "--query-descriptors=10", f"--model={model}", f"--json={tmp_path / 'figures.json'}"]

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 
+from ames_jax import prepare, scenes
 from ames_jax.extraction.keypoints import Keypoints
-from ames_jax.scenes import Settings
+from ames_jax.runtime.errors import UserError
+from ames_jax.scenes import PRESETS, Settings
 from ames_jax.scenes.camera import Camera
 from ames_jax.scenes.drawing import Sprite
-from ames_jax.scenes.rendering import Task, draw_contact_sheet, run_task, world
+from ames_jax.scenes.rendering import Task, run_task, world, write_contact_sheet
 
 FEW = Settings(neighbours=2, street_items=6, descriptors=32)
 
@@ -99,7 +102,24 @@ def test_a_sprite_covers_where_it_is_opaque() -> None:
     np.testing.assert_array_equal(photo, before)
 
 
-def test_contact_sheet() -> None:
-    sheet = draw_contact_sheet(FEW, landmarks=2, views=3)
+@pytest.mark.parametrize("preset", ["landmarks", "transfer"])
+def test_contact_sheet(tmp_path: Path, preset: str) -> None:
+    target = tmp_path / "sheet.png"
+    write_contact_sheet(target, replace(PRESETS[preset], neighbours=2, street_items=6), landmarks=2, views=3)
+    sheet = cv2.imread(str(target))
     assert sheet.shape == (288, 576, 3)
     assert sheet.std() > 20
+
+
+def test_a_contact_sheet_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    for name in ("sheet", "none/sheet.png"):  # no picture's suffix; no folder
+        with pytest.raises(UserError, match=f"{tmp_path / name}: can"):
+            write_contact_sheet(tmp_path / name, FEW, landmarks=1, views=1)
+
+
+def test_the_command_names_the_set(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = []
+    monkeypatch.setattr(scenes, "build", lambda settings, root, **options: asked.append((settings, options)) or "here")
+    assert prepare.main(["scenes", "--preset=transfer", "--seed=3", "--processes=2", "--rebuild"]) == 0
+    assert asked == [(replace(PRESETS["transfer"], seed=3), {"processes": 2, "rebuild": True})]
+    assert capsys.readouterr().out == "here\n"
