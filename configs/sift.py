@@ -3,7 +3,7 @@
     python -m ames_jax.train --config=sift:teacher --workdir=runs/sift_teacher
     python -m ames_jax.train --config=sift:longer --workdir=runs/sift_longer
     python -m ames_jax.train --config=sift:student --workdir=runs/sift
-    python -m ames_jax.benchmarks.calibrate --run=runs/sift --out=ames_jax/model/shipped/sift
+    python -m ames_jax.search calibrate --run=runs/sift --out=ames_jax/model/shipped/sift
 
 Each run starts from the one before it in `runs/`. The README beside the model says how long they took and what came out.
 """

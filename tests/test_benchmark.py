@@ -17,7 +17,7 @@ from ames_jax.data.shards import open_split
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.extraction.vit import ViTConfig
 from ames_jax.model.ames import AMESConfig
-from ames_jax.report import plain_tables
+from ames_jax.report.tables import markdown
 from ames_jax.retrieval.scoring import score_shortlist
 from ames_jax.runtime.errors import UserError
 
@@ -250,14 +250,10 @@ def test_flags_reach_the_benchmark(monkeypatch):
     assert seen == [ScoreFlags(**expected, torch_python="none"), ScoreFlags()]
 
 
-def test_table_and_json(tmp_path):
+def test_table():
     rows = [{"a": "x", "b": 1234.5, "c": None}, {"a": "y", "b": math.nan, "c": None}]
-    lines = plain_tables.markdown(rows, {"a": "A", "b": "B", "c": "C"}).splitlines()
+    lines = markdown(rows, {"a": "A", "b": "B", "c": "C"}).splitlines()
     assert lines == ["| A |     B |", "|---|------:|", "| x | 1,234 |", "| y |     – |"]
-    plain_tables.write_json(tmp_path / "x.json", {"rows": rows})
-    assert json.loads((tmp_path / "x.json").read_text())["rows"][1] == {"a": "y", "b": None, "c": None}
-    with pytest.raises(UserError, match=r"--json=.* cannot be written"):
-        plain_tables.write_json(tmp_path / "none" / "x.json", {})
 
 
 def test_matmul_peak_is_a_rate():

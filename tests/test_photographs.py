@@ -9,13 +9,11 @@ from pathlib import Path
 import pytest
 from flax import nnx
 
-from ames_jax import AMES, AMESConfig, search
-from ames_jax.commands import photographs
+from ames_jax import AMES, AMESConfig, benchmark, search
 from ames_jax.extraction.sift import SiftStatistics
 from ames_jax.index.picture_sets import read_scenes
 from ames_jax.model.weights import facts_of, save_model
 from ames_jax.runtime import cache
-from ames_jax.runtime.command_line import application, call
 from ames_jax.runtime.errors import UserError
 
 
@@ -40,11 +38,9 @@ def test_a_calibrated_model_searches_photos_among_distractors(
         f"--json={tmp_path / 'table.json'}",
     ]  # fmt: skip
     others = f"--distractors={folder / 'images' / 'validation_gallery'}"
-    app = application("benchmark", "")
-    app.default(photographs.photos)
-    assert call(app, [*command, others]) == 0
+    assert benchmark.main(["photos", *command, others]) == 0
     chosen = json.loads((tmp_path / "table.json").read_text())["settings"]
-    assert call(app, [*command, others, "--choose-on=photos"]) == 0
+    assert benchmark.main(["photos", *command, others, "--choose-on=photos"]) == 0
     assert json.loads((tmp_path / "table.json").read_text())["settings"] != chosen
     again = [
         "calibrate",
@@ -56,7 +52,7 @@ def test_a_calibrated_model_searches_photos_among_distractors(
     ]
     assert search.main(again) == 0
     with pytest.raises(UserError, match="--distractors"):
-        call(app, [*command, f"--distractors={tmp_path / 'none'}"])
+        benchmark.main(["photos", *command, f"--distractors={tmp_path / 'none'}"])
     assert "6 distractors" in capsys.readouterr().out
     rows = json.loads((tmp_path / "table.json").read_text())["rows"]
     assert {row["method"] for row in rows} == {"global only", "student", "hand-made, floats", "hand-made, bits"}

@@ -22,7 +22,7 @@ from ames_jax.benchmarks.measuring import peak_bytes, reset_peak
 from ames_jax.benchmarks.opponent import Opponent
 from ames_jax.model.ames import AMES, AMESConfig
 from ames_jax.model.torch_weights import from_torch, to_torch
-from ames_jax.report.plain_tables import markdown
+from ames_jax.report.tables import markdown
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import write_json
 from ames_jax.runtime.progress import Progress

@@ -11,7 +11,7 @@ from ames_jax.benchmarks import flops
 from ames_jax.benchmarks.harness import matmul_peak
 from ames_jax.model.ames import AMESConfig
 from ames_jax.report.comparison import format_bytes
-from ames_jax.report.plain_tables import markdown
+from ames_jax.report.tables import markdown
 from ames_jax.runtime.errors import UserError
 
 # Of the rate of large matrix products, what scoring reaches: softmax, LayerNorm and memory traffic take the rest.

@@ -2,9 +2,7 @@
 
 The score of a pair is the sum over the query's descriptors of max(0, best similarity in the database image − t).
 Similarity is the cosine of (whitened) float descriptors, or 1 − 2·h/bits of packed bits at Hamming distance h, which is
-the cosine of their ±1 vectors. The threshold t and the weight of the global similarity are tuned on validation by
-`ranking.tune`, exactly as λ and γ of the model are: for small γ its sigmoid is a straight line, so the kernel is not
-held back by the form of the ensemble.
+the cosine of their ±1 vectors. The threshold t is chosen on validation together with λ and γ (`retrieval.grid`).
 """
 
 from __future__ import annotations
@@ -14,14 +12,9 @@ from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, Int, UInt8, UInt64
+from jaxtyping import Array, Bool, Float, Float32, UInt8, UInt64
 
 from ames_jax.descriptors import AnyArray, DescriptorSet
-
-# Grids for `ranking.tune`. The scores are sums over some tens of descriptors, so γ spans the straight part of the
-# sigmoid up to its saturation.
-THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
-GAMMAS = (0.01, 0.03, 0.1, 0.3, 1.0)
 
 
 @dataclass(frozen=True)
@@ -73,26 +66,14 @@ def best_similarities(query: DescriptorSet, database: DescriptorSet) -> Float32[
 
 
 def kernel_scores(
-    queries: DescriptorSet,
-    database: DescriptorSet,
-    shortlists: Int[np.ndarray, "N K"],
-    thresholds: Sequence[float] = THRESHOLDS,
-    whitening: Whitening | None = None,
-) -> dict[float, Float32[np.ndarray, "N K"]]:
-    """Scores by threshold of every query [N, Q, ·] against its shortlist, rows of the database [M, T, ·].
+    query: DescriptorSet, database: DescriptorSet, thresholds: Sequence[float]
+) -> Float32[np.ndarray, "K F"]:
+    """Scores of a query [Q, ·] against images [K, T, ·], both from `prepare`, for F thresholds; 0 for an empty query.
 
-    They take the place of logits in `ranking.tune`. The similarities are computed once for all thresholds, and summed
-    over the query's valid descriptors: 0 for a query without any.
+    The similarities are computed once for all thresholds.
     """
-    needed, rows = np.unique(shortlists, return_inverse=True)
-    rows = rows.reshape(shortlists.shape)
-    queries, images = prepare(queries, whitening), prepare(database[needed], whitening)
-    scores = {threshold: np.empty(shortlists.shape, np.float32) for threshold in thresholds}
-    for i, row in enumerate(rows):
-        best = best_similarities(queries[i], images[row])
-        for threshold in thresholds:
-            scores[threshold][i] = np.maximum(best - threshold, 0).sum(axis=1)
-    return scores
+    best = best_similarities(query, database)
+    return np.stack([np.maximum(best - np.float32(threshold), 0).sum(axis=1) for threshold in thresholds], axis=1)
 
 
 def _best_by_cosine(

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from ames_jax.report.figures import INK, new_figure, plain_axes
+from ames_jax.report.figures import draw_level, new_figure, plain_axes
 from ames_jax.training.log import read_history
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
@@ -71,7 +70,7 @@ def draw_training(
             )
         for level, text, line in ((base_line, "first stage alone", "-"), (ceiling, "ceiling of the shortlist", ":")):
             if level is not None:
-                _draw_level(panels[2], level, f"{text}, {level:.1f}", line)
+                draw_level(panels[2], level, text, line)
         labels = ("loss", "accuracy on training pairs", "validation mAP (%)")
         for panel, label in zip(panels, labels, strict=True):
             plain_axes(panel, "optimizer step", label)
@@ -81,12 +80,6 @@ def draw_training(
         panels[0].yaxis.set_minor_locator(NullLocator())
         panels[0].legend(frameon=False, loc="upper right")
         figure.suptitle(f"Training on {data_set}", x=0.01, ha="left")
-
-
-def _draw_level(axes: Axes, height: float, text: str, line: str) -> None:
-    axes.axhline(height, color=INK, linewidth=1, linestyle=line)
-    place = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points"}
-    axes.annotate(text, (1, height), (-2, 3), ha="right", fontsize=8, **place)
 
 
 def _running_mean(values: Sequence[float]) -> np.ndarray:

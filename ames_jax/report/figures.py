@@ -29,6 +29,15 @@ def new_figure(path: str | Path, width: float, height: float, dpi: int = 120) ->
         figure.savefig(path, facecolor="white")
 
 
+def draw_level(axes: Axes, height: float, text: str, line: str, **options: object) -> None:
+    """A horizontal line across the axes, with its name and height at the right end."""
+    axes.axhline(height, color=INK, linewidth=1, linestyle=line)
+    axes.annotate(
+        f"{text}, {height:.1f}", (1, height), (-2, 3), xycoords=axes.get_yaxis_transform(), textcoords="offset points",
+        ha="right", fontsize=8, **options,
+    )  # fmt: skip
+
+
 def plain_axes(axes: Axes, x_label: str, y_label: str) -> None:
     """Left and bottom spine, faint horizontal grid, labels."""
     axes.spines[["top", "right"]].set_visible(False)

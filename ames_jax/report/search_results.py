@@ -16,7 +16,7 @@ from ames_jax.index.reranking import Hit
 from ames_jax.index.searcher import STAGES, Searcher, SearchResult
 from ames_jax.report.gallery import GalleryQuery, RankedImage, draw_gallery
 from ames_jax.report.gallery_page import write_page
-from ames_jax.report.plain_tables import markdown
+from ames_jax.report.tables import markdown
 from ames_jax.runtime.cores import usable_cores
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.progress import Progress

@@ -1,8 +1,10 @@
-"""The result table, for people (Markdown) and for programs (rows of plain values)."""
+"""Tables: a comparison for people (Markdown) and for programs (rows of plain values), and rows of any benchmark."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -51,6 +53,18 @@ def table_rows(comparison: Comparison) -> list[dict]:
     ]
 
 
+def markdown(rows: Sequence[Mapping[str, Any]], headings: Mapping[str, str]) -> str:
+    """A table of the keys of `headings` in their order; keys that every row lacks (absent or None) get no column."""
+    keys = [key for key in headings if any(row.get(key) is not None for row in rows)]
+    cells = [[headings[key] for key in keys], *([_text(row.get(key)) for key in keys] for row in rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(keys))]
+    text = [[isinstance(row.get(key), str) for row in rows] for key in keys]
+    pad = [str.ljust if any(column) else str.rjust for column in text]
+    lines = ["| " + " | ".join(p(c, w) for p, c, w in zip(pad, line, widths)) + " |" for line in cells]
+    rule = "|" + "|".join("-" * (w + 1) + ("-" if p is str.ljust else ":") for p, w in zip(pad, widths)) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
 def _heading(comparison: Comparison) -> list[str]:
     ceiling = "" if comparison.ceiling is None else f"; its ceiling (recall) is {comparison.ceiling:.1f} %"
     seeds = max([len(comparison.global_only), *(len(s) for row in comparison.rows for s in row.scores.values())])
@@ -73,3 +87,14 @@ def _cell(row: Row, count: int) -> str:
 def _figure(scores: Sequence[float]) -> str:
     mean = f"{np.mean(scores):.1f}"
     return f"{mean} ± {np.std(scores, ddof=1):.1f}" if len(scores) > 1 else mean
+
+
+def _text(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if not isinstance(value, float):
+        return str(value)
+    if value == 0:
+        return "0"
+    digits = 2 - math.floor(math.log10(abs(value)))
+    return f"{value:,.{max(0, digits)}f}" if abs(value) >= 1e-3 else f"{value:.1e}"

@@ -10,7 +10,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from ames_jax.report.comparison import KILOBYTE, STYLES, Comparison, Row, format_bytes
-from ames_jax.report.figures import INK, new_figure, plain_axes
+from ames_jax.report.figures import INK, draw_level, new_figure, plain_axes
 
 HALO = [withStroke(linewidth=2.5, foreground="white")]
 
@@ -65,17 +65,7 @@ def _draw_levels(axes: Axes, comparison: Comparison) -> None:
     if comparison.ceiling is not None:
         levels.append((comparison.ceiling, f"ceiling: recall of the first {comparison.shortlist}", ":"))
     for height, text, line in levels:
-        axes.axhline(height, color=INK, linewidth=1, linestyle=line)
-        axes.annotate(
-            f"{text}, {height:.1f}",
-            (1, height),
-            (-2, 3),
-            xycoords=axes.get_yaxis_transform(),
-            textcoords="offset points",
-            ha="right",
-            fontsize=8,
-            path_effects=HALO,
-        )
+        draw_level(axes, height, text, line, path_effects=HALO)
     axes.axvline(KILOBYTE, color=INK, linewidth=1, linestyle="--")
     axes.annotate(
         "1 KB",

@@ -111,22 +111,13 @@ def judge_by_class(
             f"a ranking names database row {ranks.max()}, but the database has {len(database_labels)} labels: "
             "the ranking belongs to another database"
         )
-    own = np.full(len(ranks), -1) if own is None else np.asarray(own)
-    right = (database_labels[ranks] == query_labels[:, None]) & (ranks >= 0)
-    itself = (ranks == own[:, None]) & (ranks >= 0)
-    query, place = np.nonzero(right | itself)
-    _, first = np.unique(query * len(database_labels) + ranks[query, place], return_index=True)
-    first.sort()
-    query, place = query[first], place[first]
-    kind = np.where(itself[query, place], KINDS.index("junk"), KINDS.index("ok"))
-    labels, sizes = np.unique(database_labels, return_counts=True)
-    slot = np.minimum(np.searchsorted(labels, query_labels), len(labels) - 1)
-    has_own = own >= 0
-    counts = np.zeros((len(ranks), len(KINDS)), np.int64)
-    counts[:, KINDS.index("ok")] = np.where(labels[slot] == query_labels, sizes[slot], 0)
-    counts[:, KINDS.index("ok")] -= has_own & (database_labels[own] == query_labels)
-    counts[:, KINDS.index("junk")] = has_own
-    return Judged(query, place, kind, counts, ranks.shape[1])
+    by_label = np.argsort(database_labels, kind="stable")
+    edges = [np.searchsorted(database_labels[by_label], query_labels, side) for side in ("left", "right")]
+    entries = []
+    for start, stop, itself in zip(*edges, np.full(len(ranks), -1) if own is None else own):
+        same = by_label[start:stop]
+        entries.append({"ok": same[same != itself], "junk": [itself] if itself >= 0 else []})
+    return judge(ranks, entries)
 
 
 def find_hits(judged: Judged, ok: Sequence[str] = ("ok",), junk: Sequence[str] = ("junk",)) -> Hits:

@@ -118,5 +118,4 @@ class KernelMatcher(Matcher):
     def shortlist(self, query: DescriptorSet, database: DescriptorSet) -> np.ndarray:
         """float32 [K, F]: for each threshold the sum over query descriptors of max(0, best similarity − threshold)."""
         one = self.stored(jax.tree.map(lambda field: field[None], query))[0]
-        best = matching.best_similarities(one, database)
-        return np.stack([np.maximum(best - np.float32(t), 0).sum(axis=1) for t in self.thresholds], axis=1)
+        return matching.kernel_scores(one, database, self.thresholds)

@@ -216,7 +216,7 @@ def test_matches_of_bits_join_the_logit_as_the_kernel_counts_them(rng):
         plain.tokenizer.binarize(DescriptorSet(rng.standard_normal((3, n, 16), np.float32), rng.random((3, n)) < 0.8))
         for n in (5, 7)
     )
-    kernel = [kernel_scores(query[[i]], database[[i]], np.zeros((1, 1), int), (0.2,))[0.2][0, 0] for i in range(3)]
+    kernel = [kernel_scores(query[i], database[[i]], (0.2,))[0, 0] for i in range(3)]
     expected = logits(plain, query, database) + 0.5 * np.stack(kernel)
     np.testing.assert_allclose(run(AMES.pair_logits, counting, query, database), expected, atol=1e-5)
     np.testing.assert_allclose(logits(counting, query, database), expected, atol=1e-5)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ames_jax.report.command import main
+from ames_jax.evaluate import main
 from ames_jax.report.comparison import Comparison, Row
 from ames_jax.report.seeds import join_seeds
 from ames_jax.report.tables import table_rows
