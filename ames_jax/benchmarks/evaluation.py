@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 
 from ames_jax.benchmarks.flags import EvaluateFlags, Shape
@@ -22,7 +23,7 @@ from ames_jax.benchmarks.harness import Case, Harness, comparable, random_model
 from ames_jax.benchmarks.scoring import TOLERANCE
 from ames_jax.data.neighbours import save_neighbours
 from ames_jax.data.release_hdf5 import METADATA
-from ames_jax.model.ames import AMES, AMESConfig
+from ames_jax.model.ames import AMESConfig
 from ames_jax.model.weights import save_model
 from ames_jax.report.evaluation import evaluate
 from ames_jax.runtime.command_line import load_config
@@ -31,10 +32,8 @@ from ames_jax.runtime.files import write_json
 
 JUDGED = {"easy": 10, "hard": 10, "junk": 10}  # images per query, all somewhere in its shortlist
 JUDGED_IMAGES = sum(JUDGED.values())
-JUNK = {
-    "medium": ("junk",),
-    "hard": ("junk", "easy"),
-}  # what a protocol moves behind the shortlist, which stays as long
+# What a protocol moves behind the shortlist, which stays as long.
+JUNK = {"medium": ("junk",), "hard": ("junk", "easy")}
 MOST_JUNK = JUDGED["easy"] + JUDGED["junk"]
 
 
@@ -54,7 +53,8 @@ def measure(flags: EvaluateFlags, config: AMESConfig | None = None) -> dict[str,
         manifest = make_set(flags.folder or Path(temporary) / "set", flags, width)
         arrays = {f"param/{name}": array for name, array in weights.items()}
         arrays |= _shortlists(manifest, flags.rerank, asked)
-        cases = [_case(flags, model, manifest, Path(temporary), shape, arrays) for shape in flags.shapes]
+        save_model(model, Path(temporary) / "model")
+        cases = [_case(flags, model.config, manifest, Path(temporary), shape, arrays) for shape in flags.shapes]
         rows = [harness.row(case) for case in cases]
     note = (
         f"{flags.queries} queries, {flags.gallery} images of {flags.stored} × {width} float16 in HDF5. Ours includes "
@@ -87,13 +87,18 @@ def _shortlists(manifest: Path, rerank: int, queries: int) -> dict[str, np.ndarr
 
 
 def _case(
-    flags: EvaluateFlags, model: AMES, manifest: Path, scratch: Path, shape: Shape, arrays: Mapping[str, np.ndarray]
+    flags: EvaluateFlags,
+    config: AMESConfig,
+    manifest: Path,
+    scratch: Path,
+    shape: Shape,
+    arrays: Mapping[str, np.ndarray],
 ) -> Case:
     files = {part: str(manifest.with_name(f"{part}.hdf5")) for part in ("query", "gallery")}
-    settings = {"config": dataclasses.asdict(model.config), "lengths": shape, "of": flags.queries, **files}
+    settings = {"config": dataclasses.asdict(config), "lengths": shape, "of": flags.queries, **files}
 
     def ours() -> dict[str, Any]:
-        logits, indices = _evaluate(model, manifest, scratch, shape, flags.rerank)
+        logits, indices = _evaluate(manifest, scratch, shape, flags.rerank)
         answer: dict[str, Any] = {"pairs": int(np.isfinite(logits).sum())}
         for protocol in JUNK:
             pairs = zip(indices, arrays[protocol])
@@ -111,10 +116,10 @@ def _case(
     )
 
 
-def _evaluate(model: AMES, manifest: Path, scratch: Path, shape: Shape, rerank: int) -> tuple[np.ndarray, np.ndarray]:
-    """`ames_jax.evaluate` from a saved model to results.json: its logits [Nq, C] and their images."""
+def _evaluate(manifest: Path, scratch: Path, shape: Shape, rerank: int) -> tuple[np.ndarray, np.ndarray]:
+    """`ames_jax.evaluate` from the saved model to results.json: its logits [Nq, C] and their images."""
     settings = load_config("evaluate")
-    settings.update(data_dir=str(manifest), dataset="custom", model=str(save_model(model, scratch / "model")))
+    settings.update(data_dir=str(manifest), dataset="custom", model=str(scratch / "model"))
     settings.update(
         rerank=str(rerank), query_descriptors=shape[0], database_descriptors=shape[1], lam="0.5", gamma="0.2"
     )
@@ -158,8 +163,6 @@ def make_set(folder: Path, flags: EvaluateFlags, width: int) -> Path:
 
 def write_hdf5(path: Path, images: int, descriptors: int, width: int, random: np.random.Generator) -> None:
     """float16 [images, K, 5 + D], without padding; images are windows of one long random array, cheap and all different."""
-    import h5py
-
     count = descriptors * width
     values = random.standard_normal(count + 65536, np.float32).astype(np.float16)
     with h5py.File(path, "w") as file:

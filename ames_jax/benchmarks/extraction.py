@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,8 +49,6 @@ def _pictures(flags: ExtractFlags, folder: Path) -> ImageFiles:
     if flags.images is not None:
         images = list_images(flags.images)
         return dataclasses.replace(images, files=images.files[: flags.pictures])
-    import cv2
-
     for i in range(flags.pictures):
         cv2.imwrite(str(folder / f"{i:04d}.jpg"), dead_leaves(i))
     return list_images(folder)
@@ -124,8 +123,6 @@ def random_weights(config: ViTConfig) -> dict[str, np.ndarray]:
 
 def dead_leaves(seed: int, height: int = 480, width: int = 640) -> np.ndarray:
     """uint8 [height, width, 3]: overlapping discs of all sizes, which give about as many keypoints as a street view."""
-    import cv2
-
     random = np.random.default_rng(seed)
     picture = np.full((height, width, 3), 128, np.uint8)
     for radius in np.sort(3 / random.uniform(0.03, 1, 1500))[::-1]:

@@ -58,7 +58,9 @@ def measure(flags: DataFlags) -> dict[str, Any]:
     ]
     if written:
         rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in written.items())
-        notes.append(f"Written by one process, shards read back and compared, MB/s of float16: {rates}.")
+        notes.append(
+            f"Written by one process, the shards from the HDF5 file, read back and compared; MB/s of float16: {rates}."
+        )
     return harness.report(COLUMNS, rows, *notes, step_seconds=flags.step, writing_megabytes_per_second=written)
 
 
