@@ -1,4 +1,4 @@
-"""Search in collections of pictures: index what was extracted, query it, see why an image was found, plan a large one."""
+"""Search in collections of pictures: index a folder, query it, see why an image was found, keep it up to date."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ames_jax.runtime.errors import run_main
 
 COMMANDS = {
     "search": ("index", "query", "explain"),
+    "search_changes": ("sync", "remove", "compact", "verify", "duplicates"),
     "search_measures": ("quality", "speed", "plan"),
     "photographs": ("calibrate",),
 }

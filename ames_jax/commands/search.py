@@ -6,7 +6,7 @@ import dataclasses
 import json
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 from etils import epy
@@ -17,8 +17,9 @@ from ames_jax.runtime.files import write_json
 from ames_jax.runtime.progress import Progress
 
 with epy.lazy_imports():  # help needs none of them
-    from ames_jax.extraction import listing
+    from ames_jax.extraction import backbone, backbones, listing
     from ames_jax.index import building, changes, collection, explaining, model_choice, searcher
+    from ames_jax.index import photos as index_photos
     from ames_jax.report import explanation, search_results
 
 
@@ -35,6 +36,7 @@ class SearcherFlags:
       lam: Weight λ of the global similarity (default: the index's).
       gamma: Scale γ of the logits (default: the index's).
       faiss: Parameters of FAISS's search, e.g. nprobe=64 or efSearch=256.
+      keep_query: List a query that is itself a picture of the index among its hits, too.
     """
 
     index: Path
@@ -44,50 +46,134 @@ class SearcherFlags:
     lam: Fraction | None = None
     gamma: Scale | None = None
     faiss: str | None = None
+    keep_query: bool = False
 
     def open(self) -> searcher.Searcher:
         """The searcher that the flags describe."""
         index = collection.SearchIndex.open(self.index, self.faiss)
         counts = {"shortlist": self.shortlist, "query_descriptors": self.query_descriptors}
-        return searcher.Searcher(index, **counts, lam=self.lam, gamma=self.gamma)
+        own = {"keep_query": self.keep_query, "pictures": self.pictures}
+        return searcher.Searcher(index, **counts, lam=self.lam, gamma=self.gamma, **own)
+
+
+@Parameter(name="*")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PhotoFlags:
+    """Flags of pictures that are extracted on the way into an index.
+
+    Attributes:
+      images: A folder of pictures, or a list with one line per picture.
+      backbone: sift, dinov2 or cvnet; sift needs no download.
+      statistics: Of sift, a sift_statistics.npz (default: those of the shipped model).
+      weights: File of the network, from its authors (dinov2: downloaded if not given).
+      detector: File *_detector.pt (default: the release's, downloaded).
+      max_side: Longer side in pixels (default: sift at most 640, cvnet at most 1024, dinov2 770).
+      skip_broken: Leave out pictures that cannot be read, instead of stopping.
+    """
+
+    images: Path | None = None
+    backbone: str = "sift"
+    statistics: Path | None = None
+    weights: Path | None = None
+    detector: Path | None = None
+    max_side: Count | None = None
+    skip_broken: bool = False
+
+    def open_backbone(self) -> backbone.Backbone:
+        """The backbone that the flags describe."""
+        options = {key: getattr(self, key) for key in ("statistics", "weights", "detector", "max_side")}
+        return backbones.open_backbone(self.backbone, **options)
 
 
 def index(
+    photos: PhotoFlags | None = None,
     *,
-    descriptors: Path,
+    descriptors: Path | None = None,
     out: Path,
     split: str = "images",
     add: bool = False,
-    budget: Size = 1024,
-    global_index: str = "flat",
+    budget: Size | None = None,
+    global_index: str | None = None,
     model: str | None = None,
     lam: Fraction | None = None,
     gamma: Scale | None = None,
 ) -> None:
-    """Index extracted descriptors: a FAISS index and about 1 KB of bits per image.
+    """Index pictures, or extracted descriptors: a FAISS index and about 1 KB of bits per image.
 
     Args:
-      descriptors: Folder that `python -m ames_jax.extract` wrote.
+      photos: Flags of pictures.
+      descriptors: In place of --images, a folder that `python -m ames_jax.extract` wrote.
       out: Folder of the index.
-      split: Split of the data set.
+      split: Split of the data set of --descriptors.
       add: Add the images that the index at --out does not hold yet.
-      budget: Bytes of local bits per image.
-      global_index: flat (exact), ivf or hnsw (millions of images), or a factory string of FAISS, e.g. SQfp16.
+      budget: Bytes of local bits per image (default: 1024).
+      global_index: flat (exact, the default), ivf or hnsw (millions of images), or a factory string of FAISS, e.g. SQfp16.
       model: Run or model directory, release .pt or released name (default: the one shipped for the descriptors).
       lam: Weight λ of the global similarity (default: the model's).
       gamma: Scale γ of the logits (default: the model's).
     """
-    images = building.Descriptors.open(descriptors, split)
+    photos = photos or PhotoFlags()
+    if (photos.images is None) == (descriptors is None):
+        raise UserError("give either --images=DIR, a folder of pictures, or --descriptors=DIR, which extract wrote")
+    if descriptors and photos != PhotoFlags():
+        raise UserError("--backbone and its options belong to --images: the descriptors of --descriptors are extracted")
     if add:
-        if model:
-            raise UserError("--add uses the model of the index: leave --model out")
-        added = changes.add_images(out, images)
+        of_build = {
+            "--model": model,
+            "--budget": budget,
+            "--global-index": global_index,
+            "--lam": lam,
+            "--gamma": gamma,
+        }
+        for flag in (flag for flag, value in of_build.items() if value is not None):
+            raise UserError(f"--add uses the {flag.strip('-')} of the index: leave {flag} out")
+        added = _add(out, photos, descriptors, split)
         built = collection.SearchIndex.open(out)
     else:
-        chosen = model_choice.ChosenModel.load(model, images.about.get("backbone", ""), lam, gamma)
-        built = building.build_index(out, images, chosen, budget=budget, global_index=global_index)
+        settings = {"budget": budget or building.KILOBYTE, "global_index": global_index or "flat"}
+        built = _build(out, photos, descriptors, split, (model, lam, gamma), settings)
         added = len(built)
     print(search_results.index_text(built, added))
+
+
+def _add(out: Path, photos: PhotoFlags, descriptors: Path | None, split: str) -> int:
+    """The number of images added."""
+    if descriptors:
+        return changes.add_images(out, building.Descriptors.open(descriptors, split))
+    if dataclasses.replace(photos, images=None, skip_broken=False) != PhotoFlags():
+        raise UserError(
+            "--add extracts as the images of the index were extracted: leave --backbone and its options out"
+        )
+    before = len(collection.SearchIndex.open(out))
+    report = index_photos.sync_photos(
+        out, listing.list_images(photos.images), remove=False, skip_broken=photos.skip_broken
+    )
+    print(report)
+    return len(collection.SearchIndex.open(out)) - before
+
+
+def _build(
+    out: Path,
+    photos: PhotoFlags,
+    descriptors: Path | None,
+    split: str,
+    of_model: tuple[str | None, float | None, float | None],
+    settings: dict[str, Any],
+) -> collection.SearchIndex:
+    model, lam, gamma = of_model
+    building.refuse_taken(out)
+    if descriptors:
+        images = building.Descriptors.open(descriptors, split)
+        chosen = model_choice.ChosenModel.load(model, images.about.get("backbone", ""), lam, gamma)
+        return building.build_index(out, images, chosen, **settings)
+    chosen = model_choice.ChosenModel.load(model, photos.backbone, lam, gamma)
+    listed, extractor = listing.list_images(photos.images), photos.open_backbone()
+    built, broken = index_photos.index_photos(
+        out, listed, extractor, chosen, **settings, skip_broken=photos.skip_broken
+    )
+    for name, why in broken.items():
+        print(f"left out {name}: {why}")
+    return built
 
 
 def query(
@@ -110,7 +196,8 @@ def query(
       top: Images listed per query.
       gallery: Draw the rankings: .html (one file, works offline) or .png; may be given twice.
       columns: Images of a ranking in the gallery.
-      labels: What pictures show: the word folder (the name of their folder), or a file with lines of picture,label.
+      labels: What pictures show, for mAP and P@1: the word folder (the name of their folder), or a file with lines of
+        picture,label.
       json_file: Print the results as JSON, or write them to this file.
       timing: Print how long each stage took.
     """
@@ -119,7 +206,7 @@ def query(
         raise UserError("nothing to search for: give --image=FILE, or --images=DIR or a list of files")
     galleries = gallery or []
     for path in galleries:
-        search_results.check_suffix(path)
+        search_results.check_suffix("--gallery", path)
     known = search_results.Labels.read(labels) if labels else None
     start = time.perf_counter()
     with Progress("opening the index"):
@@ -127,23 +214,26 @@ def query(
         opened.warm_up()
     start = time.perf_counter() - start
     with Progress("searching", len(queries), "queries") as progress:
-        results = opened.search_many(queries, max(top, columns), progress.update)
+        wanted = len(opened.index) if known else max(top, columns)  # mAP is that of whole rankings
+        results = opened.search_many(queries, wanted, progress.update)
+    shown = [dataclasses.replace(result, hits=result.hits[:top]) for result in results]
+    facts = search_results.results_facts(queries, shown, opened.index)
+    for path in json_file or []:
+        write_json(path, facts)
+    if json_file == []:  # the flag without a file
+        print(json.dumps(facts, indent=1))
+    else:
+        print("\n\n".join(map(search_results.result_text, queries, shown)))
+        if known:
+            print(f"\n{search_results.quality_of(opened, queries, results, known)}")
+        if timing:
+            print(search_results.timing_text(results, start))
     for path in galleries:
         search_results.write_gallery(
             path, opened, queries, results, columns=columns, labels=known, pictures=flags.pictures
         )
-    results = [dataclasses.replace(result, hits=result.hits[:top]) for result in results]
-    facts = search_results.results_facts(queries, results, opened.index)
-    if json_file == []:  # the flag without a file
-        print(json.dumps(facts, indent=1))
-        return
-    for path in json_file or []:
-        write_json(path, facts)
-    print("\n\n".join(map(search_results.result_text, queries, results)))
-    if timing:
-        print(search_results.timing_text(results, start))
-    for path in galleries:
-        print(path)
+        if json_file != []:
+            print(path)
 
 
 def explain(
@@ -162,6 +252,7 @@ def explain(
       lines: Correspondences drawn, strongest first.
       out: A .png file.
     """
+    search_results.check_suffix("--out", out, search_results.PICTURES)
     with Progress(f"explaining {image_id}"):
         explained = explaining.explain(flags.open(), image, image_id, flags.pictures)
         explanation.draw_explanation(explained, out, lines)

@@ -177,10 +177,10 @@ class SearchIndex:
         for place in {(place["folder"], place["suffix"]) for place in self._picture_runs[1] if place}:
             root = os.path.abspath(folder or place[0])
             name = os.path.relpath(wanted, root).replace(os.sep, "/").removesuffix(place[1])
-            row = self._row_of.get(name)
-            known = None if row is None else self.picture(row, folder)
-            if known is not None and os.path.abspath(known) == wanted:
-                return row
+            for row in map(self._row_of.get, (name, f"./{name}")):  # as lists may have it
+                known = None if row is None else self.picture(row, folder)
+                if known is not None and os.path.abspath(known) == wanted:
+                    return row
         return None
 
     def picture_path(self, row: int, folder: Path | None = None) -> Path:

@@ -43,14 +43,15 @@ def _are_files(value: Any) -> bool:
 
 
 def _are_pictures(value: Any) -> bool:
+    """One place, none, or runs of places."""
     if isinstance(value, list):
-        return all(isinstance(run, dict) and _is_whole(run.get("images")) and _is_place(run) for run in value)
+        runs = all(isinstance(run, dict) and _is_whole(run.get("images")) for run in value)
+        return runs and len(value) > 0 and all(run.get("folder") is None or _is_place(run) for run in value)
     return value is None or _is_place(value)
 
 
 def _is_place(value: Any) -> bool:
-    places = (value.get("folder"), value.get("suffix")) if isinstance(value, dict) else ()
-    return len(places) == 2 and (places == (None, None) or all(isinstance(text, str) for text in places))
+    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("folder", "suffix"))
 
 
 WHOLE: Check = ("a whole number", _is_whole)

@@ -79,11 +79,13 @@ def make_empty(kind: str, descriptors: np.ndarray) -> Any:
 
 def write_empty(index: Any, path: Path) -> None:
     """Keeps a trained index without vectors, from which every part of a collection starts; raises OSError."""
-    try:
-        faiss.write_index(index, str(path))
-    except RuntimeError as error:  # FAISS tells the reason in words alone
-        free = shutil.disk_usage(path.parent).free
-        raise OSError(errno.ENOSPC, f"cannot be written ({free:,} B are free)", str(path)) from error
+    with path.open("wb") as file:
+        try:
+            # FAISS's own writing does not see an error that comes with the last bytes.
+            faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
+        except RuntimeError as error:  # which tells the reason in words alone
+            free = shutil.disk_usage(path.parent).free
+            raise OSError(errno.ENOSPC, f"cannot be written ({free:,} B are free)", str(path)) from error
 
 
 def write_part(empty: Path, descriptors: GlobalVectors, path: Path) -> None:

@@ -42,14 +42,15 @@ class NewImages:
 
     @classmethod
     def of_index(cls, index: SearchIndex, rows: np.ndarray) -> NewImages:
-        """Images `rows`, int [n] ascending, of an index as they are."""
+        """Images `rows`, int [n], of an index as they are."""
+        stamps = index.stamps(rows)
         return cls(
             ids=[index.ids[row] for row in rows],
             vectors=ChosenVectors(index.global_index, rows),
             reader=PartReader(index, rows),
             source=index.facts["parts"][-1]["source"],
             pictures=index.runs_of_pictures(rows),
-            stamps=index.stamps(rows),
+            stamps=stamps if stamps.any() else None,
         )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +16,9 @@ import numpy as np
 
 from ames_jax.descriptors import DescriptorSet, stack
 from ames_jax.extraction.backbone import STATISTICS_FILE, Backbone, ExtractedImage
-from ames_jax.extraction.images import load_image
 from ames_jax.extraction.sift import SiftStatistics, global_descriptor
 from ames_jax.index.collection import SearchIndex
+from ames_jax.index.queries import as_picture, check_global, check_local
 from ames_jax.index.reranking import Hit, ranked, setting_of
 from ames_jax.retrieval.scoring import Scorer
 from ames_jax.runtime.cores import usable_cores
@@ -25,7 +27,10 @@ from ames_jax.runtime.errors import UserError
 STAGES = ("extract", "global", "gather", "score", "rank")
 QUERIES_AT_A_TIME = 32  # pictures and shortlists held in memory
 
-Query = str | Path | np.ndarray | ExtractedImage | DescriptorSet
+# A picture file, a picture (`queries.as_picture`), or descriptors.
+Query = str | Path | ExtractedImage | DescriptorSet | Any
+# More than this makes the query's own attention a matter of gigabytes.
+MOST_QUERY_DESCRIPTORS = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +57,8 @@ class Searcher:
       query_descriptors: Q, the strongest descriptors of a query, which are used.
       lam, gamma: λ and γ in place of those of the index.
       backbone: extracts queries; by default, opened on the first picture, the one that extracted the images.
+      keep_query: a query file that is itself a picture of the index is among its own hits; by default it is left out.
+      pictures: folder of the indexed pictures, where they have moved.
 
     Raises:
       UserError: no index at the path, or one that is damaged.
@@ -66,15 +73,21 @@ class Searcher:
         lam: float | None = None,
         gamma: float | None = None,
         backbone: Backbone | None = None,
+        keep_query: bool = False,
+        pictures: str | Path | None = None,
     ):
         self.index = index if isinstance(index, SearchIndex) else SearchIndex.open(index)
-        for name, value in (("shortlist", shortlist), ("query_descriptors", query_descriptors)):
-            if value < 1:
-                raise UserError(f"{name}={value}: must be at least 1")
+        for name, value, most in (
+            ("shortlist", shortlist, sys.maxsize),
+            ("query_descriptors", query_descriptors, MOST_QUERY_DESCRIPTORS),
+        ):
+            if not 1 <= value <= most:
+                raise UserError(f"{name}={value}: expected at least 1" + (f", at most {most}" if value > most else ""))
         self.shortlist, self.query_descriptors = min(shortlist, len(self.index)), query_descriptors
         self.lam, self.gamma = setting_of(self.index, lam, gamma)
         self._scorer = Scorer(self.index.model)
-        self._backbone = backbone
+        self._backbone, self._keep_query = backbone, keep_query
+        self._pictures = None if pictures is None else Path(os.path.abspath(pictures))
 
     def warm_up(self) -> None:
         """Opens the backbone and compiles what a query runs, so that the first one takes no longer than others."""
@@ -96,14 +109,16 @@ class Searcher:
         """The k best images for each query.
 
         Args:
-          queries: picture files, RGB images uint8 [H, W, 3], `ExtractedImage` descriptors or, for SIFT, whose global descriptor
-            comes from the local ones, a `DescriptorSet` of all local descriptors of a picture [N, 128].
+          queries: picture files, pictures as `queries.as_picture` takes them, `ExtractedImage` descriptors or, for SIFT, whose
+            global descriptor comes from the local ones, a `DescriptorSet` of all local descriptors of a picture [N, 128].
           k: images per query.
           progress: called with the number of queries that were just finished.
 
         Raises:
-          UserError: naming the file: a picture that cannot be read; descriptors of another width.
+          UserError: naming the file: a picture that cannot be read; descriptors of another width; k below 1.
         """
+        if k < 1:
+            raise UserError(f"k={k}: expected at least 1")
         results = []
         for start in range(0, len(queries), QUERIES_AT_A_TIME):
             block = queries[start : start + QUERIES_AT_A_TIME]
@@ -124,8 +139,8 @@ class Searcher:
         """A picture in the size that the backbone reads (loading threads share that work), or descriptors."""
         if isinstance(query, ExtractedImage):
             return query
-        if isinstance(query, np.ndarray | str | Path):
-            return self.backbone.fit(query if isinstance(query, np.ndarray) else load_image(Path(query)))
+        if not isinstance(query, DescriptorSet):
+            return self.backbone.fit(as_picture(query))
         if self.index.facts["statistics"] is None:
             raise UserError(
                 "a DescriptorSet alone is a query of SIFT indexes, whose global descriptor comes from the local ones; "
@@ -140,15 +155,11 @@ class Searcher:
     def _search(self, queries: Sequence[Query], k: int) -> list[SearchResult]:
         times = [time.perf_counter()]
         extracted = self.extract(queries)
-        local = stack([_with_valid(query.local) for query in extracted], self.query_descriptors)
+        local = stack([check_local(query.local) for query in extracted], self.query_descriptors)
+        width, name = self.index.global_index.width, str(self.index.path)
+        vectors = np.stack([check_global(query, width, name) for query in extracted])
         times.append(time.perf_counter())
-        vectors, expected = np.stack([query.global_descriptor for query in extracted]), self.index.global_index.width
-        if vectors.shape[1] != expected:
-            raise UserError(
-                f"the query's global descriptor has {vectors.shape[1]} values, those of {self.index.path} {expected}: "
-                "it comes from another extraction"
-            )
-        similarities, rows = self.index.global_index.search(vectors, max(k, self.shortlist))
+        similarities, rows = self._first_stage(queries, vectors, max(k, self.shortlist))
         times.append(time.perf_counter())
         # An approximate first stage may list fewer (row −1): scored like row 0 to keep the shape, then left out.
         shortlists = np.maximum(rows[:, : self.shortlist], 0)
@@ -162,6 +173,23 @@ class Searcher:
         seconds = dict(zip(STAGES, (np.diff(times) / len(queries)).tolist()))
         return [SearchResult(hits[:k], before[:k], seconds) for hits, before in lists]
 
+    def _first_stage(self, queries: Sequence[Query], vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Similarities and rows as `GlobalIndex.search` gives them, without the queries themselves."""
+        own = [self.own_row(query) for query in queries]
+        if not any(row is not None for row in own):
+            return self.index.global_index.search(vectors, count)
+        similarities, rows = self.index.global_index.search(vectors, count + 1)
+        itself = rows == np.array([-1 if row is None else row for row in own])[:, None]
+        similarities, rows = np.where(itself, -np.inf, similarities).astype(np.float32), np.where(itself, -1, rows)
+        order = np.argsort(itself, axis=1, kind="stable")[:, :count]
+        return np.take_along_axis(similarities, order, axis=1), np.take_along_axis(rows, order, axis=1)
+
+    def own_row(self, query: Query) -> int | None:
+        """The row of the image whose picture file the query is, unless that is to be found, too."""
+        if self._keep_query or not isinstance(query, str | Path):
+            return None
+        return self.index.row_of_picture(Path(query), self._pictures)
+
     def _ranked(self, similarities: np.ndarray, rows: np.ndarray, logits: np.ndarray) -> tuple[list[Hit], list[Hit]]:
         """The whole list re-ranked, and as the first stage gave it."""
         ids, count = [self.index.ids[row] for row in rows], len(logits)
@@ -171,9 +199,3 @@ class Searcher:
             for i in range(count, len(ids))
         ]
         return head + tail, sorted(head, key=lambda hit: hit.old_place) + tail
-
-
-def _with_valid(descriptors: DescriptorSet) -> DescriptorSet:
-    """Features, and `valid` always, so that queries with and without padding run one program."""
-    valid = np.ones(descriptors.count, bool) if descriptors.valid is None else descriptors.valid
-    return DescriptorSet(np.asarray(descriptors.features), valid)

@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
 from typing import Any
 
+import numpy as np
+
 from ames_jax.data.lists import read_labels
 from ames_jax.data.shards import read_about
 from ames_jax.extraction.images import load_image, shrink
@@ -17,6 +19,8 @@ from ames_jax.index.searcher import STAGES, Searcher, SearchResult
 from ames_jax.report.gallery import GalleryQuery, RankedImage, draw_gallery
 from ames_jax.report.gallery_page import write_page
 from ames_jax.report.tables import markdown
+from ames_jax.retrieval.judgements import find_hits, judge
+from ames_jax.retrieval.metrics import average_precision, hit_at, percent
 from ames_jax.runtime.cores import usable_cores
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.progress import Progress
@@ -120,10 +124,37 @@ class Labels:
         return None if None in labels else labels[0] == labels[1]
 
 
-def check_suffix(path: Path) -> None:
-    """Raises UserError for a gallery that is neither a web page nor a PNG: before searching, not after."""
-    if path.suffix.lower() not in (*PAGES, *PICTURES):
-        raise UserError(f"--gallery={path}: expected a name that ends in .html or .png")
+def check_suffix(flag: str, path: Path, suffixes: Sequence[str] = (*PAGES, *PICTURES)) -> None:
+    """Raises UserError for the name of a picture of another kind, and makes its folder: before searching, not after."""
+    if path.suffix.lower() not in suffixes:
+        expected = " or ".join(suffix for suffix in suffixes if suffix != ".htm")
+        raise UserError(f"{flag}={path}: expected a name that ends in {expected}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def quality_of(searcher: Searcher, queries: Sequence[Path], results: Sequence[SearchResult], labels: Labels) -> str:
+    """mAP and P@1 of whole rankings, of global search and re-ranked, over the queries that have a right image."""
+    alike: dict[str, list[int]] = {}
+    for row, name in enumerate(searcher.index.ids):
+        label = labels.of(name)
+        if label is not None:
+            alike.setdefault(label, []).append(row)
+    own = map(searcher.own_row, queries)  # not in their lists, nor to be found
+    truth = [{"ok": [r for r in alike.get(labels.of(query), ()) if r != row]} for query, row in zip(queries, own)]
+    with_right = sum(bool(kinds["ok"]) for kinds in truth)
+    if not with_right:
+        return "no query has an image of its label in the index: there is no mAP"
+    figures = []
+    for name, lists in (
+        ("global search", [result.first_stage for result in results]),
+        ("re-ranked", [result.hits for result in results]),
+    ):
+        ranks = np.full((len(lists), max(map(len, lists))), -1)
+        for row, hits in zip(ranks, lists):
+            row[: len(hits)] = [hit.row for hit in hits]
+        places = find_hits(judge(ranks, truth))
+        figures.append(f"{name}: mAP {percent(average_precision(places)):.1f}, P@1 {percent(hit_at(places, 1)):.1f}")
+    return f"{'; '.join(figures)} ({with_right} of {len(queries)} queries with an image of their label)"
 
 
 def write_gallery(
@@ -147,7 +178,7 @@ def write_gallery(
     Raises:
       UserError: another suffix; a picture that is not where it was.
     """
-    check_suffix(path)
+    check_suffix("--gallery", path)
     index = searcher.index
     with Progress(f"pictures of {path}", len(queries), "queries") as progress:
         pairs = progress.over(zip(queries, results))

@@ -1,0 +1,149 @@
+"""Damaged indexes: one line that names the file, never another answer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+
+from ames_jax import search
+from ames_jax.data.readers import MemoryReader
+from ames_jax.descriptors import DescriptorSet
+from ames_jax.index import facts, first_stage
+from ames_jax.index.building import Descriptors
+from ames_jax.index.collection import SearchIndex
+from ames_jax.index.facts import read_facts
+from ames_jax.runtime.errors import UserError
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "index"
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
+def damages(data: bytes, rng: np.random.Generator):
+    """The same file with a bit turned, a block of zeros, and cut short."""
+    place = int(rng.integers(len(data)))
+    yield data[:place] + bytes([data[place] ^ 1 << int(rng.integers(8))]) + data[place + 1 :]
+    zeros = max(place - 8, 0)
+    yield data[:zeros] + bytes(min(16, len(data) - zeros)) + data[zeros + 16 :]
+    yield data[:place]
+    yield b""
+
+
+def test_every_damage_of_every_file_is_found(made, tmp_path, monkeypatch):
+    """On opening where files are small, else by `verify`."""
+    path, rng = tmp_path / "index", np.random.default_rng(0)
+    shutil.copytree(made / "index", path)
+    cases = 0
+    for file in sorted(entry for entry in path.rglob("*") if entry.is_file()):
+        data = file.read_bytes()
+        for damaged in damages(data, rng):
+            if damaged == data:
+                continue
+            file.write_bytes(damaged)
+            with pytest.raises(UserError, match=file.name):
+                SearchIndex.open(path)
+            cases += 1
+        file.write_bytes(data)
+    assert cases >= 30
+    SearchIndex.open(path)
+    monkeypatch.setattr(facts, "READ_ON_OPENING", 0)
+    for file in (path / "part-00000" / "bits.npy", path / "part-00000" / "global.faiss"):
+        data = file.read_bytes()
+        file.write_bytes(data[:-3] + bytes([data[-3] ^ 4]) + data[-2:])
+        index = SearchIndex.open(path)  # a large one is not read
+        with pytest.raises(UserError, match=rf"{file.name} is damaged: its checksum is wrong"):
+            index.verify()
+        file.write_bytes(data)
+    assert SearchIndex.open(path).verify()[0] == 9
+
+
+@pytest.mark.parametrize("value", [None, "x", -1, float("nan"), 1e300, [], {}, True, "missing"])
+def test_fields_of_another_type(tmp_path, value):
+    """Of an index of an earlier version, which has no checksum that would tell."""
+    known = json.loads((GOLDEN / "index.json").read_text())
+    right = {None: ("statistics", "pictures"), "x": ("model", "global_index", "statistics", "source")}
+    right = right.get(value, ()) if isinstance(value, str | None) else ()
+
+    def changes(mapping):
+        for key in mapping.keys() - {"format", "version", *right}:
+            yield key, {k: v for k, v in mapping.items() if k != key} | ({} if value == "missing" else {key: value})
+
+    part, other = known["parts"]
+    changed = [*changes(known), *((key, {**known, "parts": [wrong, other]}) for key, wrong in changes(part))]
+    assert len(changed) >= 12
+    for key, content in changed:
+        (tmp_path / "index.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match=rf"index.json.*{key}") as error:
+            read_facts(tmp_path)
+        assert "\n" not in str(error.value)
+
+
+def test_an_index_of_an_earlier_version_gets_checksums(tmp_path, capsys):
+    shutil.copytree(GOLDEN, tmp_path / "index")
+    index = SearchIndex.open(tmp_path / "index")
+    assert "written by an earlier version, without checksums" in capsys.readouterr().err
+    vectors = index.global_index[np.arange(6)]
+    bits = index.read(np.arange(6)).features
+    assert search.main(["compact", f"--index={tmp_path / 'index'}"]) == 0
+    capsys.readouterr()
+    now = SearchIndex.open(tmp_path / "index")
+    assert capsys.readouterr().err == ""
+    assert now.ids == index.ids
+    np.testing.assert_array_equal(now.global_index[np.arange(6)], vectors)
+    np.testing.assert_array_equal(now.read(np.arange(6)).features, bits)
+    assert now.verify()[0] == 9
+
+
+def test_a_full_disk_is_one_error(tmp_path):
+    with pytest.raises(OSError, match="No space left") as error:
+        first_stage.write_empty(faiss.IndexFlatIP(1 << 16), Path("/dev/full"))
+    assert error.value.errno == 28
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v * 2, r"descriptor of scene0/0.jpg has length 2, expected 1"),
+        (lambda v: np.where(np.arange(12)[:, None] == 4, np.nan, v), r"descriptor of scene1/1.jpg has length nan"),
+        (lambda v: (v * 100).astype(np.int32), r"images.npy holds int32; expected global descriptors"),
+    ],
+)
+def test_global_descriptors_that_are_none(made, tmp_path, change, message):
+    shutil.copytree(made / "set", tmp_path / "set")
+    file = tmp_path / "set" / "global" / "images.npy"
+    np.save(file, change(np.load(file)[:12]))
+    with pytest.raises(UserError, match=message):
+        Descriptors.open(tmp_path / "set")
+
+
+def test_removed_images_in_any_kind_of_index(tmp_path):
+    """FAISS is asked for more until enough are left; vectors come back from every kind."""
+    vectors = np.random.default_rng(0).standard_normal((400, 16)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    kept = np.flatnonzero(np.arange(400) % 3 > 0)
+    near = np.argsort(-(vectors[kept] @ vectors[0]))[:200]  # what is most similar to the first is removed
+    kept = np.delete(kept, near)
+    for kind in ("flat", "ivf", "hnsw", "SQfp16"):
+        first_stage.write_empty(first_stage.make_empty(kind, vectors), tmp_path / "empty")
+        paths = [tmp_path / f"{kind}{part}" for part in "ab"]
+        for path, part in zip(paths, (slice(0, 300), slice(300, 400))):
+            first_stage.write_part(tmp_path / "empty", vectors[part], path)
+        index = first_stage.GlobalIndex(paths, "nprobe=99" if kind == "ivf" else None, kept)
+        np.testing.assert_allclose(index[np.arange(len(kept))], vectors[kept], atol=1e-3)
+        similarities, rows = index.search(vectors[:1], 10)
+        expected = np.sort(vectors[kept] @ vectors[0])[::-1][:10]
+        if kind == "hnsw":  # approximate: it may list fewer
+            assert (similarities[0, :1] <= expected[0] + 1e-5).all()
+        else:
+            np.testing.assert_allclose(similarities[0], expected, atol=1e-3)
+            np.testing.assert_allclose(vectors[kept[rows[0]]] @ vectors[0], expected, atol=1e-3)
+
+
+def test_memory_readers_give_any_rows():
+    """What `NewImages` in memory is read through."""
+    reader = MemoryReader(DescriptorSet(np.arange(12, dtype=np.uint8).reshape(3, 2, 2)))
+    assert reader.read(np.array([2, 0]), 1).features.tolist() == [[[8, 9]], [[0, 1]]]

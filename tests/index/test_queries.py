@@ -1,0 +1,186 @@
+"""Queries of every kind from Python: they work, or one line says why not."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import photo_folder
+import pytest
+from PIL import Image
+
+from ames_jax import search
+from ames_jax.descriptors import DescriptorSet
+from ames_jax.extraction.backbone import ExtractedImage
+from ames_jax.extraction.images import load_image
+from ames_jax.index.model_choice import ChosenModel
+from ames_jax.index.queries import as_picture
+from ames_jax.index.reranking import rerank
+from ames_jax.index.searcher import Searcher
+from ames_jax.retrieval.scoring import Scorer
+from ames_jax.runtime.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
+@pytest.fixture
+def searcher(made, one_device) -> Searcher:
+    return Searcher(made / "index", shortlist=8, query_descriptors=30)
+
+
+def test_pictures_of_every_kind_are_the_same(rng):
+    rgb = rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    kinds = {
+        "float of 0..1": rgb / np.float32(255),
+        "float of 0..255": rgb.astype(np.float64),
+        "channels first": rgb.transpose(2, 0, 1),
+        "uint16": rgb.astype(np.uint16) * 257,
+        "int64": rgb.astype(np.int64),
+        "Pillow": Image.fromarray(rgb),
+        "JAX": jnp.asarray(rgb),
+        "RGBA": np.concatenate([rgb, np.full((20, 30, 1), 255, np.uint8)], axis=2),
+        "lists": rgb.tolist(),
+        "Fortran order": np.asfortranarray(rgb),
+    }
+    for name, picture in kinds.items():
+        np.testing.assert_array_equal(as_picture(picture), rgb, err_msg=name)
+    grey = np.repeat(rgb[..., :1], 3, axis=2)
+    for picture in (rgb[..., 0], rgb[..., :1], Image.fromarray(rgb[..., 0]), rgb[None, ..., 0]):
+        np.testing.assert_array_equal(as_picture(picture), grey)
+    assert as_picture(rgb[..., 0] > 3).max() == 255
+    torch = pytest.importorskip("torch")
+    np.testing.assert_array_equal(as_picture(torch.from_numpy(rgb).permute(2, 0, 1)), rgb)
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        np.zeros((0, 5, 3), np.uint8), np.zeros((5, 5, 2), np.uint8), np.zeros(7), np.full((5, 5, 3), np.nan),
+        np.full((5, 5), -1), np.full((5, 5), 300), np.array(["a"]), object(), None, np.zeros((2, 5, 5, 3), np.uint8), "",
+    ],
+)  # fmt: skip
+def test_what_is_no_picture_is_one_error(searcher, picture):
+    with pytest.raises(UserError) as error:
+        searcher.search(picture)
+    assert "\n" not in str(error.value)
+
+
+def test_small_and_blank_pictures_are_queries(searcher):
+    for picture in (np.zeros((1, 1, 3), np.uint8), np.zeros((1, 40)), np.full((50, 50), 255, np.uint8)):
+        assert len(searcher.search(picture, 3).hits) == 3
+
+
+def test_numbers_and_vectors_that_cannot_be(made, searcher):
+    path = made / "asked" / "scene0" / "5.jpg"
+    for k in (0, -1):
+        with pytest.raises(UserError, match=f"k={k}: expected at least 1"):
+            searcher.search(path, k)
+    with pytest.raises(UserError, match="query_descriptors=100000: expected at least 1, at most 4096"):
+        Searcher(made / "index", query_descriptors=100_000)
+    for lam, gamma in ((2, None), (float("nan"), None), (None, -1), (None, float("inf"))):
+        with pytest.raises(UserError, match=r"(λ|γ) \((lam|gamma)\) is"):
+            Searcher(made / "index", lam=lam, gamma=gamma)
+        with pytest.raises(UserError, match=r"(λ|γ) \((lam|gamma)\) is"):
+            ChosenModel.load(made / "model", "sift", lam, gamma).check({}, None)
+    extracted = searcher.backbone.extract([load_image(path)])[0]
+    for wrong in (np.nan, 2.0):
+        with pytest.raises(UserError, match="the query's global descriptor has length"):
+            searcher.search(ExtractedImage(extracted.local, extracted.global_descriptor * np.float32(wrong)))
+    with pytest.raises(UserError, match="local descriptors have shape"):
+        searcher.search(ExtractedImage(extracted.local[None], extracted.global_descriptor))
+
+
+def test_an_open_index_does_not_depend_on_the_folder(made, tmp_path, monkeypatch):
+    monkeypatch.chdir(made)
+    searcher = Searcher("index", shortlist=8, query_descriptors=30)
+    monkeypatch.chdir(tmp_path)
+    assert searcher.search(made / "asked" / "scene0" / "5.jpg").hits
+
+
+def test_reranking_checks_the_scorer_and_the_similarities(made, searcher):
+    index = searcher.index
+    query = searcher.backbone.extract([load_image(made / "asked" / "scene3" / "5.jpg")])[0].local
+    other = photo_folder.write_model(made / "other", made / "statistics.npz", seed=1)
+    with pytest.raises(UserError, match="made by another model"):
+        rerank(Scorer(ChosenModel.load(other, "sift").model), query, index, ["scene0/0.jpg"], [1.0])
+    with pytest.raises(UserError, match=r"similarity of 'scene0/1.jpg' is nan"):
+        rerank(index.model, query, index, ["scene0/0.jpg", "scene0/1.jpg"], [1.0, np.nan])
+    assert rerank(Scorer(index.model), query, index, ["scene0/0.jpg"], [1.0])
+
+
+def test_a_picture_of_the_index_is_not_its_own_hit(made, searcher, monkeypatch):
+    path = made / "pictures" / "scene1" / "0.jpg"
+    kept = Searcher(searcher.index, shortlist=8, query_descriptors=30, keep_query=True).search(path, 12)
+    assert kept.first_stage[0].id == "scene1/0.jpg"
+    monkeypatch.chdir(path.parent)
+    for query in (path, str(path), "0.jpg"):
+        result = searcher.search_many([query, made / "asked" / "scene1" / "5.jpg"], 12)
+        assert [len(found.hits) for found in result] == [11, 12]
+        expected = [hit.id for hit in kept.first_stage if hit.id != "scene1/0.jpg"]
+        assert [hit.id for hit in result[0].first_stage] == expected
+        assert "scene1/0.jpg" not in [hit.id for hit in result[0].hits]
+    content = DescriptorSet(searcher.backbone.extract([load_image(path)])[0].local.features)
+    assert searcher.search(content, 1).first_stage[0].id == "scene1/0.jpg"  # known by its path alone
+
+
+def test_labels_give_figures(made, capsys):
+    flags = [f"--index={made / 'index'}", "--shortlist=8", "--query-descriptors=30", "--labels=folder"]
+    assert search.main(["query", *flags, f"--images={made / 'asked'}"]) == 0
+    assert "(4 of 4 queries with an image of their label)" in capsys.readouterr().out
+    assert search.main(["query", *flags, f"--image={made / 'pictures' / 'scene1' / '0.jpg'}"]) == 0
+    assert "global search: mAP 100.0, P@1 100.0; re-ranked: mAP" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--add", "--lam=0.5"], "--add uses the lam of the index: leave --lam out"),
+        (["--add", "--budget=80"], "--add uses the budget of the index"),
+        (["--add", "--global-index=ivf"], "--add uses the global-index of the index"),
+        (["--lam=2"], "lam"),
+        (["--lam=nan"], "lam"),
+        (["--gamma=-1"], "gamma"),
+        (["--backbone=dinov2"], "belong to --images"),
+        (["--images=photos"], "give either --images=DIR"),
+    ],
+)
+def test_flags_that_would_spoil_an_index(made, tmp_path, flags, message):
+    with pytest.raises(UserError, match=message):
+        search.main(["index", f"--descriptors={made / 'set'}", f"--out={tmp_path / 'new'}", *flags])
+    assert not (tmp_path / "new").exists()
+
+
+def test_folders_of_results_are_made(made, tmp_path):
+    query = [f"--index={made / 'index'}", f"--image={made / 'asked' / 'scene1' / '5.jpg'}", "--query-descriptors=30"]
+    places = [tmp_path / "a" / "b" / "found.html", tmp_path / "c" / "found.json", tmp_path / "d" / "why.png"]
+    assert search.main(["query", *query, f"--gallery={places[0]}", f"--json={places[1]}"]) == 0
+    assert search.main(["explain", *query, "--id=scene1/0.jpg", f"--out={places[2]}"]) == 0
+    assert all(path.is_file() for path in places)
+    with pytest.raises(UserError, match=r"--out=why.svg: expected a name that ends in .png"):
+        search.main(["explain", *query, "--id=scene1/0.jpg", "--out=why.svg"])
+
+
+def test_odd_names_go_through(made, tmp_path, capsys):
+    """Spaces, a backslash, an umlaut, a comma, a leading ./ of a list."""
+    picture = (made / "pictures" / "scene0" / "0.jpg").read_bytes()
+    names = [" a  b.jpg", "c\\d.jpg", "ü/ß é.jpg", "e,f.jpg", "./g.jpg"]
+    for name in names:
+        path = tmp_path / "pictures" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture)
+    (tmp_path / "list.txt").write_text("./g.jpg\nü/ß é.jpg\n")
+    flags = [f"--model={made / 'model'}", f"--statistics={made / 'statistics.npz'}", "--budget=80B"]
+    for images, count in ((tmp_path / "pictures", 5), (tmp_path / "list.txt", 2)):
+        root = tmp_path / "pictures" if count == 5 else tmp_path
+        if count == 2:
+            for name in ("g.jpg", "ü/ß é.jpg"):
+                (tmp_path / name).parent.mkdir(exist_ok=True)
+                (tmp_path / name).write_bytes(picture)
+        assert search.main(["index", f"--images={images}", f"--out={tmp_path / f'index{count}'}", *flags]) == 0
+        searcher = Searcher(tmp_path / f"index{count}", query_descriptors=30)
+        assert len(searcher.index) == count
+        for row, name in enumerate(searcher.index.ids):
+            assert searcher.index.picture_path(row).is_file()
+            assert searcher.own_row(root / name) == row
+    capsys.readouterr()
+    assert search.main(["remove", f"--index={tmp_path / 'index5'}", "--ids=e,f.jpg", "--ids=c\\d.jpg"]) == 0
+    assert "2 images removed, 3 left" in capsys.readouterr().out
