@@ -21,8 +21,8 @@ import pytest
 from jaxtyping import install_import_hook
 
 # Shapes and types in the signatures of arrays' functions are checked here, and cost nothing in use.
-CHECKED = ("descriptors", "model")
-install_import_hook([f"ames_jax.{module}" for module in CHECKED], "beartype.beartype")
+CHECKED = ("descriptors", "model", "retrieval.ranking", "retrieval.scoring")
+install_import_hook([f"ames_jax.{module}" for module in CHECKED], "type_checker.check")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Many tests build the same small programs again: compile each once a session (subprocesses share the folder).

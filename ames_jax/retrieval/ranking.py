@@ -9,13 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Float, Float64, Int, Shaped
 
 from ames_jax.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a re-ranking depends on beside the scores: the first k images, λ, γ, and the threshold of a match kernel."""
+    """Settings of a re-ranking: the first k images, λ, γ, and the threshold of a match kernel."""
 
     k: int
     lam: float
@@ -23,7 +24,9 @@ class Setting:
     threshold: float | None = None
 
 
-def ensemble(similarity: np.ndarray, scores: np.ndarray, lam: float, gamma: float) -> np.ndarray:
+def ensemble(
+    similarity: Float[np.ndarray, "*shape"], scores: Float[np.ndarray, "*shape"], lam: float, gamma: float
+) -> Float64[np.ndarray, "*shape"]:
     """λ · global similarity + (1 − λ) · sigmoid(γ · score), elementwise, float64 so that large scores do not tie.
 
     Raises UserError for λ outside 0..1 or negative γ.
@@ -37,11 +40,13 @@ def ensemble(similarity: np.ndarray, scores: np.ndarray, lam: float, gamma: floa
     return lam * similarity.astype(np.float64) + (1 - lam) * local
 
 
-def shortlist_columns(width: int, queries: int, k: int, junk: np.ndarray | None = None) -> np.ndarray:
-    """The head of each list with junk moved behind the rest: int64 [Nq, H], row by row a permutation of the first H columns.
+def shortlist_columns(
+    width: int, queries: int, k: int, junk: Bool[np.ndarray, "Nq C"] | None = None
+) -> Int[np.ndarray, "queries H"]:
+    """The head of each list with junk moved behind the rest, row by row a permutation of the first H columns.
 
-    The first k entries of a row are the shortlist. junk: bool [Nq, C], True for junk, or None; columns from C on are
-    none. H = k + the most junk of any query (at most `width`): what stands behind keeps its place.
+    The first k entries of a row are the shortlist. Columns from C on are not junk. H = k + the most junk of any query (at
+    most `width`): what stands behind keeps its place.
     Raises UserError when the lists hold fewer than k images.
     """
     if not 1 <= k <= width:
@@ -67,11 +72,15 @@ class Shortlist:
     junk: np.ndarray
 
     @staticmethod
-    def cut(similarities: np.ndarray, scores: np.ndarray, k: int, junk: np.ndarray | None = None) -> Shortlist:
-        """Junk goes behind the rest before the first k are cut.
+    def cut(
+        similarities: Float[np.ndarray, "Nq R"],
+        scores: Float[np.ndarray, "Nq C"],
+        k: int,
+        junk: Bool[np.ndarray, "Nq J"] | None = None,
+    ) -> Shortlist:
+        """Junk goes behind the rest before the first k are cut; C columns are scored, NaN where a pair has no score.
 
-        similarities float [Nq, R]; scores float [Nq, C] (C columns are scored, NaN where a pair has no score); junk bool
-        [Nq, ·] or None. Raises UserError when an image of the shortlist has no score.
+        Raises UserError when an image of the shortlist has no score.
         """
         head = shortlist_columns(similarities.shape[1], len(similarities), k, junk)
         columns = head[:, :k]
@@ -85,8 +94,8 @@ class Shortlist:
             )
         return Shortlist(head, np.take_along_axis(similarities, columns, 1), np.where(is_junk, 0, found), is_junk)
 
-    def order(self, lam: float, gamma: float) -> np.ndarray:
-        """The new order of the head: int64 [Nq, H]; new column j is old column `order[:, j]`.
+    def order(self, lam: float, gamma: float) -> Int[np.ndarray, "Nq H"]:
+        """The new order of the head: new column j is old column `order[:, j]`.
 
         The first k are sorted by `ensemble`, falling, equal ones in their old order; the rest keeps its order below. Junk
         that k still reaches stays last, scored or not.
@@ -98,20 +107,26 @@ class Shortlist:
 
 
 def rerank(
-    ranks: np.ndarray, similarities: np.ndarray, scores: np.ndarray, setting: Setting, junk: np.ndarray | None = None
-) -> np.ndarray:
-    """The re-ranked lists, same shape and type as `ranks` (int [Nq, R]); see `Shortlist`."""
+    ranks: Int[np.ndarray, "Nq R"],
+    similarities: Float[np.ndarray, "Nq R"],
+    scores: Float[np.ndarray, "Nq C"],
+    setting: Setting,
+    junk: Bool[np.ndarray, "Nq J"] | None = None,
+) -> Int[np.ndarray, "Nq R"]:
+    """The re-ranked lists, of the type of `ranks`; see `Shortlist`."""
     return reordered(ranks, Shortlist.cut(similarities, scores, setting.k, junk).order(setting.lam, setting.gamma))
 
 
-def reordered(ranks: np.ndarray, order: np.ndarray) -> np.ndarray:
+def reordered(ranks: Int[np.ndarray, "Nq R"], order: Int[np.ndarray, "Nq H"]) -> Int[np.ndarray, "Nq R"]:
     """The lists with the head in a new order; `order` as of `Shortlist.order`."""
     new = ranks.copy()
     new[:, : order.shape[1]] = np.take_along_axis(ranks, order, axis=1)
     return new
 
 
-def _take(values: np.ndarray, columns: np.ndarray, fill: float | bool) -> np.ndarray:
+def _take(
+    values: Shaped[np.ndarray, "Nq C"], columns: Int[np.ndarray, "Nq k"], fill: float | bool
+) -> Shaped[np.ndarray, "Nq k"]:
     """`values[:, columns]` row by row; `fill` for columns that `values` does not have."""
     inside = columns < values.shape[1]
     return np.where(inside, np.take_along_axis(values, np.where(inside, columns, 0), axis=1), fill)

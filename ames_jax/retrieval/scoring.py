@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float32, Int
 
 from ames_jax.descriptors import DescriptorSet, validate
 from ames_jax.model.ames import AMES
@@ -78,8 +79,8 @@ class Scorer:
         self._graph, params = nnx.split(model)
         self._params = jax.device_put(params, NamedSharding(self._mesh, PartitionSpec()))
 
-    def shortlist(self, query: DescriptorSet, database: DescriptorSet) -> np.ndarray:
-        """float32 logits [K] of a query [Q, ·] against database images [K, T, ·]; the query's own work is done once.
+    def shortlist(self, query: DescriptorSet, database: DescriptorSet) -> Float32[np.ndarray, " K"]:
+        """Logits of a query [Q, ·] against database images [K, T, ·]; the query's own work is done once.
 
         A set without a real descriptor is scored by the matching token (and the other side) alone.
 
@@ -95,8 +96,8 @@ class Scorer:
         replicated = jax.device_put(query, NamedSharding(self._mesh, PartitionSpec()))
         return np.asarray(_score_shortlist(self._graph, self._params, replicated, batches, steps)).reshape(-1)[:count]
 
-    def pairs(self, query: DescriptorSet, database: DescriptorSet) -> np.ndarray:
-        """float32 logits [B] of query [B, Q, ·] with database [B, T, ·], pair by pair; raises as `shortlist` does."""
+    def pairs(self, query: DescriptorSet, database: DescriptorSet) -> Float32[np.ndarray, " B"]:
+        """Logits of query [B, Q, ·] with database [B, T, ·], pair by pair; raises as `shortlist` does."""
         validate(query, self.config.descriptor_width, self.config.bits, "query")
         validate(database, self.config.descriptor_width, self.config.bits, "database")
         count = database.features.shape[0]
@@ -107,8 +108,10 @@ class Scorer:
         batches, steps = self._micro_batches((query, database), count, query.count, database.count)
         return np.asarray(_score_pairs(self._graph, self._params, batches, steps)).reshape(-1)[:count]
 
-    def shortlists(self, queries: DescriptorSet, database: DescriptorSet, shortlists: np.ndarray) -> np.ndarray:
-        """float32 logits [Nq, K] of queries [Nq, Q, ·] and shortlists int [Nq, K], rows of a database [N, T, ·] in memory."""
+    def shortlists(
+        self, queries: DescriptorSet, database: DescriptorSet, shortlists: Int[np.ndarray, "Nq K"]
+    ) -> Float32[np.ndarray, "Nq K"]:
+        """Logits of queries [Nq, Q, ·] and their shortlists, rows of a database [N, T, ·] in memory."""
 
         def one(query: int) -> np.ndarray:
             return self.shortlist(queries[query], database[shortlists[query]])
@@ -155,8 +158,8 @@ def _scored_fields(tree: Any) -> Any:
 # Compiled per structure of the model, not per model: another scorer of the same structure costs no compilation.
 @partial(jax.jit, static_argnums=0)
 def _score_shortlist(
-    graph: nnx.GraphDef, params: nnx.State, query: DescriptorSet, batches: DescriptorSet, steps: int
-) -> jax.Array:
+    graph: nnx.GraphDef, params: nnx.State, query: DescriptorSet, batches: DescriptorSet, steps: Int[Array, ""]
+) -> Float32[Array, "capacity size"]:
     model = nnx.merge(graph, params)
     shared = model.share_query(query)
     return _loop(lambda part: model.logits(shared, part), batches, steps)
@@ -164,13 +167,13 @@ def _score_shortlist(
 
 @partial(jax.jit, static_argnums=0)
 def _score_pairs(
-    graph: nnx.GraphDef, params: nnx.State, batches: tuple[DescriptorSet, DescriptorSet], steps: int
-) -> jax.Array:
+    graph: nnx.GraphDef, params: nnx.State, batches: tuple[DescriptorSet, DescriptorSet], steps: Int[Array, ""]
+) -> Float32[Array, "capacity size"]:
     model = nnx.merge(graph, params)
     return _loop(lambda part: model.pair_logits(*part), batches, steps)
 
 
-def _loop(score: Any, batches: Any, steps: int) -> jax.Array:
+def _loop(score: Any, batches: Any, steps: Int[Array, ""]) -> Float32[Array, "capacity size"]:
     """Scores the first `steps` micro-batches of [capacity, size, …]; the rest of [capacity, size] stays 0."""
     capacity, size = jax.tree.leaves(batches)[0].shape[:2]
 
@@ -181,11 +184,11 @@ def _loop(score: Any, batches: Any, steps: int) -> jax.Array:
     return jax.lax.fori_loop(0, steps, body, jnp.zeros((capacity, size), jnp.float32))
 
 
-def score_pairs(model: AMES, query: DescriptorSet, database: DescriptorSet) -> np.ndarray:
-    """float32 logits [B] of query [B, Q, ·] with database [B, T, ·]; see `Scorer`, which saves work when called often."""
+def score_pairs(model: AMES, query: DescriptorSet, database: DescriptorSet) -> Float32[np.ndarray, " B"]:
+    """Logits of query [B, Q, ·] with database [B, T, ·]; see `Scorer`, which saves work when called often."""
     return Scorer(model).pairs(query, database)
 
 
-def score_shortlist(model: AMES, query: DescriptorSet, database: DescriptorSet) -> np.ndarray:
-    """float32 logits [K] of one query [Q, ·] against [K, T, ·]; see `Scorer`, which saves work when called often."""
+def score_shortlist(model: AMES, query: DescriptorSet, database: DescriptorSet) -> Float32[np.ndarray, " K"]:
+    """Logits of one query [Q, ·] against [K, T, ·]; see `Scorer`, which saves work when called often."""
     return Scorer(model).shortlist(query, database)
