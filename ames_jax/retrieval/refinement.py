@@ -1,0 +1,126 @@
+"""Better first stages at no extra bytes: re-ranking, query expansion and database augmentation on global descriptors.
+
+They decide whether local descriptors earn what they cost. Vectors are L2-normalised on entry; NumPy only.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ames_jax.runtime.errors import UserError
+
+
+def superglobal(
+    query: np.ndarray,
+    database: np.ndarray,
+    ranks: np.ndarray,
+    shortlist: int = 400,
+    neighbours: int = 9,
+    weight: float = 0.15,
+) -> np.ndarray:
+    """The lists re-ranked as SuperGlobal does (Shao et al., ICCV 2023): the first `shortlist` of each; the rest follows.
+
+    Args:
+      query: float [Nq, D]; database: float [N, D].
+      ranks: int [Nq, R], database rows of the first stage, best first; R may be smaller than N.
+      shortlist: images of each list that are refined (paper: 400).
+      neighbours: nearest images within the shortlist that each one is averaged with (paper: 9).
+      weight: of a neighbour, times its cosine; the image itself has weight 1 (paper: 0.15).
+
+    Returns:
+      ranks of the same shape and type.
+
+    Raises:
+      UserError: vectors of different widths, or lists of another database.
+    """
+    new = ranks.copy()
+    for row, order, _ in _superglobal_rows(query, database, ranks, shortlist, neighbours, weight):
+        new[row, : len(order)] = ranks[row, order]
+    return new
+
+
+def superglobal_lists(
+    query: np.ndarray,
+    database: np.ndarray,
+    ranks: np.ndarray,
+    shortlist: int = 400,
+    neighbours: int = 9,
+    weight: float = 0.15,
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `superglobal`, with the similarities that it sorts by: (ranks [Nq, M], float32 similarities [Nq, M], falling)."""
+    count = min(shortlist, ranks.shape[1])
+    new, similarities = ranks[:, :count].copy(), np.empty((len(ranks), count), np.float32)
+    for row, order, scores in _superglobal_rows(query, database, ranks, shortlist, neighbours, weight):
+        new[row], similarities[row] = ranks[row, order], scores[order]
+    return new, similarities
+
+
+def _superglobal_rows(query, database, ranks, shortlist, neighbours, weight):
+    query, database = _checked(query, database, ranks)
+    count = min(shortlist, ranks.shape[1])
+    nearest_count = min(neighbours + 1, count)
+    for row, (vector, listed) in enumerate(zip(query, ranks[:, :count])):
+        images = _normalised(database[listed])
+        cosines = images @ images.T
+        # Each image comes first among its own neighbours, with weight 1 instead of its cosine's share.
+        nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :nearest_count]
+        weights = weight * np.take_along_axis(cosines, nearest, axis=1)
+        weights[:, 0] = 1
+        refined = np.einsum("nk,nkd->nd", weights, images[nearest]) / weights.sum(axis=1, keepdims=True)
+        first = refined @ vector
+        best = np.argsort(-first, kind="stable")[:nearest_count]
+        scores = (first + refined @ refined[best].max(axis=0)) / 2
+        yield row, np.argsort(-scores, kind="stable"), scores
+
+
+def expand_queries(
+    query: np.ndarray, database: np.ndarray, ranks: np.ndarray, neighbours: int = 9, alpha: float = 3.0
+) -> np.ndarray:
+    """Queries float32 [Nq, D] of length 1, each the sum of itself and its first neighbours, weighted by cosine^alpha.
+
+    Alpha query expansion (Radenović et al., TPAMI 2019); search again with them. ranks: int [Nq, ≥ neighbours].
+    Negative cosines count as 0. Raises UserError for vectors of different widths, or lists of another database.
+    """
+    query, database = _checked(query, database, ranks)
+    listed = ranks[:, :neighbours]
+    images = _normalised(database[listed])
+    weights = np.maximum(np.einsum("qd,qkd->qk", query, images), 0) ** np.float32(alpha)
+    return _normalised(query + np.einsum("qk,qkd->qd", weights, images))
+
+
+def augment_database(
+    database: np.ndarray, ranks: np.ndarray, neighbours: int = 9, alpha: float = 3.0, block: int = 4096
+) -> np.ndarray:
+    """The database float32 [N, D] with each vector expanded by its neighbours in the database, as `expand_queries`.
+
+    ranks: int [N, ≥ neighbours + 1], the database searched with itself; an image's own row counts as itself.
+    """
+    parts = []
+    for start in range(0, len(database), block):
+        rows = np.arange(start, min(start + block, len(database)))
+        listed = ranks[rows, : neighbours + 1]
+        others = np.argsort(listed == rows[:, None], axis=1, kind="stable")[:, :neighbours]
+        listed = np.take_along_axis(listed, others, axis=1)
+        parts.append(expand_queries(database[rows], database, listed, neighbours, alpha))
+    return np.concatenate(parts)
+
+
+def _checked(query: np.ndarray, database: np.ndarray, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if query.ndim != 2 or database.ndim != 2 or query.shape[1] != database.shape[1]:
+        raise UserError(
+            f"global descriptors of queries {list(query.shape)} and database {list(database.shape)} differ in width: "
+            "both must come from one backbone"
+        )
+    if ranks.ndim != 2 or len(ranks) != len(query):
+        raise UserError(f"{len(query)} query vectors, but lists of shape {list(ranks.shape)}: expected one list per query")
+    if ranks.size and not 0 <= ranks.min() <= ranks.max() < len(database):
+        raise UserError(
+            f"the lists name database row {ranks.max()}, but there are {len(database)} global descriptors: "
+            "they belong to another database"
+        )
+    return _normalised(np.asarray(query, np.float32)), database
+
+
+def _normalised(vectors: np.ndarray) -> np.ndarray:
+    vectors = np.asarray(vectors, np.float32)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
