@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 from etils import epy
@@ -14,7 +14,7 @@ from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.progress import Progress
 
 with epy.lazy_imports():  # help needs none of them
-    from ames_jax.extraction import backbones, extracting, hdf5_writing, listing
+    from ames_jax.extraction import backbone, backbones, extracting, hdf5_writing, listing
 
 
 @Parameter(name="*")
@@ -23,17 +23,25 @@ class BackboneFlags:
     """Flags of the network.
 
     Attributes:
-      backbone: sift, dinov2 or cvnet; sift needs no download.
-      descriptors: The strongest kept of each image (default: sift 600, dinov2 and cvnet 700).
-      max_side: Longer side in pixels (default: sift at most 640, cvnet at most 1024, dinov2 770).
+      backbone: Of the local descriptors: sift (no download), xfeat, dinov2, cvnet, dinov2_small, dinov2_base, dinov2_large,
+        and the last three with _reg.
+      global_: The backbone whose global descriptor is taken (default: its own; of xfeat, dinov2_small).
+      global_weights: File of its network, from its authors (default: downloaded).
+      global_block: Of a DINOv2 network, its class token is taken after so many blocks (default: all).
+      descriptors: The strongest kept of each image (default: sift 600, xfeat 500, others 700).
+      max_side: Longer side in pixels (default: sift at most 640, cvnet at most 1024, xfeat 640, dinov2 770, others 364).
       statistics: Of sift, a sift_statistics.npz (default: those of the shipped model).
       weights: File of the network, from its authors (dinov2: downloaded if not given).
       detector: File *_detector.pt (default: the release's, downloaded).
       dtype: Compute type of a network (default: float32).
       batch: Images per device at a time of a network (default: 1 on CPU, 8 elsewhere).
+      block: Of a DINOv2 network, tokens are taken after so many blocks (default: all).
     """
 
     backbone: str
+    global_: Annotated[str | None, Parameter(name="--global")] = None
+    global_weights: Path | None = None
+    global_block: Count | None = None
     descriptors: Count | None = None
     max_side: Count | None = None
     statistics: Path | None = None
@@ -41,6 +49,17 @@ class BackboneFlags:
     detector: Path | None = None
     dtype: Literal["float32", "bfloat16"] | None = None
     batch: Count | None = None
+    block: Count | None = None
+
+    def open(self) -> backbone.Backbone:
+        """The backbone of these flags; raises UserError."""
+        options = {key: value for key, value in vars(self).items() if not key.startswith("global_")}
+        options["name"] = options.pop("backbone")
+        if self.global_weights or self.global_block or self.global_:
+            other = {"name": self.global_ or backbones.DEFAULT_GLOBAL}
+            other |= {"weights": self.global_weights, "block": self.global_block}
+            options["global_backbone"] = other
+        return backbones.open_backbone(**options)
 
 
 def extract(
@@ -79,10 +98,9 @@ def extract(
         raise UserError(f"--process={process}: expected 0 to {processes - 1} (--processes - 1)")
     with Progress("listing the images"):
         listed = listing.list_images(images, root, boxes)
-    options = {"name" if key == "backbone" else key: value for key, value in vars(flags).items()}
     job = extracting.ExtractionJob(
         images=listed,
-        backbone=backbones.open_backbone(**options),
+        backbone=flags.open(),
         root=out,
         split=split,
         name=name,

@@ -1,4 +1,7 @@
-"""A frozen network and a detector as a backbone: batches on all devices, several scales, the strongest features of all."""
+"""A frozen network as a backbone: batches on all devices, several scales, the strongest features of all.
+
+A detector says which features are strong; without one, those are whose cosine with the image's global descriptor is large.
+"""
 
 from __future__ import annotations
 
@@ -47,6 +50,7 @@ class NetworkBackbone:
     global_name: str
     default_side: int
     scales: tuple[float, ...] = (1.0,)
+    released_detector = True  # whether the release has a detector for it, the default
 
     @classmethod
     def open(
@@ -61,16 +65,29 @@ class NetworkBackbone:
     ) -> NetworkBackbone:
         """Reads both networks; raises UserError where a file cannot be had or does not fit."""
         network = cls.read_network(weights, dtype)
-        detector_file = detector or fetch_file(f"{cls.name}_detector.pt", ADDRESSES)
-        weigher = detector_of(read_weights(detector_file), str(detector_file))
+        weigher = cls.read_detector(detector)
         side = max_side or cls.default_side
         backbone = cls(network, weigher, descriptors=descriptors, max_side=side, batch=batch)
         files = {"weights": weights and str(weights), "detector": detector and str(detector)}
         backbone.settings |= {**files, "dtype": dtype}
         return backbone
 
+    @classmethod
+    def read_detector(cls, path: Path | None) -> Detector | None:
+        """The given file, or the release's, downloaded once; None where the release has none for this network."""
+        if path is None and not cls.released_detector:
+            return None
+        file = path or fetch_file(f"{cls.name}_detector.pt", ADDRESSES)
+        return detector_of(read_weights(file), str(file))
+
     def __init__(
-        self, network: nnx.Module, detector: Detector, *, descriptors: int, max_side: int, batch: int | None = None
+        self,
+        network: nnx.Module,
+        detector: Detector | None,
+        *,
+        descriptors: int,
+        max_side: int,
+        batch: int | None = None,
     ) -> None:
         """batch: images (of one scale) per device at a time; by default 1 on CPU, 8 elsewhere."""
         self.width, self.global_width = self.widths(network)
@@ -106,7 +123,8 @@ class NetworkBackbone:
     def _forward(self, graph: nnx.GraphDef, parameters: Any, batch: Arrays) -> Arrays:
         network, detector = nnx.merge(graph, parameters)
         features, global_descriptor = self.features(network, batch)
-        features, weights, rows = strongest(*detector(features), batch["valid"], self.descriptors)
+        weighed = by_global(features, global_descriptor) if detector is None else detector(features)
+        features, weights, rows = strongest(*weighed, batch["valid"], self.descriptors)
         xy = jnp.take_along_axis(batch["xy"], rows[..., None], 1)
         arrays = {"features": features, "weights": weights, "xy": xy}
         return {**arrays, "global_descriptor": unit_length(global_descriptor)}
@@ -147,6 +165,13 @@ class NetworkBackbone:
         mean = np.mean([found["global_descriptor"] for found in scales], 0)
         local = DescriptorSet(features, None, xy, scale, weights[order])
         return ExtractedImage(local, mean if len(scales) == 1 else normalised(mean))
+
+
+def by_global(features: jax.Array, global_descriptor: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Features [B, P, C] of length 1, and as weights [B, P] in 0..1 their cosine c with [B, C] as (1 + c) / 2."""
+    features = unit_length(features)
+    cosines = jnp.einsum("bpc,bc->bp", features, unit_length(global_descriptor), precision=jax.lax.Precision.HIGHEST)
+    return features, (1 + cosines) / 2
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,18 +8,30 @@ between cells by bicubic interpolation. All as in the authors' code; batch norma
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from ames_jax.descriptors import DescriptorSet
+from ames_jax.extraction.backbone import ExtractedImage
+from ames_jax.extraction.images import resize
+from ames_jax.extraction.network_weights import Parameters, Weights, check_names, fill, precision_of, read_weights
+from ames_jax.runtime.cache import fetch_file
+from ames_jax.runtime.cores import usable_cores
+
 CELL, MULTIPLE = 8, 32  # pixels of a cell; what the sides of an image are divisible by
 WIDTH = 64
 THRESHOLD, WINDOW = 0.05, 5  # least probability of a key point, and side of the window that it is the maximum of
 NORM_EPSILON = 1e-5
 CUBIC = -0.75  # of the interpolation kernel
+FILE, ADDRESS = "xfeat.pt", "https://raw.githubusercontent.com/verlab/accelerated_features/main/weights"
+DESCRIPTORS, MAX_SIDE = 500, 640
 
 # Name of each block → (channels in, channels out, side, stride) of its convolutions, each followed by a ReLU.
 BLOCKS: dict[str, tuple[tuple[int, int, int, int], ...]] = {
@@ -59,7 +71,7 @@ class XFeat(nnx.Module):
                 (side, side),
                 stride,
                 padding=((pad, pad), (pad, pad)),
-                precision=jax.lax.Precision.HIGHEST,
+                precision=precision_of("float32"),
                 rngs=rngs,
             )
 
@@ -100,21 +112,32 @@ class XFeat(nnx.Module):
         return jnp.where((heat == largest) & (heat > THRESHOLD), heat, 0)
 
 
-def xfeat_of(weights: Mapping[str, np.ndarray]) -> dict[tuple[str | int, ...], np.ndarray]:
-    """Arrays of an `XFeat` by path from the authors' checkpoint; the matcher's refinement network is left out."""
-    arrays: dict[tuple[str | int, ...], np.ndarray] = {}
+def xfeat_of(weights: Weights, source: str = "weights") -> XFeat:
+    """The network of the authors' checkpoint; the matcher's refinement network is left out.
+
+    Raises UserError listing every name that is missing or left over, or of another shape.
+    """
+    layers = [f"{block}.{i}.layer" for block, specs in BLOCKS.items() for i in range(len(specs))]
+    norms = [f"{layer}.1.{part}" for layer in layers for part in ("running_mean", "running_var")]
+    names = [
+        *(f"{layer}.0.weight" for layer in layers),
+        *norms,
+        *(f"{n}.{p}" for n in LAST for p in ("weight", "bias")),
+    ]
+    known = {name: array for name, array in weights.items() if not name.startswith("fine_matcher.")}
+    check_names(known, names, source, ignored="num_batches_tracked")
+    values: Parameters = {}
     for block, specs in BLOCKS.items():
         for i in range(len(specs)):
             name = f"{block}.{i}.layer"
             scale = 1 / np.sqrt(weights[f"{name}.1.running_var"] + NORM_EPSILON)
-            kernel = weights[f"{name}.0.weight"].transpose(2, 3, 1, 0)
-            arrays["blocks", block, i, "kernel"] = kernel * scale
-            arrays["blocks", block, i, "bias"] = -weights[f"{name}.1.running_mean"] * scale
+            values["blocks", block, i, "kernel"] = weights[f"{name}.0.weight"].transpose(2, 3, 1, 0) * scale
+            values["blocks", block, i, "bias"] = -weights[f"{name}.1.running_mean"] * scale
     for name in LAST:
         short = name.partition(".")[0]
-        arrays["last", short, "kernel"] = weights[f"{name}.weight"].transpose(2, 3, 1, 0)
-        arrays["last", short, "bias"] = weights[f"{name}.bias"]
-    return arrays
+        values["last", short, "kernel"] = weights[f"{name}.weight"].transpose(2, 3, 1, 0)
+        values["last", short, "bias"] = weights[f"{name}.bias"]
+    return fill(lambda: XFeat(nnx.Rngs(0)), values, source)
 
 
 def key_points(
@@ -157,7 +180,7 @@ def _cubic(fraction: np.ndarray) -> tuple[range, list[np.ndarray]]:
     return range(-1, 3), [far(fraction + 1), near(fraction), near(1 - fraction), far(2 - fraction)]
 
 
-def _sample(values: np.ndarray, at: list[np.ndarray], kernel) -> np.ndarray:
+def _sample(values: np.ndarray, at: list[np.ndarray], kernel: Callable) -> np.ndarray:
     """values [h, w, C] at n fractional places (rows, columns), [n, C]; zeros beyond the edge."""
     whole = [np.floor(place).astype(int) for place in at]
     taps = [kernel((place - floor).astype(np.float32)) for place, floor in zip(at, whole)]
@@ -169,3 +192,46 @@ def _sample(values: np.ndarray, at: list[np.ndarray], kernel) -> np.ndarray:
             weight = row_weight * column_weight * inside
             total += weight[:, None] * values[np.where(inside, rows, 0), np.where(inside, columns, 0)]
     return total
+
+
+class XFeatBackbone:
+    """XFeat of grey pixels; see `Backbone`. It has no global descriptor: `backbones.open_backbone` joins one to it."""
+
+    name, width, together = "xfeat", WIDTH, 32
+    global_width, global_name = 0, ""
+
+    @classmethod
+    def open(
+        cls, *, weights: Path | None = None, descriptors: int = DESCRIPTORS, max_side: int = MAX_SIDE
+    ) -> XFeatBackbone:
+        """Reads the given file, or the authors', downloaded once; raises UserError where it does not fit."""
+        file = weights or fetch_file(FILE, (ADDRESS,))
+        backbone = cls(xfeat_of(read_weights(file), str(file)), descriptors=descriptors, max_side=max_side)
+        backbone.settings["weights"] = weights and str(weights)
+        return backbone
+
+    def __init__(self, network: XFeat, *, descriptors: int = DESCRIPTORS, max_side: int = MAX_SIDE) -> None:
+        self.descriptors, self.max_side = descriptors, max_side
+        self.settings: dict[str, Any] = {"name": self.name, "descriptors": descriptors, "max_side": max_side}
+        graph, self._parameters = nnx.split(network)
+        self._function = jax.jit(lambda parameters, grey: nnx.merge(graph, parameters)(grey))
+        self._threads = ThreadPoolExecutor(usable_cores(), "xfeat")
+
+    def fit(self, image: np.ndarray) -> np.ndarray:
+        """The longer side `max_side`, up or down, and both multiples of 32: few shapes, so few compiled programs."""
+        scale = self.max_side / max(image.shape[:2]) / MULTIPLE
+        height, width = (max(1, round(side * scale)) * MULTIPLE for side in image.shape[:2])
+        return resize(image, height, width)
+
+    def extract(self, images: Sequence[np.ndarray]) -> list[ExtractedImage]:
+        """See `Backbone.extract`; key points of one image are read while the network sees another."""
+        return list(self._threads.map(self._one, images))
+
+    def _one(self, image: np.ndarray) -> ExtractedImage:
+        pixels = self.fit(image)
+        grey = pixels.astype(np.float32).mean(axis=2)[None] / 255
+        found = jax.device_get(self._function(self._parameters, grey))
+        xy, score, features = key_points(found.descriptors[0], found.peaks[0], found.reliability[0], self.descriptors)
+        places = ((xy + 0.5) / np.array(pixels.shape[1::-1])).astype(np.float32)
+        local = DescriptorSet(features, None, places, np.ones(len(score), np.float32), score.astype(np.float32))
+        return ExtractedImage(local, np.zeros(0, np.float32))

@@ -112,7 +112,9 @@ def _checked(query: np.ndarray, database: np.ndarray, ranks: np.ndarray) -> tupl
             "both must come from one backbone"
         )
     if ranks.ndim != 2 or len(ranks) != len(query):
-        raise UserError(f"{len(query)} query vectors, but lists of shape {list(ranks.shape)}: expected one list per query")
+        raise UserError(
+            f"{len(query)} query vectors, but lists of shape {list(ranks.shape)}: expected one list per query"
+        )
     if ranks.size and not 0 <= ranks.min() <= ranks.max() < len(database):
         raise UserError(
             f"the lists name database row {ranks.max()}, but there are {len(database)} global descriptors: "
