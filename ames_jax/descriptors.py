@@ -122,7 +122,7 @@ def validate(descriptors: DescriptorSet, width: int, bits: int | None, name: str
         if bits is None:
             raise UserError(f"{name}: packed bits were given to a full-precision model; give float descriptors")
         if found * 8 != bits:
-            raise UserError(f"{name}: expected {bits} bits ({bits // 8} bytes) a descriptor, found {found} bytes")
+            raise UserError(f"{name}: expected {bits} bits ({bits // 8} bytes) per descriptor, found {found} bytes")
     elif found != width:
         raise UserError(f"{name}: the model takes descriptors of width {width}, found {found}")
     valid = descriptors.valid

@@ -65,7 +65,7 @@ def test_first_value_is_the_highest_bit():
     [
         ({"features": np.zeros((4, 7), np.float32)}, None, "width 6, found 7"),
         ({"features": np.zeros((4, 2), np.uint8)}, None, "full-precision model"),
-        ({"features": np.zeros((4, 3), np.uint8)}, 16, "expected 16 bits .2 bytes. a descriptor, found 3"),
+        ({"features": np.zeros((4, 3), np.uint8)}, 16, "expected 16 bits .2 bytes. per descriptor, found 3"),
         ({"valid": np.ones(5, bool)}, None, "valid has shape"),
         ({"features": np.zeros(6, np.float32)}, None, "found an array of shape"),
     ],

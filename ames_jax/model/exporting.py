@@ -34,7 +34,7 @@ def export_scorer(model: AMES, platforms: tuple[str, ...] = PLATFORMS) -> jax.ex
     b, q, t = jax.export.symbolic_shape("b, q, t")
     images = ((b, t, width), jnp.float32) if bits is None else ((b, t, bits // 8), jnp.uint8)
     inputs = [((q, width), jnp.float32), ((q,), bool), images, ((b, t), bool)]
-    return jax.export.export(jax.jit(score), platforms=platforms)(*(jax.ShapeDtypeStruct(*one) for one in inputs))
+    return jax.export.export(jax.jit(score), platforms=platforms)(*(jax.ShapeDtypeStruct(*shape) for shape in inputs))
 
 
 def write_scorer(model: AMES, path: Path) -> None:

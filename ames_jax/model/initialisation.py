@@ -29,7 +29,7 @@ def initialise(model: AMES, how: str, descriptors: np.ndarray, teacher: AMES | N
     """Sets the initial values of a fresh model in place.
 
     Args:
-      how: "matching" (ours, above) or "release" (as the constructor left it; a binarizer starts from PCA and ITQ).
+      how: "matching" (ours, above) or "release" (as the constructor left it, but for a binarizer, which starts from ITQ).
       descriptors: float [n, D], a sample of the training descriptors, tens of thousands.
       teacher: the trained teacher of a binary student, whose transformer "matching" copies; None for a model of its own.
       seed: of ITQ's first rotation.
@@ -103,7 +103,7 @@ def itq(x: np.ndarray, bits: int, whiten: bool, seed: int) -> np.ndarray:
       UserError: more bits than descriptor dimensions.
     """
     if bits > x.shape[1]:
-        raise UserError(f"{bits} bits from descriptors of width {x.shape[1]}: ITQ gives at most one bit a dimension")
+        raise UserError(f"{bits} bits from descriptors of width {x.shape[1]}: ITQ gives at most one bit per dimension")
     eigenvalues, vectors = np.linalg.eigh((x.T @ x / len(x)).astype(np.float64))
     order = np.argsort(-eigenvalues)[:bits]
     scale = np.sqrt(eigenvalues[order] + EIGENVALUE_FLOOR * eigenvalues.max()) if whiten else 1.0

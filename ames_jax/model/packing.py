@@ -15,7 +15,7 @@ from ames_jax.model.ames import AMES
 from ames_jax.runtime.errors import UserError
 
 BLOCK_ROWS = 64
-BLOCKS_A_CALL = 64
+BLOCKS_PER_CALL = 64
 
 
 class BitPacker:
@@ -50,11 +50,11 @@ class BitPacker:
         if descriptors.is_packed:
             return descriptors
         images, count, width = descriptors.features.shape
-        blocks_an_image = -(-count // BLOCK_ROWS)
-        padded = np.zeros((images, blocks_an_image * BLOCK_ROWS, width), descriptors.features.dtype)
+        blocks_per_image = -(-count // BLOCK_ROWS)
+        padded = np.zeros((images, blocks_per_image * BLOCK_ROWS, width), descriptors.features.dtype)
         padded[:, :count] = descriptors.features
         positive = self._positive(padded.reshape(-1, BLOCK_ROWS, width))
-        bits = positive.reshape(images, blocks_an_image * BLOCK_ROWS, -1)[:, :count]
+        bits = positive.reshape(images, blocks_per_image * BLOCK_ROWS, -1)[:, :count]
         if descriptors.valid is not None:
             bits = bits & np.asarray(descriptors.valid)[..., None]
         return replace(descriptors, features=pack_bits(bits))
@@ -62,9 +62,9 @@ class BitPacker:
     def _positive(self, blocks: np.ndarray) -> np.ndarray:
         """bool [n, 64, bits] of blocks [n, 64, D], in calls of one shape so that one program is compiled."""
         positive = np.empty((*blocks.shape[:2], self.config.bits), bool)
-        for start in range(0, len(blocks), BLOCKS_A_CALL):
-            part = blocks[start : start + BLOCKS_A_CALL]
-            call = np.zeros((BLOCKS_A_CALL, *blocks.shape[1:]), np.float32)
+        for start in range(0, len(blocks), BLOCKS_PER_CALL):
+            part = blocks[start : start + BLOCKS_PER_CALL]
+            call = np.zeros((BLOCKS_PER_CALL, *blocks.shape[1:]), np.float32)
             call[: len(part)] = part
             positive[start : start + len(part)] = np.asarray(self._project(jnp.asarray(call)))[: len(part)]
         return positive

@@ -39,7 +39,7 @@ def local_copy(tree: T) -> T:
 def over_shares(function: Callable[..., Any], mesh: Mesh | None, inputs: Any, outputs: Any) -> Callable[..., Any]:
     """`function` run by every device of the mesh on its own share; without a mesh, on everything.
 
-    Left to itself the compiler would add gradients up between devices in the compute type, once a part of a batch. So
+    Left to itself the compiler would add gradients up between devices in the compute type, once per part of a batch. So
     each device differentiates its share, and `summed` says where, and in which type, shares meet.
     """
     if mesh is None:

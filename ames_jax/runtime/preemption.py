@@ -47,7 +47,7 @@ class StopRequests:
             signal.signal(signal.SIGTERM, self._before)
 
     def after_step(self) -> bool:
-        """Whether to stop here, the same answer in every process; call it once a step, in all of them."""
+        """True where training stops here, the same answer in every process; all of them call it once per step."""
         return self._noted if self._alone else multihost_utils.reached_preemption_sync_point(next(_POINTS))
 
     @contextlib.contextmanager

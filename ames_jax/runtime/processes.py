@@ -87,7 +87,7 @@ def _deadline(seconds: float, who: str) -> Iterator[None]:
     def give_up() -> None:
         print(
             f"error: {who} waited {seconds:g} s for the other processes. Is the program running on every host? "
-            "(gcloud … ssh needs --worker=all, srun one task a process.) Else: a firewall between the hosts, or another "
+            "(gcloud … ssh needs --worker=all, srun one task per process.) Else: a firewall between the hosts, or another "
             "address, port or number of processes on one of them; --config.start_timeout waits longer",
             file=sys.stderr,
             flush=True,
