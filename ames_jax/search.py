@@ -1,4 +1,4 @@
-"""Search in collections of pictures: index a folder, query it, see why an image was found, keep it up to date."""
+"""Search in collections of pictures: index a folder, query it, serve it, see why an image was found, keep it up to date."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ames_jax.runtime.errors import run_main
 
 COMMANDS = {
     "search": ("index", "query", "explain"),
+    "serve": ("serve",),
     "search_changes": ("sync", "remove", "compact", "verify", "duplicates"),
     "search_measures": ("quality", "speed", "plan"),
     "photographs": ("calibrate",),

@@ -34,7 +34,8 @@ BELOW = {
     "index": "runtime descriptors data extraction scenes model retrieval",
     "report": "runtime descriptors data extraction scenes model retrieval training index",
     "benchmarks": "runtime descriptors data extraction scenes model retrieval training index report",
-    "commands": "runtime descriptors data extraction scenes model retrieval training index report benchmarks",
+    "serving": "runtime descriptors data extraction scenes model retrieval training index report",
+    "commands": "runtime descriptors data extraction scenes model retrieval training index report benchmarks serving",
 }
 
 

@@ -48,11 +48,11 @@ class SearcherFlags:
     faiss: str | None = None
     keep_query: bool = False
 
-    def open(self) -> searcher.Searcher:
-        """The searcher that the flags describe."""
+    def open(self, opened: backbone.Backbone | None = None) -> searcher.Searcher:
+        """The searcher that the flags describe; opened: the backbone, where it is open already."""
         index = collection.SearchIndex.open(self.index, self.faiss)
         counts = {"shortlist": self.shortlist, "query_descriptors": self.query_descriptors}
-        own = {"keep_query": self.keep_query, "pictures": self.pictures}
+        own = {"keep_query": self.keep_query, "pictures": self.pictures, "backbone": opened}
         return searcher.Searcher(index, **counts, lam=self.lam, gamma=self.gamma, **own)
 
 

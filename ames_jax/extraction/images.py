@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -17,28 +18,34 @@ MOST_PIXELS = 1_000_000_000
 Image.MAX_IMAGE_PIXELS = None
 
 
-def load_image(path: Path) -> np.ndarray:
+def load_image(source: Path | BinaryIO, name: str | None = None, most_pixels: int = MOST_PIXELS) -> np.ndarray:
     """The picture in a file, as a viewer shows it: RGB uint8 [H, W, 3], turned upright by its EXIF tag.
 
     Grey and CMYK become RGB, transparency is laid on white, more than 8 bits a channel are rounded to 8, and of an
     animation the first frame is taken.
 
+    Args:
+      source: a path or an open file.
+      name: what errors call it (default: the path).
+      most_pixels: a picture of more is refused before it is decoded.
+
     Raises:
-      UserError: naming the file: it is missing, no image, cut short, or larger than 10⁹ pixels.
+      UserError: naming the file: it is missing, no image, cut short, or too large.
     """
+    name = name or str(source)
     try:
-        with Image.open(path) as image:
-            if image.width * image.height > MOST_PIXELS:
+        with Image.open(source) as image:
+            if image.width * image.height > most_pixels:
                 raise UserError(
-                    f"{path}: {image.width} × {image.height} pixels are more than {MOST_PIXELS:,}; shrink it"
+                    f"{name}: {image.width} × {image.height} pixels are more than {most_pixels:,}; shrink it"
                 )
             return np.asarray(_as_rgb(ImageOps.exif_transpose(image)))
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such image") from error
+        raise UserError(f"{name}: no such image") from error
     except UserError:
         raise
     except Exception as error:  # a damaged file can fail in any of Pillow's decoders, with any kind of error
-        raise UserError(f"{path}: cannot be read as an image ({error}); mend or remove it") from error
+        raise UserError(f"{name}: cannot be read as an image ({error}); mend or remove it") from error
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

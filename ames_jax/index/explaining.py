@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 from flax import nnx
 
-from ames_jax.descriptors import DescriptorSet
+from ames_jax.descriptors import DescriptorSet, stack
 from ames_jax.extraction.images import load_image
 from ames_jax.index.reranking import Hit, ranked
 from ames_jax.index.searcher import Searcher
@@ -47,8 +48,8 @@ class Explanation:
     attention: np.ndarray
 
 
-def explain(searcher: Searcher, query: Path, image_id: str, pictures: Path | None = None) -> Explanation:
-    """Explains the score of an indexed image for a query picture.
+def explain(searcher: Searcher, query: Path | np.ndarray, image_id: str, pictures: Path | None = None) -> Explanation:
+    """Explains the score of an indexed image for a query picture, a file or RGB uint8 [H, W, 3].
 
     The index stores no positions, so the image's descriptors are extracted again from its picture; the score is that of
     the stored bits. pictures: folder of the index's pictures, where they have moved.
@@ -58,28 +59,43 @@ def explain(searcher: Searcher, query: Path, image_id: str, pictures: Path | Non
     index = searcher.index
     row = int(index.rows([image_id])[0])
     path = index.picture_path(row, pictures)
-    images = [load_image(query), load_image(path)]
+    name, picture = ("", query) if isinstance(query, np.ndarray) else (query.name, load_image(query))
+    images = [picture, load_image(path)]
     asking, asked_for = searcher.extract(images)
     local = asking.local.truncate(searcher.query_descriptors)
     stored = index.read(np.array([row]))[0]
     stored = DescriptorSet(stored.features[stored.valid])
     again = asked_for.local.truncate(stored.count)
-    _refuse_another_picture(BitPacker(index.model), stored, again, path)
-    query_set, database = DescriptorSet(local.features)[None], stored[None]
-    graph, params = nnx.split(index.model)
-
-    def look(params: nnx.State) -> tuple[jax.Array, list[CrossWeights]]:
-        model = nnx.merge(graph, params)
-        return model.pair_logits(query_set, database), model.cross_weights(query_set, database)
-
-    logit, weights = jax.jit(look)(params)
+    _refuse_another_picture(searcher.packer, stored, again, path)
+    # Of one shape, so that one program is compiled for all pairs of images.
+    query_set = stack([DescriptorSet(local.features, np.ones(local.count, bool))], searcher.query_descriptors)
+    database = stack([DescriptorSet(stored.features, np.ones(stored.count, bool))], index.facts["descriptors"])
+    logit, weights = _look(*nnx.split(index.model), query_set, database)
+    weights = [_without_padding(layer, local.count, stored.count) for layer in weights]
     similarity = np.array([asking.global_descriptor @ asked_for.global_descriptor], np.float32)
     [hit] = ranked([image_id], np.array([row]), similarity, np.asarray(logit), searcher.lam, searcher.gamma)
     pairs, strengths = correspondences(weights)
     last = np.asarray(weights[-1].matching[0].mean(axis=0))
     attention = last[: local.count], last[local.count + 1 :]
     setting = searcher.lam, searcher.gamma
-    return Explanation(query.name, *images, hit, *setting, local.xy, again.xy, pairs, strengths, *attention)
+    return Explanation(name, *images, hit, *setting, local.xy, again.xy, pairs, strengths, *attention)
+
+
+@partial(jax.jit, static_argnums=0)
+def _look(
+    graph: nnx.GraphDef, params: nnx.State, query: DescriptorSet, database: DescriptorSet
+) -> tuple[jax.Array, list[CrossWeights]]:
+    model = nnx.merge(graph, params)
+    return model.pair_logits(query, database), model.cross_weights(query, database)
+
+
+def _without_padding(layer: CrossWeights, queries: int, images: int) -> CrossWeights:
+    """The weights between the first `queries` and `images` descriptors of the two sides."""
+    padded = layer.query.shape[2]
+    of_query = np.asarray(layer.query)[:, :, :queries, : 1 + images]
+    matching, database = np.asarray(layer.matching), np.asarray(layer.database)
+    keys = [*range(queries), *range(padded, padded + 1 + images)]
+    return CrossWeights(of_query, matching[..., keys], database[:, :, :images, keys[: queries + 1]])
 
 
 def correspondences(weights: list[CrossWeights]) -> tuple[np.ndarray, np.ndarray]:

@@ -20,6 +20,7 @@ from ames_jax.extraction.sift import SiftStatistics, global_descriptor
 from ames_jax.index.collection import SearchIndex
 from ames_jax.index.queries import as_picture, check_global, check_local
 from ames_jax.index.reranking import Hit, ranked, setting_of
+from ames_jax.model.packing import BitPacker
 from ames_jax.retrieval.scoring import Scorer
 from ames_jax.runtime.cores import usable_cores
 from ames_jax.runtime.errors import UserError
@@ -98,6 +99,11 @@ class Searcher:
         """Extracts queries."""
         self._backbone = self._backbone or self.index.open_backbone()
         return self._backbone
+
+    @functools.cached_property
+    def packer(self) -> BitPacker:
+        """Makes bits of descriptors as the index stores them."""
+        return BitPacker(self.index.model)
 
     def search(self, query: Query, k: int = 20) -> SearchResult:
         """The k best images for one query; see `search_many`."""

@@ -1,0 +1,1 @@
+"""An index behind HTTP: micro-batches, an API, and a page in the browser."""

@@ -1,0 +1,156 @@
+"""Requests → queries: the picture in a form, cut to a box, or an id or descriptors in JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from typing import Any, BinaryIO, TypeVar
+
+import numpy as np
+from fastapi import HTTPException, Request
+from pydantic import BaseModel, ValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+
+from ames_jax.descriptors import DescriptorSet
+from ames_jax.extraction.backbone import ExtractedImage
+from ames_jax.extraction.images import crop, load_image
+from ames_jax.index.searcher import Query
+from ames_jax.runtime.errors import UserError
+from ames_jax.serving.answers import QueryByDescriptors, QueryById
+from ames_jax.serving.guard import Limits
+from ames_jax.serving.service import Service
+
+FORM, JSON = "multipart/form-data", "application/json"
+WHOLE = [[0.0, 0.0], [1.0, 1.0]]
+UNIT_TOLERANCE = 1e-2
+
+Box = tuple[float, float, float, float]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """A query, the part of its picture that it is (offset and size as shares), and the seconds it took to read."""
+
+    query: Query
+    share: list[list[float]]
+    seconds: float
+
+
+def parse_box(text: str | None) -> Box | None:
+    """left, top, right, bottom in pixels; raises HTTPException 422."""
+    if text is None:
+        return None
+    try:
+        left, top, right, bottom = map(float, text.split(","))
+    except ValueError:
+        left = right = top = bottom = 0.0
+    if not (left < right < float("inf") and top < bottom < float("inf")):
+        raise HTTPException(422, f"box={text[:60]}: expected left,top,right,bottom in pixels")
+    return left, top, right, bottom
+
+
+async def read_query(request: Request, service: Service, limits: Limits, box: Box | None) -> Asked:
+    """The query in the body of a request; raises HTTPException, UserError or `Unknown`."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    start = time.perf_counter()
+    if kind == FORM:
+        async with request.form(max_files=1, max_fields=8) as form:
+            upload = _file_of(form)
+            query, share = await run_in_threadpool(_picture, service, upload.file, limits, box)
+        return Asked(query, share, time.perf_counter() - start)
+    if kind != JSON:
+        raise HTTPException(415, f"expected {FORM} with a file in the field 'image', or {JSON}, found {kind[:60]!r}")
+    body = _json(await request.body())
+    if "id" in body:
+        image_id = _checked(QueryById, body).id
+        query, share = await run_in_threadpool(_indexed, service, image_id, box)
+    else:
+        given = _checked(QueryByDescriptors, body)
+        query, share = await run_in_threadpool(_descriptors, service, given), WHOLE
+        if box is not None:
+            raise HTTPException(422, "a box needs a picture, not descriptors")
+    return Asked(query, share, time.perf_counter() - start)
+
+
+async def read_upload(request: Request, service: Service, limits: Limits) -> tuple[np.ndarray, bytes, str | None]:
+    """A new picture RGB uint8 [H, W, 3], its file, and the field `id` where the form has one."""
+    async with request.form(max_files=1, max_fields=8) as form:
+        upload, image_id = _file_of(form), form.get("id")
+        content = await upload.read()
+        await upload.seek(0)
+        picture, _ = await run_in_threadpool(_picture, service, upload.file, limits, None)
+    if image_id is not None and not isinstance(image_id, str):
+        raise HTTPException(422, "the field 'id' is a text")
+    return picture, content, image_id
+
+
+def indexed_query(service: Service, image_id: str, box: Box | None) -> Asked:
+    """An image of the collection as a query; raises `Unknown`."""
+    start = time.perf_counter()
+    query, share = _indexed(service, image_id, box)
+    return Asked(query, share, time.perf_counter() - start)
+
+
+def _file_of(form: Any) -> UploadFile:
+    upload = form.get("image")
+    if not isinstance(upload, UploadFile):
+        raise HTTPException(422, f"expected a file in the field 'image', found the fields {sorted(set(form))[:8]}")
+    if upload.size == 0:
+        raise HTTPException(422, "the picture has 0 bytes")
+    return upload
+
+
+def _picture(service: Service, file: BinaryIO, limits: Limits, box: Box | None) -> tuple[np.ndarray, list[list[float]]]:
+    return service.decode(lambda: _fit(service, load_image(file, "the picture", limits.pixels), box))
+
+
+def _indexed(service: Service, image_id: str, box: Box | None) -> tuple[np.ndarray, list[list[float]]]:
+    return _fit(service, service.indexed_picture(image_id), box)
+
+
+def _fit(service: Service, picture: np.ndarray, box: Box | None) -> tuple[np.ndarray, list[list[float]]]:
+    share = WHOLE
+    if box is not None:
+        picture, part = crop(picture, box, "the picture")
+        share = part.tolist()
+    return service.fit(picture), share
+
+
+def _descriptors(service: Service, given: QueryByDescriptors) -> Query:
+    local, vector = given.descriptors.local, given.descriptors.global_
+    width = service.searcher.backbone.width
+    if any(len(row) != width for row in local):
+        raise UserError(f"descriptors: local descriptors of this collection have {width} values each")
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+        features = np.array(local, np.float32)
+    if not np.isfinite(features).all():
+        raise UserError("descriptors: local descriptors hold NaN or infinity")
+    if vector is None:
+        if service.index.facts["statistics"] is None:
+            raise UserError("descriptors: global is missing; only for SIFT it follows from the local ones")
+        return DescriptorSet(features)
+    unit = np.array(vector)
+    if len(unit) != service.index.global_index.width or not abs(np.linalg.norm(unit) - 1) < UNIT_TOLERANCE:
+        raise UserError(f"descriptors: expected {service.index.global_index.width} values of length 1 as global")
+    return ExtractedImage(DescriptorSet(features), unit.astype(np.float32))
+
+
+def _json(body: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise HTTPException(422, 'expected a JSON object, {"id": …} or {"descriptors": …}')
+    return value
+
+
+def _checked(model: type[Model], body: dict[str, Any]) -> Model:
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        raise HTTPException(422, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error

@@ -1,0 +1,151 @@
+"""The page in a browser: headless Chromium of the distribution, where it is installed."""
+
+from __future__ import annotations
+
+import base64
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import http_server
+import pytest
+
+try:
+    from selenium import webdriver
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import WebDriverWait
+except ImportError:
+    pytest.skip("no selenium: pip install -r requirements-dev.txt", allow_module_level=True)
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+if not (CHROMIUM and DRIVER):
+    pytest.skip("no chromium and chromedriver: apt-get install chromium chromium-driver", allow_module_level=True)
+
+FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1200,900")
+DROP = """
+const bytes = Uint8Array.from(atob(arguments[0]), (letter) => letter.charCodeAt(0));
+const dataTransfer = new DataTransfer();
+dataTransfer.items.add(new File([bytes], "dropped.jpg", { type: "image/jpeg" }));
+document.body.dispatchEvent(new DragEvent("drop", { dataTransfer, bubbles: true, cancelable: true }));
+"""
+
+
+class Page:
+    """A page in the browser, and what tests look at."""
+
+    def __init__(self, driver: Any) -> None:
+        self.driver = driver
+
+    def one(self, selector: str) -> Any:
+        return self.driver.find_element("css selector", selector)
+
+    def all(self, selector: str) -> list:
+        return self.driver.find_elements("css selector", selector)
+
+    def wait(self, script: str) -> Any:
+        return WebDriverWait(self.driver, 60).until(lambda driver: driver.execute_script(f"return {script}"))
+
+    def drop(self, picture: bytes) -> None:
+        self.driver.execute_script(DROP, base64.b64encode(picture).decode())
+        self.wait_for_answer()
+
+    def wait_for_answer(self) -> None:
+        self.wait("asked.answer && !document.getElementById('status').textContent")
+
+    def found(self) -> list[str]:
+        return [tile.get_attribute("data-id") for tile in self.all("#lists .tile")]
+
+
+@pytest.fixture(scope="module")
+def driver() -> Iterator[Any]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in FLAGS:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    started = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    yield started
+    started.quit()
+
+
+@pytest.fixture
+def page(driver, server) -> Iterator[Page]:
+    driver.get(server.url)
+    opened = Page(driver)
+    opened.wait("document.querySelectorAll('#pictures .tile').length === 12")
+    yield opened
+    assert not [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+def test_a_dropped_photo_finds_the_right_picture_first(page, made):
+    page.drop((made / "pictures" / "scene1" / "0.jpg").read_bytes())
+    assert page.found()[0] == "scene1/0.jpg"
+    assert len(page.found()) == 12
+    page.wait("[...document.querySelectorAll('#lists img')].slice(0, 4).every((image) => image.naturalWidth > 0)")
+    assert {"read", "wait", "extract", "global", "score"} <= set(page.one("#times dl").text.split())
+    hits = page.driver.execute_script("return asked.answer.hits")
+    for place, (hit, tile) in enumerate(zip(hits, page.all("#lists .tile")), 1):
+        assert (f" from {hit['old_place']}" in tile.text) == (hit["old_place"] != place)
+    page.one("#scores").send_keys(Keys.SPACE)
+    assert "global 1.000" in page.one("#lists .tile").text
+    page.one("input[value=both]").send_keys(Keys.SPACE)
+    assert [heading.text for heading in page.all("#lists h2")] == ["First stage", "Re-ranked"]
+    assert len(page.found()) == 24
+
+
+def test_a_box_searches_for_a_part(page, photo):
+    page.drop(photo)
+    frame = page.one("#frame")
+    width, height = frame.size["width"], frame.size["height"]
+    start = ActionChains(page.driver).move_to_element_with_offset(frame, -width // 4, -height // 4)
+    start.click_and_hold().move_by_offset(width // 2, height // 2).release().perform()
+    page.wait("!document.getElementById('box').hidden")
+    page.wait_for_answer()
+    left, top, right, bottom = page.driver.execute_script("return asked.box")
+    assert [left / 200, top / 160, right / 200, bottom / 160] == pytest.approx([0.25, 0.25, 0.75, 0.75], abs=0.02)
+    frame.send_keys(Keys.ARROW_RIGHT, Keys.SHIFT, Keys.ARROW_DOWN, Keys.NULL, Keys.ENTER)
+    moved = page.driver.execute_script("return asked.box")
+    assert moved[0] > left
+    assert moved[3] > bottom
+    page.wait_for_answer()
+    frame.send_keys(Keys.ESCAPE)
+    page.wait("asked.box === null && document.getElementById('box').hidden")
+
+
+def test_a_picture_of_the_collection_is_searched_for_and_explained(page):
+    page.one("#find").send_keys("scene2/")
+    page.wait("document.querySelectorAll('#pictures .tile').length === 3")
+    page.one("#pictures .tile").send_keys(Keys.ENTER)
+    page.wait_for_answer()
+    assert page.found()[0] == "scene2/0.jpg"
+    page.one("#lists .tile").send_keys(Keys.ENTER)
+    page.wait("document.querySelectorAll('#drawing line').length > 0")
+    assert "global 1.000 + 0.4 · local" in page.one("#score").text
+    page.one("#attention").send_keys(Keys.SPACE)
+    page.wait("document.querySelectorAll('#drawing circle').length > 0")
+    page.one("#close").send_keys(Keys.ARROW_RIGHT)
+    second = page.found()[1]
+    page.wait(f"document.querySelector('#score strong').textContent === '{second}' && explained.answer !== null")
+    page.one("#again").send_keys(Keys.ENTER)
+    page.wait(f"document.getElementById('name').textContent === '{second}' && !document.getElementById('why').open")
+    page.wait_for_answer()
+
+
+def test_the_page_of_the_api_is_drawn(page, server):
+    page.driver.get(f"{server.url}docs")
+    page.wait("document.querySelectorAll('.operation').length > 5")
+    assert "POST /search" in page.one("#operations").text
+
+
+def test_a_token_is_asked_for(made, driver):
+    token = "letters and more letters"
+    with http_server.served(made / "index", token=token) as client:
+        driver.get(client.url)
+        page = Page(driver)
+        page.wait("document.getElementById('token').open")
+        page.one("#secret").send_keys(token, Keys.ENTER)
+        page.wait("document.querySelectorAll('#pictures .tile').length === 12")
+        page.wait("[...document.querySelectorAll('#pictures img')].some((image) => image.naturalWidth > 0)")
+    driver.delete_all_cookies()
+    driver.get_log("browser")
