@@ -90,7 +90,8 @@ def served(
     pictures: Path | None = None,
 ) -> Iterator[Client]:
     """A server that ends with the block."""
-    service = Service(index, lambda backbone: Searcher(index, backbone=backbone, **SETTINGS), places, pictures)
+    options = {**SETTINGS, "pictures": pictures}
+    service = Service(index, lambda backbone: Searcher(index, backbone=backbone, **options), places, pictures)
     app = make_app(service, limits or Limits(upload=2 * 2**20, pixels=4_000_000, seconds=20), token)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
     with socket.create_server(("127.0.0.1", 0)) as listening:

@@ -167,7 +167,7 @@ async def explain_picture(
 
 
 def _explained(service: Service, asked: Asked, image_id: str) -> ExplanationAnswer:
-    if not isinstance(asked.query, np.ndarray):
+    if not isinstance(asked.query, np.ndarray | Path):
         raise HTTPException(422, "an explanation needs a picture, not descriptors")
     return ExplanationAnswer.of(service.explain(asked.query, image_id), asked.share)
 

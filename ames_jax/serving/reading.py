@@ -107,7 +107,10 @@ def _picture(service: Service, file: BinaryIO, limits: Limits, box: Box | None) 
     return service.decode(lambda: _fit(service, load_image(file, "the picture", limits.pixels), box))
 
 
-def _indexed(service: Service, image_id: str, box: Box | None) -> tuple[np.ndarray, list[list[float]]]:
+def _indexed(service: Service, image_id: str, box: Box | None) -> tuple[Query, list[list[float]]]:
+    """A file where the whole picture is meant: the searcher leaves it out of its own hits."""
+    if box is None:
+        return service.picture_path(image_id), WHOLE
     return _fit(service, service.indexed_picture(image_id), box)
 
 

@@ -118,10 +118,11 @@ def test_a_picture_of_the_collection_is_searched_for_and_explained(page):
     page.wait("document.querySelectorAll('#pictures .tile').length === 3")
     page.one("#pictures .tile").send_keys(Keys.ENTER)
     page.wait_for_answer()
-    assert page.found()[0] == "scene2/0.jpg"
+    assert page.found()[0].startswith("scene2/")
+    assert "scene2/0.jpg" not in page.found()
     page.one("#lists .tile").send_keys(Keys.ENTER)
     page.wait("document.querySelectorAll('#drawing line').length > 0")
-    assert "global 1.000 + 0.4 · local" in page.one("#score").text
+    assert " + 0.4 · local 0." in page.one("#score").text
     page.one("#attention").send_keys(Keys.SPACE)
     page.wait("document.querySelectorAll('#drawing circle').length > 0")
     page.one("#close").send_keys(Keys.ARROW_RIGHT)
