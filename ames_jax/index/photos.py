@@ -9,10 +9,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,11 +25,12 @@ from ames_jax.index.changes import change, changing
 from ames_jax.index.collection import SearchIndex
 from ames_jax.index.model_choice import ChosenModel
 from ames_jax.index.parts import NewImages
+from ames_jax.index.stamps import stamps_of
 from ames_jax.runtime.cache import home
 from ames_jax.runtime.cores import usable_cores
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import lock
-from ames_jax.runtime.progress import Progress, write
+from ames_jax.runtime.progress import write
 
 # Images of a shard, which a killed run loses at most.
 CHUNK = 512
@@ -79,7 +78,9 @@ def index_photos(
     path = Path(path)
     refuse_taken(path)
     with lock(_workspace(path), home()):
-        descriptors, broken = _extracted(path, images, _stamps(images), backbone, budget, skip_broken)
+        descriptors, broken = _extracted(
+            path, images, stamps_of([file.path for file in images.files]), backbone, budget, skip_broken
+        )
         if descriptors is None:
             raise UserError(
                 f"none of the {len(images)} pictures of {images.root} can be read: {next(iter(broken.values()))}"
@@ -136,13 +137,13 @@ class _Plan:
     copied: list[int]
     rows: list[int]
     extracted: list[int]
-    remove: bool
 
     @classmethod
     def make(cls, index: SearchIndex, images: ImageFiles, remove: bool) -> _Plan:
         """Compares size and time of every picture, and the content of those that differ."""
         known, row_of = index.stamps(np.arange(len(index))), {name: row for row, name in enumerate(index.ids)}
-        stamps, folder = _stamps(images, hashed=False), images.root.resolve()
+        paths = [file.path for file in images.files]
+        stamps, folder = stamps_of(paths, hashed=False), images.root.resolve()
         kept, others = np.zeros(len(index), bool), []
         for place, file in enumerate(images.files):
             row = row_of.get(file.id)
@@ -153,7 +154,7 @@ class _Plan:
                 others.append(place)
                 if row is not None and not remove:
                     _refuse_clash(index, row, folder / file.id)
-        stamps[others] = _stamps(dataclasses.replace(images, files=[images.files[place] for place in others]))
+        stamps[others] = stamps_of([paths[place] for place in others])
         content = {(row[0], *row[2:]): number for number, row in enumerate(known.tolist()) if any(row[2:])}
         found = {}
         for place in others:
@@ -167,7 +168,7 @@ class _Plan:
         if not remove:  # all stay but those whose picture is replaced
             replaced = {row_of[names[place]] for place in others if names[place] in row_of}
             kept[[row for row in range(len(index)) if row not in replaced]] = True
-        return cls(index, names, stamps, kept, copied, [found[place] for place in copied], extracted, remove)
+        return cls(index, names, stamps, kept, copied, [found[place] for place in copied], extracted)
 
     def apply(self, index: SearchIndex, folder: str, descriptors: Descriptors | None) -> None:
         """Changes the index; a picture that turned out broken is left out, and so is the image that had its id."""
@@ -275,32 +276,6 @@ def _load(file: ImageFile, backbone: Backbone) -> LoadedImage | str:
         return load(file, backbone)
     except UserError as error:
         return str(error)
-
-
-def _stamps(images: ImageFiles, hashed: bool = True) -> np.ndarray:
-    """uint64 [n, 4] of the pictures, see `SearchIndex.stamps`; without `hashed` the hash is 0."""
-    stamps = np.zeros((len(images), 4), np.uint64)
-    paths = [file.path for file in images.files]
-    for row, path in enumerate(paths):
-        try:
-            facts = os.stat(path)
-        except OSError:  # extraction tells which picture is gone
-            continue
-        stamps[row, :2] = facts.st_size, max(0, facts.st_mtime_ns)
-    if hashed:
-        with ThreadPoolExecutor(usable_cores()) as threads, Progress("comparing", len(paths), "pictures") as progress:
-            stamps[:, 2:] = np.array(list(progress.over(threads.map(_hash, paths))), np.uint64).reshape(-1, 2)
-    return stamps
-
-
-def _hash(path: Path) -> Sequence[int]:
-    """128 bits of SHA-256 of a file's content; zeros where it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").digest()
-    except OSError:
-        return 0, 0
-    return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:16], "little")
 
 
 def _workspace(path: Path) -> Path:

@@ -1,0 +1,42 @@
+"""What tells whether a picture file is the one that was seen before: size, time of change, and a hash of its content."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from ames_jax.runtime.cores import usable_cores
+from ames_jax.runtime.progress import Progress
+
+
+def stamps_of(paths: Sequence[Path], hashed: bool = True) -> np.ndarray:
+    """uint64 [n, 4] of picture files: size, time of change (ns), 128 bits of a hash of the content.
+
+    Zeros for a file that is not there or cannot be read, and in place of the hash where it is not asked for.
+    """
+    stamps = np.zeros((len(paths), 4), np.uint64)
+    for row, path in enumerate(paths):
+        try:
+            facts = os.stat(path)
+        except OSError:  # extraction tells which picture is gone
+            continue
+        stamps[row, :2] = facts.st_size, max(0, facts.st_mtime_ns)
+    if hashed and len(paths):
+        with ThreadPoolExecutor(usable_cores()) as threads, Progress("comparing", len(paths), "pictures") as progress:
+            stamps[:, 2:] = np.array(list(progress.over(threads.map(_hash, paths))), np.uint64)
+    return stamps
+
+
+def _hash(path: Path) -> Sequence[int]:
+    """128 bits of SHA-256 of a file's content; zeros where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").digest()
+    except OSError:
+        return 0, 0
+    return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:16], "little")
