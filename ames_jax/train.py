@@ -1,13 +1,11 @@
 """Training: python -m ames_jax.train --config=student_bin
 
-Data, teacher, student, table and pictures, in this order; what is there already is not done again. A killed run goes on
-where it was when the same command is given again. `--config=detector` trains the detector of an extractor.
-"""
+Data, teacher, student, table and pictures, in this order; what is there is not done again, and the same command goes on with
+a killed run where it was. `--config=detector` trains the detector of an extractor."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -23,24 +21,21 @@ from ames_jax.training.detector import train_detector
 from ames_jax.training.run import open_run, train_role, train_teacher
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Does what the configuration asks for; returns the exit code."""
+    cache.start()
     command = parse(__doc__, "student_bin", argv)
     config, workdir = command.config, command.workdir
-    cache.start()
     try:
         if "backbone" in config:
             print(train_detector(config, workdir))
             return 0
         # 1. The data: given, or rendered on first use.
-        processes.start(config)
         root = open_run(config, workdir)
         # 2. The teacher: given, trained before, or trained now.
         teacher = train_teacher(config, root, workdir)
         # 3. The student, where the configuration is of one.
-        student = (
-            train_role(config, root, workdir / "student", "student", teacher) if "train_teacher" in config else None
-        )
+        student = train_role(config, root, workdir, "student", teacher) if "train_teacher" in config else None
     except StoppedEarly as stopped:
         print(stopped, file=sys.stderr)
         return STOPPED_EARLY
@@ -56,9 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def draw_teacher_curves(config: ConfigDict, root: Path, workdir: Path) -> None:
     """training.png of a run that trains a teacher alone."""
-    shortlist = config.validation.shortlist
     validation = RetrievalSet.load(root, "validation", queries=config.validation.queries)
-    draw_curves(workdir, validation, shortlist, ["teacher"])
+    draw_curves(workdir, validation, config.validation.shortlist, ["teacher"])
     print(workdir / "training.png")
 
 

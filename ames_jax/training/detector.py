@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -27,7 +26,7 @@ from ames_jax.model.torch_files import write_checkpoint
 from ames_jax.runtime.devices import data_mesh, on_all, split_over
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.progress import write
-from ames_jax.training.loop import FitSettings, train
+from ames_jax.training.loop import FitSettings, Task, train
 from ames_jax.training.run import keep_config
 
 # Pooled features have length 1: this is how far apart two classes' logits can be at the start.
@@ -71,12 +70,10 @@ def train_detector(config: ConfigDict, workdir: Path) -> Path:
     return target
 
 
-class DetectorTask:
-    """Training of a detector, for the loop."""
+class DetectorTask(Task):
+    """Training of a detector, for the loop; its last state is its result."""
 
     score = "accuracy"
-    remedy = "Lower --config.optimizer.learning_rate"
-    facts: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(
         self, config: ConfigDict, images: LabelledImages, validation: LabelledImages, network: FeatureMap
@@ -93,14 +90,18 @@ class DetectorTask:
         self._split, self._everywhere = split_over(mesh), on_all(mesh)
         schedule = optax.cosine_decay_schedule(config.optimizer.learning_rate, self.steps)
         self._optimizer = optax.adamw(schedule, weight_decay=config.optimizer.weight_decay)
-        self._graph, self._initial = new_state(network.width, images.classes, self._optimizer, config.seed)
+        self._features, self._classes = network.features, images.classes
+        self._graph, *self._fresh = nnx.split(Detector(network.width, nnx.Rngs(config.seed)), nnx.Param, nnx.BatchStat)
         self._network = jax.device_put(network.parameters, self._everywhere)
-        self._step = jax.jit(functools.partial(step, self._graph, self._optimizer, network.features), donate_argnums=0)
-        self._right = jax.jit(functools.partial(right, self._graph, network.features))
+        self._step, self._right = jax.jit(self._update, donate_argnums=0), jax.jit(self._recognised)
 
     def initial_state(self) -> DetectorState:
-        """A copy of the state before the first step, on all devices."""
-        return jax.device_put(self._initial, self._everywhere, may_alias=False)
+        """A detector and a linear classifier at their initial values, on all devices."""
+        detector, statistics = jax.tree.map(jnp.copy, self._fresh)
+        kernel = 0.01 * jax.random.normal(jax.random.key(self._config.seed), (self._width, self._classes))
+        parameters = {"detector": detector, "classifier": {"kernel": kernel, "bias": jnp.zeros(self._classes)}}
+        optimizer = self._optimizer.init(parameters)
+        return jax.device_put(DetectorState(parameters, statistics, optimizer, jnp.int32(0)), self._everywhere)
 
     def batches(self, first: int) -> Iterator[tuple[jax.Array, jax.Array]]:
         """Images and labels of the steps from `first` on, read one step ahead."""
@@ -120,11 +121,9 @@ class DetectorTask:
     def step(
         self, state: DetectorState, batch: tuple[jax.Array, jax.Array]
     ) -> tuple[DetectorState, dict[str, jax.Array]]:
-        """One optimizer step."""
         return self._step(state, self._network, *batch)
 
     def batch_facts(self, batch: tuple[jax.Array, jax.Array]) -> dict[str, Any]:
-        """The labels."""
         return {"labels": np.asarray(batch[1]).tolist()}
 
     def validate(self, state: DetectorState) -> dict[str, float]:
@@ -138,67 +137,39 @@ class DetectorTask:
                 hits += int(recognised[rows < count].sum())
         return {"accuracy": hits / count}
 
-    def keep_best(self, state: DetectorState, done: int, figures: Mapping[str, float]) -> None:
-        """Nothing: `detector.pt` holds the last state."""
+    def _update(
+        self, state: DetectorState, network: Any, images: jax.Array, labels: jax.Array
+    ) -> tuple[DetectorState, dict[str, jax.Array]]:
+        """One optimizer step on images uint8 [B, S, S, 3] and labels int32 [B]; figures "loss" and "accuracy"."""
+        features = jax.lax.stop_gradient(self._features(network, images))
+
+        def loss_of(parameters: dict[str, Any]) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+            # Running statistics are written to, and flax refuses that for variables of an outer trace: hence the copy.
+            statistics = jax.tree.map(lambda array: array, state.statistics)
+            detector = nnx.merge(self._graph, parameters["detector"], statistics)
+            logits = class_logits(*detector(features, train=True), parameters["classifier"])
+            loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+            return loss, (logits, nnx.state(detector, nnx.BatchStat))
+
+        (loss, (logits, statistics)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.parameters)
+        updates, optimizer = self._optimizer.update(gradients, state.optimizer, state.parameters)
+        after = DetectorState(optax.apply_updates(state.parameters, updates), statistics, optimizer, state.step + 1)
+        return after, {"loss": loss, "accuracy": (logits.argmax(-1) == labels).mean()}
+
+    def _recognised(self, state: DetectorState, network: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
+        """bool [B]: whether each image's class is recognised, with the running statistics."""
+        pooling = self.detector(state)(self._features(network, images))
+        return class_logits(*pooling, state.parameters["classifier"]).argmax(-1) == labels
 
     def detector(self, state: DetectorState) -> Detector:
         """The detector of a state."""
         return nnx.merge(self._graph, state.parameters["detector"], state.statistics)
 
 
-def new_state(
-    width: int, classes: int, optimizer: optax.GradientTransformation, seed: int
-) -> tuple[nnx.GraphDef, DetectorState]:
-    """A detector and a linear classifier at their initial values."""
-    graph, parameters, statistics = nnx.split(Detector(width, nnx.Rngs(seed)), nnx.Param, nnx.BatchStat)
-    kernel = 0.01 * jax.random.normal(jax.random.key(seed), (width, classes))
-    everything = {"detector": parameters, "classifier": {"kernel": kernel, "bias": jnp.zeros(classes)}}
-    return graph, DetectorState(everything, statistics, optimizer.init(everything), jnp.zeros((), jnp.int32))
-
-
-def logits_of(features: jax.Array, weights: jax.Array, classifier: dict[str, jax.Array]) -> jax.Array:
+def class_logits(features: jax.Array, weights: jax.Array, classifier: dict[str, jax.Array]) -> jax.Array:
     """float32 [B, classes] of features [B, P, C] that are pooled by weights [B, P]."""
     pooled = unit_length(jnp.einsum("bp,bpc->bc", weights, features, precision=jax.lax.Precision.HIGHEST))
     return LOGIT_SCALE * (pooled @ classifier["kernel"]) + classifier["bias"][None]
-
-
-def step(
-    graph: nnx.GraphDef,
-    optimizer: optax.GradientTransformation,
-    features_of: Callable[[Any, jax.Array], jax.Array],
-    state: DetectorState,
-    network: Any,
-    images: jax.Array,
-    labels: jax.Array,
-) -> tuple[DetectorState, dict[str, jax.Array]]:
-    """One optimizer step on images uint8 [B, S, S, 3] and labels int32 [B]; figures "loss" and "accuracy"."""
-    features = jax.lax.stop_gradient(features_of(network, images))
-
-    def loss_of(parameters: dict[str, Any]) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-        # Running statistics are written to, and flax refuses that for variables of an outer trace: hence the copy.
-        detector = nnx.merge(graph, parameters["detector"], jax.tree.map(lambda array: array, state.statistics))
-        logits = logits_of(*detector(features, train=True), parameters["classifier"])
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-        return loss, (logits, nnx.state(detector, nnx.BatchStat))
-
-    (loss, (logits, statistics)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.parameters)
-    updates, inner = optimizer.update(gradients, state.optimizer, state.parameters)
-    changed = DetectorState(optax.apply_updates(state.parameters, updates), statistics, inner, state.step + 1)
-    return changed, {"loss": loss, "accuracy": (logits.argmax(-1) == labels).mean()}
-
-
-def right(
-    graph: nnx.GraphDef,
-    features_of: Callable[[Any, jax.Array], jax.Array],
-    state: DetectorState,
-    network: Any,
-    images: jax.Array,
-    labels: jax.Array,
-) -> jax.Array:
-    """bool [B]: whether each image's class is recognised, with the running statistics."""
-    detector = nnx.merge(graph, state.parameters["detector"], state.statistics)
-    logits = logits_of(*detector(features_of(network, images)), state.parameters["classifier"])
-    return logits.argmax(-1) == labels
 
 
 @dataclasses.dataclass(frozen=True)

@@ -152,28 +152,6 @@ def read_history(directory: Path) -> list[dict[str, float]]:
     return lines
 
 
-class Trace:
-    """Records the steps from `first` until before `last` with JAX's profiler, for TensorBoard's profile page or Perfetto."""
-
-    def __init__(self, directory: Path, steps: tuple[int, int] | None) -> None:
-        self._directory, self._steps, self._running = directory, steps if is_lead() else None, False
-
-    def before_step(self, step: int, state: Any) -> None:
-        """Starts or ends the recording; `state` is what the steps before have computed, or are about to."""
-        if self._steps and step == self._steps[0]:
-            jax.profiler.start_trace(str(self._directory))
-            self._running = True
-        elif self._steps and step == self._steps[1]:
-            self.close(state)
-
-    def close(self, state: Any) -> None:
-        """Ends a recording that is under way, when `state` is there."""
-        if self._running:
-            jax.block_until_ready(state)
-            jax.profiler.stop_trace()
-            self._running = False
-
-
 def trace_steps(text: str) -> tuple[int, int] | None:
     """The steps that `START:STOP` names; "" names none. Raises UserError for anything else."""
     if not text:

@@ -7,6 +7,7 @@ import dataclasses
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import jax
@@ -14,9 +15,9 @@ import numpy as np
 
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.preemption import Interrupted, StoppedEarly, StopRequests
-from ames_jax.runtime.processes import as_lead
+from ames_jax.runtime.processes import as_lead, is_lead
 from ames_jax.training.checkpoints import RunCheckpoints
-from ames_jax.training.log import Trace, TrainingLog
+from ames_jax.training.log import TrainingLog
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class FitSettings:
       checkpoint_every: steps between checkpoints.
       checkpoint_minutes: and minutes between them, looked at every `log_every` steps; None: steps alone.
       keep: number of newest checkpoints that stay.
-      profile: (first, last): steps whose trace is recorded.
+      profile: (first, last): steps from `first` until before `last` are recorded, for TensorBoard's profile page or Perfetto.
     """
 
     directory: Path
@@ -49,38 +50,35 @@ class Task(Protocol):
 
     Attributes:
       steps: optimizer steps of the whole training.
-      counts: what one step works on over all processes, e.g. {"images": 48}, of which the log tells the rate.
-      remedy: what a user can do about a loss that is not finite.
+      counts: what one step works on over all processes, e.g. {"images": 48}; the log tells the rates.
       score: the figure of a validation by which the best state is chosen.
+      remedy: advice for a user whose loss is not finite.
       facts: plain JSON that is kept in every checkpoint.
     """
 
     steps: int
     counts: Mapping[str, int]
-    remedy: str
-    score: str
-    facts: Mapping[str, Any]
+    score = "map"
+    remedy = "Lower optimizer.learning_rate"
+    facts: Mapping[str, Any] = MappingProxyType({})
 
     def initial_state(self) -> Any:
         """The state before the first step, on the devices."""
 
     def batches(self, first: int) -> Iterator[Any]:
-        """The batches of the steps from `first` on, the same in every run."""
+        """The batches of the steps from `first` on, on the devices, the same in every run."""
 
     def step(self, state: Any, batch: Any) -> tuple[Any, dict[str, jax.Array]]:
-        """The state after one more step, and figures (scalars), among them "loss" and "accuracy". Gives `state` away.
-
-        Arrays move between host and devices in it only where the code says so.
-        """
+        """The state after one more step, and figures (scalars), among them "loss" and "accuracy"; `state` is used up."""
 
     def batch_facts(self, batch: Any) -> dict[str, Any]:
-        """What tells a batch from others; numbers are logged, and all of it is named where the loss is not finite."""
+        """Facts that tell a batch from others, named where a loss is not finite; whole numbers are logged."""
 
     def validate(self, state: Any) -> dict[str, float]:
         """Figures, the same in every process."""
 
     def keep_best(self, state: Any, done: int, figures: Mapping[str, float]) -> None:
-        """Keeps a state that has validated better than all before, after `done` steps."""
+        """Keeps a state that has validated better than all before, after `done` steps, where a task does."""
 
 
 def train(task: Task, settings: FitSettings) -> Any:
@@ -106,7 +104,6 @@ class _Run:
         self.first = position.get("step", 0)
         self.best, self.validated = position.get("best", -np.inf), position.get("validated", -1)
         self.log = TrainingLog(settings.directory, settings.label, self.first, task.steps, task.counts)
-        self.trace = Trace(settings.directory / "profile", settings.profile)
         self.unchecked: tuple[int, Any, dict[str, jax.Array]] | None = None
         self.saved_at = time.monotonic()
 
@@ -121,15 +118,14 @@ class _Run:
         except Interrupted as interrupted:
             raise self._stopped(int(jax.device_get(self.state.step))) from interrupted
         finally:
-            self.trace.close(self.state)
             self.checkpoints.close()
         return self.state
 
     def _train(self) -> None:
         settings, steps = self.settings, self.task.steps
-        with contextlib.closing(self.task.batches(self.first)) as batches:
+        with contextlib.closing(self.task.batches(self.first)) as batches, contextlib.ExitStack() as trace:
             for done, batch in zip(range(self.first + 1, steps + 1), self.log.waiting(batches)):
-                self.trace.before_step(done - 1, self.state)
+                self._trace(trace, done - 1)
                 # Nothing moves between host and devices in a step but what is moved on purpose.
                 with jax.transfer_guard("disallow"):
                     self.state, figures = self.task.step(self.state, batch)
@@ -150,6 +146,15 @@ class _Run:
                 if done < steps and self._checkpoint_due(done, logs):
                     self._check()
                     self._save(done)
+
+    def _trace(self, trace: contextlib.ExitStack, step: int) -> None:
+        """Starts or ends the recording of JAX's profiler in the lead process, before a step."""
+        first, last = self.settings.profile or (None, None)
+        if step == first and is_lead():
+            trace.enter_context(jax.profiler.trace(str(self.settings.directory / "profile")))
+        elif step == last:
+            jax.block_until_ready(self.state)
+            trace.close()
 
     def _figures(self, batch: Any, figures: dict[str, jax.Array]) -> dict[str, float]:
         facts = {name: value for name, value in self.task.batch_facts(batch).items() if isinstance(value, int)}

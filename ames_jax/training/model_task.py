@@ -16,7 +16,7 @@ from ames_jax.model.weights import facts_of, model_fingerprint, read_model, save
 from ames_jax.runtime.devices import data_mesh, local_copy, on_all
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.processes import as_lead, check_equal, is_lead, wait_for_all
-from ames_jax.training.loop import FitSettings, train
+from ames_jax.training.loop import FitSettings, Task, train
 from ames_jax.training.pipeline import TripletBatch, TripletPipeline, place_on, prefetch_to_device
 from ames_jax.training.step import Recipe, TrainState, make_step, make_teacher
 
@@ -56,11 +56,10 @@ def finished(directory: Path) -> bool:
     return (directory / "last").is_dir() and bool(facts_of(directory / "last").get("finished"))
 
 
-class ModelTask:
+class ModelTask(Task):
     """Training of a model on triplets, for the loop; arguments as of `fit`."""
 
-    score = "map"
-    remedy = "Lower the learning rate or set optimizer.clip"
+    remedy = "Lower optimizer.learning_rate or set optimizer.clip"
 
     def __init__(
         self,
@@ -98,23 +97,19 @@ class ModelTask:
         return jax.device_put(TrainState.create(params, self._recipe), on_all(self._mesh))
 
     def batches(self, first: int) -> Iterator[TripletBatch]:
-        """The pipeline's batches, on the devices."""
         return prefetch_to_device(self._pipeline.batches(first), place_on(self._mesh))
 
     def step(self, state: TrainState, batch: TripletBatch) -> tuple[TrainState, dict[str, jax.Array]]:
-        """One optimizer step, by the program of the batch's buckets."""
         full = batch.arrays.anchor.count
         rows = tuple(min(self._recipe.bucket(length), full) for length in batch.lengths)
         teacher = self._teach(batch.arrays) if self._teach is not None else None
         return self.compiled_step(state, batch.arrays, teacher, rows)
 
     def batch_facts(self, batch: TripletBatch) -> dict[str, Any]:
-        """Lengths and images."""
         query, database = batch.lengths
         return {"query_length": query, "database_length": database, "images": batch.ids.ravel().tolist()}
 
     def validate(self, state: TrainState) -> dict[str, float]:
-        """Figures of the model as it is."""
         return self._measure(self.model(state))
 
     def keep_best(self, state: TrainState, done: int, figures: Mapping[str, float]) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -28,14 +28,6 @@ ROLES = 3
 STEPS = 2**40
 # Keep the streams of the lengths and the augmentation apart from the triplets' where the seeds are equal.
 LENGTHS, AUGMENTATION = 1, 2
-
-
-class Source(Protocol):
-    """Random access to images; picklable where worker processes read it, and safe to read from threads."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, row: int) -> ImageRecord: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +56,7 @@ class TripletPipeline:
     same global batch, so all have the same number of steps however the records lie in shards.
 
     Attributes:
-      source: images; row i is row i of the triplets' labels.
+      source: images, read at random from several threads, and pickled for workers; row i is row i of the triplets' labels.
       triplets: the rows of images that form triplets.
       batch: triplets of a step over all processes.
       lengths: (low, high): both lengths of a step are drawn uniformly from [low, high).
@@ -81,7 +73,7 @@ class TripletPipeline:
         copies of its last triplet, which do not count (`TripletArrays.real`).
     """
 
-    source: Source
+    source: Sequence[ImageRecord]
     triplets: Triplets
     batch: int
     lengths: tuple[int, int]
@@ -146,19 +138,15 @@ class TripletPipeline:
         iterator = iter(dataset)
         try:
             for step in itertools.count(start_step):
-                yield self._batch(step, *(self._own(array) for array in next(iterator)))
+                features, valid = next(iterator)
+                if self.workers:  # what a worker sends lies in its shared memory, which must not outlive the iterator
+                    features, valid = np.array(features), np.array(valid)
+                sets = map(DescriptorSet, features, valid)
+                lengths = self.drawn_lengths(step)
+                arrays = TripletArrays(*sets, np.array(lengths, np.int32), self._positions() < self.batch)
+                yield TripletBatch(arrays, lengths, self.rows(step), step)
         finally:
             iterator.close()
-
-    def _own(self, array: np.ndarray) -> np.ndarray:
-        # What comes from a worker lies in its shared memory, which must not outlive the iterator.
-        return np.array(array) if self.workers else array
-
-    def _batch(self, step: int, features: np.ndarray, valid: np.ndarray) -> TripletBatch:
-        sets = (DescriptorSet(features[role], valid[role]) for role in range(ROLES))
-        lengths = self.drawn_lengths(step)
-        arrays = TripletArrays(*sets, np.array(lengths, np.int32), self._positions() < self.batch)
-        return TripletBatch(arrays, lengths, self.rows(step), step)
 
 
 class _Steps:

@@ -26,7 +26,7 @@ from ames_jax.retrieval.tuning import tune
 from ames_jax.runtime.command_line import flatten
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import is_remote, path_of, same_job, write_file
-from ames_jax.runtime.processes import is_lead, lead_first, say
+from ames_jax.runtime.processes import is_lead, lead_first, say, start
 from ames_jax.runtime.progress import Progress
 from ames_jax.training.log import trace_steps
 from ames_jax.training.loop import FitSettings
@@ -60,7 +60,8 @@ def model_config(config: ConfigDict, descriptor_width: int) -> AMESConfig:
 
 
 def open_run(config: ConfigDict, workdir: Path) -> Path:
-    """Keeps the configuration in the work folder; returns the folder of the data set, which is rendered first if need be."""
+    """Connects the processes and keeps the configuration in the work folder; returns the folder of the data set."""
+    start(config)
     if is_remote(workdir) and config.get("report", {}).get("enabled"):
         raise UserError(
             "--config.report.enabled draws pictures, which needs a --workdir on disk; switch it off for gs://"
@@ -97,11 +98,12 @@ def train_teacher(config: ConfigDict, root: Path, workdir: Path) -> AMES:
         for key in ("dataset", "data_dir", "seed", "size", "profile"):
             settings[key] = config[key]
         say(f"no teacher given (--config.teacher): training or reusing one in {workdir / 'teacher'}")
-    return train_role(settings, root, workdir / "teacher", "teacher", None)
+    return train_role(settings, root, workdir, "teacher", None)
 
 
-def train_role(config: ConfigDict, root: Path, directory: Path, label: str, teacher: AMES | None) -> AMES:
-    """Trains a teacher (`teacher` None) or a student in `directory`, or takes the finished run there; gives the best model."""
+def train_role(config: ConfigDict, root: Path, workdir: Path, label: str, teacher: AMES | None) -> AMES:
+    """The best model of a "teacher" (`teacher` None) or "student" that is trained in WORKDIR/LABEL, or was before."""
+    directory = workdir / label
     with lead_first():
         keep_config(config, directory)
     if finished(directory):
@@ -179,10 +181,15 @@ def triplet_pipeline(config: ConfigDict, source: DescriptorSource, root: Path) -
             f"{data.descriptors} and the largest of data.buckets {max(data.buckets)}"
         )
     return TripletPipeline(
-        source, triplets, batch=data.batch, lengths=tuple(data.lengths), seed=config.seed, descriptors=data.descriptors,
-        process=jax.process_index(), processes=jax.process_count(), drop=data.drop, noise=data.noise, workers=data.workers,
+        source,
+        triplets,
+        lengths=tuple(data.lengths),
+        seed=config.seed,
+        process=jax.process_index(),
+        processes=jax.process_count(),
         multiple=jax.device_count() * data.accumulate,
-    )  # fmt: skip
+        **{name: data[name] for name in ("batch", "descriptors", "drop", "noise", "workers")},
+    )
 
 
 def make_recipe(config: ConfigDict, pipeline: TripletPipeline) -> Recipe:
@@ -191,12 +198,11 @@ def make_recipe(config: ConfigDict, pipeline: TripletPipeline) -> Recipe:
     steps = optimizer.steps if optimizer.epochs is None else round(optimizer.epochs * pipeline.steps_per_epoch)
     if steps < 1:
         raise UserError(f"optimizer.steps must be at least 1, found {steps}")
-    student = {name: config[name] for name in ("distillation", "distil_padding") if name in config}
+    settings = {name: config[name] for name in ("distillation", "distil_padding") if name in config}
+    settings |= {name: optimizer[name] for name in ("learning_rate", "weight_decay", "beta2", "warmup", "clip")}
     return Recipe(
-        steps=steps, learning_rate=optimizer.learning_rate, weight_decay=optimizer.weight_decay, beta2=optimizer.beta2,
-        warmup=optimizer.warmup, clip=optimizer.clip, buckets=tuple(sorted(config.data.buckets)),
-        accumulate=config.data.accumulate, **student,
-    )  # fmt: skip
+        steps=steps, buckets=tuple(sorted(config.data.buckets)), accumulate=config.data.accumulate, **settings
+    )
 
 
 def make_validation(config: ConfigDict, root: Path) -> Callable[[AMES], dict[str, float]]:
@@ -208,9 +214,13 @@ def make_validation(config: ConfigDict, root: Path) -> Callable[[AMES], dict[str
 
     def validate(model: AMES) -> dict[str, float]:
         found = tune(
-            ScoreKeeper(), ModelMatcher(model, "model"), data, k=shortlist,
-            query_descriptors=settings.query_descriptors, database_descriptors=settings.database_descriptors,
-        )  # fmt: skip
+            ScoreKeeper(),
+            ModelMatcher(model, "model"),
+            data,
+            k=shortlist,
+            query_descriptors=settings.query_descriptors,
+            database_descriptors=settings.database_descriptors,
+        )
         logits = found.scores[:, :shortlist]
         scored = ~np.isnan(logits)
         accuracy = 0.5 * ((logits > 0)[right & scored].mean() + (logits <= 0)[~right & scored].mean())

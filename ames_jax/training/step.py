@@ -199,10 +199,8 @@ def make_step(
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         (value, parts), gradient = gradient_of(state.params, batch, teacher, rows)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
-        metrics = {
-            "loss": value, **parts, "gradient_norm": optax.tree.norm(gradient),
-            "learning_rate": recipe.schedule(state.step),
-        }  # fmt: skip
+        rate = recipe.schedule(state.step)
+        metrics = {"loss": value, **parts, "gradient_norm": optax.tree.norm(gradient), "learning_rate": rate}
         params = optax.apply_updates(state.params, updates)
         return TrainState(params, optimizer_state, state.step + 1), metrics
 
