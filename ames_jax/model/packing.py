@@ -33,6 +33,7 @@ class BitPacker:
         if self.config.bits is None:
             raise UserError("a full-precision model has no bits to store; give a binary model (…_dist)")
         self.bits, self.fingerprint = self.config.bits, binarizer_fingerprint(model)
+        self._hyperplanes = np.asarray(model.tokenizer.hyperplanes[...], np.float32)
         graph, state = nnx.split(model.tokenizer)
 
         def project(blocks: jax.Array) -> jax.Array:
@@ -40,6 +41,12 @@ class BitPacker:
             return jax.lax.map(lambda block: tokenizer.projections(block) > 0, blocks)
 
         self._project = jax.jit(project)
+
+    def directions(self, features: np.ndarray) -> np.ndarray:
+        """Projections of descriptors [N, D] onto the hyperplanes, float32 [N, bits] of length 1: what the bits are signs of."""
+        features = np.asarray(features, np.float32)
+        projected = features @ self._hyperplanes
+        return projected / np.maximum(np.linalg.norm(projected, axis=-1, keepdims=True), 1e-12)
 
     def pack(self, descriptors: DescriptorSet, name: str = "descriptors") -> DescriptorSet:
         """The set [n, T, D] with bits uint8 [n, T, bits / 8] for features; bits stay as they are. Padding gets zeros.

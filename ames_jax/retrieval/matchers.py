@@ -41,7 +41,7 @@ class Matcher(abc.ABC):
     name: str
     kind: str = "other"
     facts: dict[str, Any]
-    thresholds: tuple[float | None, ...] = (None,)
+    thresholds: tuple[float | str | None, ...] = (None,)
     gammas: tuple[float, ...] = GAMMAS
 
     @abc.abstractmethod

@@ -16,12 +16,12 @@ from ames_jax.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class Setting:
-    """Settings of a re-ranking: the first k images, λ, γ, and the threshold of a match kernel."""
+    """Settings of a re-ranking: the first k images, λ, γ, and the threshold, or form and threshold, of hand-made matching."""
 
     k: int
     lam: float
     gamma: float
-    threshold: float | None = None
+    threshold: float | str | None = None
 
 
 def ensemble(

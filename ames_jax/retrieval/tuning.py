@@ -54,7 +54,7 @@ class Measured:
 
 
 def sweep(
-    data: RetrievalSet, scores: np.ndarray, grid: Grid, thresholds: Sequence[float | None] = (None,)
+    data: RetrievalSet, scores: np.ndarray, grid: Grid, thresholds: Sequence[float | str | None] = (None,)
 ) -> list[SweepRow]:
     """All figures of the set for every setting, in the order threshold, k, λ, γ.
 
