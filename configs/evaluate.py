@@ -30,6 +30,9 @@ def get_config(variant: str = "benchmarks") -> ConfigDict:
     config.model = ""  # run directory, model directory, released .pt file, or released name (downloaded once)
     config.backbone = "dinov2"  # prefix of the release's descriptor files: "dinov2" or "cvnet"
     config.first_stage = "dinov2"  # the release's neighbour list nn_NAME.pkl: "dinov2", "superglobal", …
+    config.refine = (
+        ""  # of the lists, by global descriptors alone: "superglobal", "expand", "augment", or several with +
+    )
     config.store = ""  # packed store of the gallery, read instead of its floats (binary models); "" for floats
 
     config.query_descriptors = 600  # Q, strongest descriptors of a query; release: 600

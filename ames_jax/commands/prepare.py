@@ -24,6 +24,7 @@ with epy.lazy_imports():  # help needs none of them
     from ames_jax.data.checks import validation
     from ames_jax.index import model_choice
     from ames_jax.model import packing
+    from ames_jax.retrieval import refinement
 
 Paths = Annotated[list[Path], Parameter(consume_multiple=True)]
 
@@ -95,6 +96,7 @@ def neighbours(
     process: CountOrZero = 0,
     processes: Count = 1,
     compare_faiss: bool = False,
+    refine: str | None = None,
 ) -> None:
     """Find exact nearest neighbours in global descriptors; a killed run is continued.
 
@@ -107,6 +109,7 @@ def neighbours(
       process: Number of this host, where hosts share the work: 0, 1, …
       processes: Number of hosts; all must see --out.
       compare_faiss: Only race faiss.IndexFlatIP on one block and print the ratio.
+      refine: Refine the lists by global descriptors alone: superglobal, expand, augment, or several joined by +; in memory.
     """
     searching = global_files.GlobalDescriptors(queries)
     searched = searching if database is None else global_files.GlobalDescriptors(database)
@@ -115,6 +118,13 @@ def neighbours(
         return
     if out is None:
         raise UserError("--out is missing: name the folder of the lists, e.g. ROOT/neighbours/train.train")
+    if refine:
+        if database is None or processes > 1:
+            raise UserError(f"--refine={refine}: needs --database, and one host")
+        found = refinement.refine(refinement.Lists.search(searching[:], searched[:], k), refine)
+        neighbour_lists.save_neighbours(out, found.similarities, found.ranks, {"refined": refine})
+        print(f"{out}: complete, refined by {refine}")
+        return
     shares = {"process": process, "processes": processes}
     complete = neighbour_lists.search_to_folder(
         out, searching, searched, k, exclude_self=database is None, block=block, **shares

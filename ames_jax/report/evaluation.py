@@ -23,6 +23,7 @@ from ames_jax.report.memory_sweep import memory_sweep
 from ames_jax.retrieval.grid import GAMMAS, LAMBDAS, Grid
 from ames_jax.retrieval.matchers import KernelMatcher, ModelMatcher
 from ames_jax.retrieval.opening import open_set
+from ames_jax.retrieval.refinement import refined_set
 from ames_jax.retrieval.scores import ScoreKeeper
 from ames_jax.retrieval.sets import RetrievalSet
 from ames_jax.retrieval.tuning import SweepRow, best_row, sweep, tune
@@ -136,6 +137,8 @@ def _open(config: ConfigDict, dataset: str, matcher: ModelMatcher | None, workdi
     root = scenes.build("landmarks") if config.data_dir == "landmarks" else Path(config.data_dir)
     store = config.store if dataset == config.dataset else ""
     data = open_set(root, dataset, config.backbone, config.first_stage, workdir / "lists", store)
+    if config.refine:
+        data = refined_set(data, config.refine)
     if isinstance(data.database, PackedStore) and matcher is not None:
         data.database.check_model(matcher.packer.fingerprint if matcher.packer else None)
     return data

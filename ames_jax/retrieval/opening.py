@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 
 from ames_jax.data.readers import ConcatenatedReader
@@ -65,7 +66,19 @@ def _open_release(data_dir: Path, dataset: str, backbone: str, first_stage: str,
         protocols=protocols,
         queries=ReleaseSource(_existing(folder, f"{backbone}_query_local.hdf5")),
         database=database,
+        global_files=_global_files(folder, first_stage, distractors.parent if dataset.endswith("+1m") else None),
+        truth=functools.partial(judge, ground_truth=ground_truth),
     )
+
+
+def _global_files(folder: Path, first_stage: str, distractors: Path | None) -> tuple[list[Path], list[Path]] | None:
+    """The global descriptors behind the lists nn_{first_stage}.pkl, where they are there: *_cls.hdf5 or *_global.hdf5."""
+    for kind in ("cls", "global"):
+        query, gallery = (folder / f"{first_stage}_{side}_{kind}.hdf5" for side in ("query", "gallery"))
+        more = [distractors / gallery.name] if distractors else []
+        if all(path.is_file() for path in (query, gallery, *more)):
+            return [query], [gallery, *more]
+    return None
 
 
 def _release_folder(data_dir: Path, dataset: str) -> tuple[Path, str]:

@@ -1,13 +1,96 @@
 """Better first stages at no extra bytes: re-ranking, query expansion and database augmentation on global descriptors.
 
-They decide whether local descriptors earn what they cost. Vectors are L2-normalised on entry; NumPy only.
+They decide whether local descriptors earn what they cost. Vectors are L2-normalised on entry.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Iterator
+
 import numpy as np
 
-from ames_jax.runtime.errors import UserError
+from ames_jax.data.global_descriptors import GlobalDescriptors
+from ames_jax.data.neighbour_search import nearest
+from ames_jax.retrieval.sets import RetrievalSet
+from ames_jax.runtime.errors import UserError, did_you_mean
+
+KINDS = ("augment", "expand", "superglobal")
+NEIGHBOURS, ALPHA = 9, 3.0  # of query expansion and database augmentation
+
+
+@dataclasses.dataclass(frozen=True)
+class Lists:
+    """A first stage: query [Nq, D] and database [N, D] of length 1, ranks int [Nq, R], similarities float32 [Nq, R]."""
+
+    query: np.ndarray
+    database: np.ndarray
+    ranks: np.ndarray
+    similarities: np.ndarray
+
+    @classmethod
+    def search(cls, query: np.ndarray, database: np.ndarray, k: int) -> Lists:
+        """Lists of the k nearest (at most N)."""
+        query, database = _normalised(query), _normalised(database)
+        similarities, ranks = nearest(query, database, min(k, len(database)))
+        return cls(query, database, ranks, similarities)
+
+
+def refine(lists: Lists, kinds: str) -> Lists:
+    """The lists after one or several of `KINDS`, joined by "+": e.g. "augment+expand+superglobal".
+
+    augment and expand change the vectors and search again (α query expansion, 9 neighbours, α = 3); superglobal reorders the
+    first 400 of each list, whose similarities are then its own; below, similarities are at most the last of those.
+
+    Raises UserError for another kind.
+    """
+    steps: dict[str, Callable[[Lists], Lists]] = {
+        "augment": _augmented,
+        "expand": _expanded,
+        "superglobal": _superglobal_first,
+    }
+    for kind in kinds.split("+"):
+        if kind not in steps:
+            raise UserError(
+                f"refine={kinds}: expected {', '.join(KINDS)}, or several joined by +{did_you_mean(kind, KINDS)}"
+            )
+        lists = steps[kind](lists)
+    return lists
+
+
+def refined_set(data: RetrievalSet, kinds: str) -> RetrievalSet:
+    """The set with a refined first stage, named so; raises UserError where it has no global descriptors."""
+    if data.global_files is None:
+        raise UserError(
+            f"refine={kinds}: {data.name} has no global descriptors beside its lists; expected global/SPLIT.npy of a prepared "
+            "data set, or the release's *_cls.hdf5 or *_global.hdf5 of queries and gallery"
+        )
+    query, database = (_normalised(GlobalDescriptors(paths)[:]) for paths in data.global_files)
+    if data.query_rows is not None:
+        query = query[data.query_rows]
+    lists = refine(Lists(query, database, np.asarray(data.ranks), np.asarray(data.similarities)), kinds)
+    return data.with_lists(lists.ranks, lists.similarities, f"{data.first_stage} + {kinds}")
+
+
+def _augmented(lists: Lists) -> Lists:
+    count = min(NEIGHBOURS + 1, len(lists.database))
+    _, ranks = nearest(lists.database, lists.database, count)
+    database = augment_database(lists.database, ranks, NEIGHBOURS, ALPHA)
+    return Lists.search(lists.query, database, lists.ranks.shape[1])
+
+
+def _expanded(lists: Lists) -> Lists:
+    query = expand_queries(lists.query, lists.database, lists.ranks, NEIGHBOURS, ALPHA)
+    return Lists.search(query, lists.database, lists.ranks.shape[1])
+
+
+def _superglobal_first(lists: Lists) -> Lists:
+    head, similarities = superglobal_lists(lists.query, lists.database, lists.ranks)
+    ranks, values = lists.ranks.copy(), np.asarray(lists.similarities, np.float32).copy()
+    count = head.shape[1]
+    ranks[:, :count], values[:, :count] = head, similarities
+    values[:, count:] = np.minimum(values[:, count:], similarities[:, -1:])
+    return dataclasses.replace(lists, ranks=ranks, similarities=values)
 
 
 def superglobal(
@@ -55,7 +138,10 @@ def superglobal_lists(
     return new, similarities
 
 
-def _superglobal_rows(query, database, ranks, shortlist, neighbours, weight):
+def _superglobal_rows(
+    query: np.ndarray, database: np.ndarray, ranks: np.ndarray, shortlist: int, neighbours: int, weight: float
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """For every query its row, the new order of its first images, and their scores in the old order."""
     query, database = _checked(query, database, ranks)
     count = min(shortlist, ranks.shape[1])
     nearest_count = min(neighbours + 1, count)

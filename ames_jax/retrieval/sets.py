@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,9 @@ class RetrievalSet:
       protocols: the figures to compute, the main one first.
       queries, database: readers of the local descriptors.
       training: descriptors of other images that statistics may be learned from, where the data set has any.
+      global_files: files of the global descriptors of queries and database, where they lie beside the lists.
+      query_rows: int [Nq], rows of the queries in their file, where only some of them are asked.
+      truth: gives the judged images of other lists of the same queries.
 
     Raises UserError where the parts are not about the same queries and the same database.
     """
@@ -46,6 +50,14 @@ class RetrievalSet:
     queries: DescriptorReader
     database: DescriptorReader
     training: DescriptorReader | None = None
+    global_files: tuple[Sequence[Path], Sequence[Path]] | None = None
+    query_rows: np.ndarray | None = None
+    truth: Callable[[np.ndarray], Judged] | None = None
+
+    def with_lists(self, ranks: np.ndarray, similarities: np.ndarray, first_stage: str) -> RetrievalSet:
+        """The same queries and database after another first stage."""
+        judged = self.truth(ranks)
+        return dataclasses.replace(self, ranks=ranks, similarities=similarities, judged=judged, first_stage=first_stage)
 
     @classmethod
     def load(cls, root: Path, name: str, *, queries: int | None = None) -> RetrievalSet:
@@ -61,7 +73,8 @@ class RetrievalSet:
         truth, about = read_json(path), read_about(root)
         lists = open_neighbours(root / "neighbours" / f"{truth['query']}.{truth['database']}")
         reader, entries = open_split(root, truth["query"]), truth["queries"]
-        ranks, similarities = lists.indices, lists.similarities
+        ranks, similarities, rows = lists.indices, lists.similarities, None
+        files = tuple([root / "global" / f"{truth[side]}.npy"] for side in ("query", "database"))
         if queries and len(reader) == len(lists) == len(entries):
             rows = _spread([row for row, entry in enumerate(entries) if any(map(entry.get, RIGHT))], queries, path)
             reader, entries = PartReader(reader, rows), [entries[row] for row in rows]
@@ -76,6 +89,9 @@ class RetrievalSet:
             queries=reader,
             database=open_split(root, truth["database"]),
             training=_training(root),
+            global_files=files if all(path.is_file() for (path,) in files) else None,
+            query_rows=rows,
+            truth=functools.partial(judge, ground_truth=entries),
         )
 
     def in_memory(self, query_descriptors: int, database_descriptors: int) -> RetrievalSet:
