@@ -37,12 +37,12 @@ def get_config(variant: str = "benchmarks") -> ConfigDict:
 
     config.query_descriptors = 600  # Q, strongest descriptors of a query; release: 600
     config.database_descriptors = 600  # T, strongest descriptors of a database image; release: 600, small memory: 50
-    config.rerank = "100"  # k, images re-ranked a query, comma list; release: 1600, small: 100, 400
+    config.rerank = "100"  # k, images re-ranked per query, comma list; release: 1600, small: 100, 400
     config.lam = ""  # λ in 0..1, weight of the global similarity, comma list; "" for the released model's value
     config.gamma = ""  # γ ≥ 0, scale of the logit, comma list; "" for the released model's value
     config.tune_on = ""  # data set on which one λ, γ of the lists is chosen for `dataset`; release: gldv2-val
 
-    config.sweep_memory = False  # also at T = 10 … 600: tradeoff.png and a table of mAP against bytes an image
+    config.sweep_memory = False  # also at T = 10 … 600: tradeoff.png and a table of mAP against bytes per image
     config.match_kernel = True  # in sweep_memory: the hand-made opponent on the same descriptors
     config.logits = ""  # logits.npz of an earlier run: sweep from it, score nothing, need no model
     config.memory_gb = 2.0  # memory for descriptors on their way to the device, in 2³⁰ bytes

@@ -1,4 +1,4 @@
-"""How good search is: mAP on the embedded landmarks' pictures, from JPEG files to rankings."""
+"""Quality of search: mAP on the embedded landmarks' pictures, from JPEG files to rankings."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ames_jax.extraction.sift import SiftStatistics
 from ames_jax.index.first_stage import make_empty
 from ames_jax.index.model_choice import ChosenModel
 from ames_jax.index.picture_sets import describe
+from ames_jax.retrieval.grid import Counts
 from ames_jax.retrieval.judgements import judge
 from ames_jax.retrieval.matchers import KernelMatcher, ModelMatcher
 from ames_jax.retrieval.protocols import METRICS
@@ -28,7 +29,7 @@ from ames_jax.runtime.files import read_json
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """What is measured: database descriptors per image, query descriptors, images re-ranked."""
+    """Measurements: database descriptors per image, query descriptors, images re-ranked."""
 
     counts: Sequence[int] = (50, 64)
     query_descriptors: int = 100
@@ -46,11 +47,11 @@ def measure_quality(chosen: ChosenModel, root: Path, asked: Asked) -> list[dict[
     shortlist = min(asked.shortlist, validation.ranks.shape[1], test.ranks.shape[1])
     model = ModelMatcher(chosen.model, "AMES")
     matchers = [KernelMatcher("hand-made matching", packer=model.packer), model]
-    work = [(matcher, asked.query_descriptors, count) for matcher in matchers for count in asked.counts]
+    work = [(matcher, Counts(asked.query_descriptors, count)) for matcher in matchers for count in asked.counts]
     rows: list[dict[str, Any]] = [{"method": f"global only: {backbone.global_name}", "map": test.figures()["mAP"]}]
     for found in tune_all(work, validation, test, shortlist):
         setting = found.setting
-        facts = {"descriptors": found.database_descriptors, "bytes": found.stored_bytes}
+        facts = {"descriptors": found.counts.database, "bytes": found.stored_bytes}
         facts |= {"lam": setting.lam, "gamma": setting.gamma, "threshold": setting.threshold}
         rows.append({"method": found.matcher.name, **facts, "map": found.figures["mAP"]})
     return rows

@@ -19,7 +19,7 @@ with epy.lazy_imports():  # help needs none of them
     from ames_jax.index import model_choice, picture_sets
     from ames_jax.model import released, weights
     from ames_jax.report import comparison, run_report, tables
-    from ames_jax.retrieval import matchers, scores, tuning
+    from ames_jax.retrieval import grid, matchers, scores, tuning
 
 QUERY_DESCRIPTORS, DATABASE_DESCRIPTORS = 100, 64
 JsonFile = Annotated[Path | None, Parameter(name="--json")]
@@ -67,8 +67,8 @@ def calibrate(
         rendered = picture_sets.rendered_scenes(data or scenes.build("transfer"))
         chosen_on = picture_sets.photo_set(rendered, [], extractor, queries)
     matcher, k = matchers.ModelMatcher(model, str(run)), min(shortlist, chosen_on.ranks.shape[1])
-    counts = {"query_descriptors": QUERY_DESCRIPTORS, "database_descriptors": DATABASE_DESCRIPTORS}
-    found = tuning.tune(scores.ScoreKeeper(), matcher, chosen_on, k=k, **counts)
+    counts = grid.Counts(QUERY_DESCRIPTORS, DATABASE_DESCRIPTORS)
+    found = tuning.tune(scores.ScoreKeeper(), matcher, chosen_on, k=k, counts=counts)
     before, after, setting = chosen_on.figures()["mAP"], found.figures["mAP"], found.setting
     print(f"{chosen_on.name}: mAP {before:.1f} → {after:.1f} at λ {setting.lam:g}, γ {setting.gamma:g}")
     facts |= {"validation_map": after, "lam": setting.lam, "gamma": setting.gamma}

@@ -1,4 +1,4 @@
-"""What a comparison of matchers holds: the one input of the table and of the trade-off plot."""
+"""A comparison of matchers: the one input of the table and of the trade-off plot."""
 
 from __future__ import annotations
 
@@ -69,10 +69,10 @@ class Comparison:
 
 
 def compare(data: RetrievalSet, measured: Iterable[Measured], protocol: Protocol) -> Comparison:
-    """What was measured on a set, in one protocol: one row per matcher and number of query descriptors, in their order."""
+    """Measurements on a set, compared in one protocol: one row per matcher and number of query descriptors, in their order."""
     rows: dict[tuple[str, int], Row] = {}
     for found in measured:
-        matcher, queries, count = found.matcher, found.query_descriptors, found.database_descriptors
+        matcher, (queries, count) = found.matcher, found.counts
         row = rows.setdefault((matcher.name, queries), Row(matcher.name, matcher.kind, queries, {}, {}))
         row.stored_bytes[count], row.scores[count] = found.stored_bytes, [found.figures[protocol.name]]
         k = found.setting.k

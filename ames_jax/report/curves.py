@@ -25,7 +25,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """One run: name; loss and accuracy (share of pairs on the right side, 0..1) a step; validation mAP in percent."""
+    """One run: name; loss and accuracy (share of pairs on the right side, 0..1) per step; validation mAP in percent."""
 
     name: str
     loss: Curve

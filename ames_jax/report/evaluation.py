@@ -20,7 +20,7 @@ from ames_jax.data.store import PackedStore
 from ames_jax.model.ames import RELEASED
 from ames_jax.model.released import load_model
 from ames_jax.report.memory_sweep import memory_sweep
-from ames_jax.retrieval.grid import GAMMAS, LAMBDAS, Grid
+from ames_jax.retrieval.grid import GAMMAS, LAMBDAS, Counts, Grid
 from ames_jax.retrieval.matchers import KernelMatcher, ModelMatcher
 from ames_jax.retrieval.opening import open_set
 from ames_jax.retrieval.refinement import refined_set
@@ -95,6 +95,11 @@ def grid_of(config: ConfigDict) -> Grid:
     return Grid(rerank, *(values or tuple(known[key]) for key, values in given.items()))
 
 
+def counts_of(config: ConfigDict) -> Counts:
+    """The numbers of descriptors of a configuration."""
+    return Counts(config.query_descriptors, config.database_descriptors)
+
+
 def _numbers(config: ConfigDict, key: str, kind: Callable) -> tuple:
     text = str(config[key])
     try:
@@ -158,10 +163,7 @@ def _memory(
     compared = [(matcher, largest)]
     if config.match_kernel and validation is not None:
         kernel = opponent(matcher, validation)
-        tuned = tune(
-            keeper, kernel, validation, k=largest.k,
-            query_descriptors=config.query_descriptors, database_descriptors=config.database_descriptors,
-        )  # fmt: skip
+        tuned = tune(keeper, kernel, validation, k=largest.k, counts=counts_of(config))
         compared.append((kernel, tuned.setting))
     elif config.match_kernel:
         print("match kernel left out: it has no released setting; name a data set to tune it on (--config.tune_on)")
@@ -202,9 +204,9 @@ class PairLogits:
         config: ConfigDict, data: RetrievalSet, matcher: ModelMatcher, keeper: ScoreKeeper, grid: Grid
     ) -> PairLogits:
         """The scores that the largest k of the grid needs."""
-        counts = config.query_descriptors, config.database_descriptors
-        scores = keeper.scores(data, matcher, max(grid.rerank), *counts)
-        stored = data.database.read(np.arange(1), counts[1]).count
+        counts = counts_of(config)
+        scores = keeper.scores(data, matcher, max(grid.rerank), counts)
+        stored = data.database.read(np.arange(1), counts.database).count
         return PairLogits(scores[..., 0], matcher.name, *counts, matcher.stored_bytes(stored))
 
     def save(self, path: Path, data: RetrievalSet) -> None:

@@ -1,4 +1,4 @@
-"""What all plots share: a canvas without a display, plain axes, and saving."""
+"""The ground that all plots share: a canvas without a display, plain axes, and saving."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ import numpy as np
 from ames_jax.report.comparison import compare
 from ames_jax.report.tables import markdown_table, table_rows
 from ames_jax.report.tradeoff import draw_tradeoff
+from ames_jax.retrieval.grid import Counts
 from ames_jax.retrieval.matchers import Matcher
 from ames_jax.retrieval.ranking import Setting
 from ames_jax.retrieval.scores import ScoreKeeper
@@ -38,7 +39,7 @@ def memory_sweep(
     work = [(matcher, setting, count) for matcher, setting in matchers for count in counts]
     with Progress("memory sweep", len(work), "measurements") as progress:
         measured = [
-            measure(keeper, matcher, data, setting, query_descriptors=query_descriptors, database_descriptors=count)
+            measure(keeper, matcher, data, setting, Counts(query_descriptors, count))
             for matcher, setting, count in progress.over(work)
         ]
     comparisons = {protocol.name: compare(data, measured, protocol) for protocol in data.protocols}

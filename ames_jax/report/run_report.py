@@ -1,4 +1,4 @@
-"""What a training run leaves: every method scored on the test split, a table, and pictures."""
+"""The report of a training run: every method scored on the test split, a table, and pictures."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ames_jax.report.curves import draw_training, training_run
 from ames_jax.report.gallery import draw_gallery, gallery_query, pick_queries
 from ames_jax.report.tables import markdown_table, table_rows
 from ames_jax.report.tradeoff import draw_tradeoff
+from ames_jax.retrieval.grid import Counts
 from ames_jax.retrieval.matchers import KernelMatcher, Matcher, ModelMatcher
 from ames_jax.retrieval.ranking import reordered
 from ames_jax.retrieval.sets import RetrievalSet
@@ -76,12 +77,12 @@ def matchers(teacher: AMES | None, student: AMES, training: DescriptorReader) ->
 
 def plan(
     matchers: Sequence[Matcher], query_descriptors: Collection[int], database_descriptors: Collection[int]
-) -> list[tuple[Matcher, int, int]]:
-    """What is measured: every number of database descriptors with the most query descriptors; all but a teacher also the
+) -> list[tuple[Matcher, Counts]]:
+    """Work for `tune_all`: every number of database descriptors with the most query descriptors; all but a teacher also the
     symmetric pairs, to hold against the same database side with more query descriptors."""
     most = max(query_descriptors)
     return [
-        (matcher, queries, count)
+        (matcher, Counts(queries, count))
         for matcher in matchers
         for queries in sorted(query_descriptors)
         for count in database_descriptors
@@ -94,8 +95,8 @@ def setting_rows(measured: Sequence[Measured]) -> list[dict]:
     return [
         {
             "method": one.matcher.name,
-            "query_descriptors": one.query_descriptors,
-            "database_descriptors": one.database_descriptors,
+            "query_descriptors": one.counts.query,
+            "database_descriptors": one.counts.database,
             **dataclasses.asdict(one.setting),
         }
         for one in measured
@@ -114,7 +115,7 @@ def draw_curves(
 def draw_ranked(queries: int, root: Path, workdir: Path, student: Sequence[Measured], test: RetrievalSet) -> None:
     """gallery.png: queries before and after re-ranking with as many descriptors of the student as 1 KB holds."""
     fitting = [one for one in student if one.stored_bytes <= KILOBYTE]
-    shown = max(fitting or student, key=lambda one: (one.database_descriptors, one.query_descriptors))
+    shown = max(fitting or student, key=lambda one: one.counts[::-1])
     after = reordered(np.asarray(test.ranks), shown.order)
     before_ap, after_ap = test.average_precisions(), test.average_precisions(shown.order)
     query_ids, database_ids = test.queries.ids(), test.database.ids()
@@ -131,7 +132,7 @@ def draw_ranked(queries: int, root: Path, workdir: Path, student: Sequence[Measu
         for row in pick_queries(before_ap, after_ap, queries)
     ]  # fmt: skip
     method = (
-        f"student, {shown.query_descriptors} query × {shown.database_descriptors} database descriptors "
+        f"student, {shown.counts.query} query × {shown.counts.database} database descriptors "
         f"({shown.stored_bytes} B an image)"
     )
     draw_gallery(test.name, method, pictured, workdir / "gallery.png")

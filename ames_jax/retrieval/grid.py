@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,13 @@ GAMMAS = (0.1, 0.2, 0.4, 0.8, 1.6)
 # its saturation: for a small γ the sigmoid is a straight line, and the form of the ensemble does not hold the kernel back.
 KERNEL_GAMMAS = (0.01, 0.03, 0.1, 0.3, 1.0)
 KERNEL_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+
+
+class Counts(NamedTuple):
+    """Descriptors that are used of each image: the strongest of a query, and of a database image."""
+
+    query: int
+    database: int
 
 
 @dataclass(frozen=True)

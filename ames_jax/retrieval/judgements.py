@@ -1,4 +1,4 @@
-"""Where the judged images stand in a ranking: the part of evaluation that touches the long arrays. NumPy only.
+"""Places of the judged images in a ranking: the part of evaluation that touches the long arrays. NumPy only.
 
 What a ranking and a ground truth are, and what holds for junk, repeats and fillers, is defined in `metrics`.
 """
@@ -57,7 +57,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Hits:
-    """Where the right images stand once junk is gone.
+    """Places of the right images once junk is gone.
 
     query, place, before: int64 [F]; place and the number of right images before it count from 0. positives: int64 [Nq],
     all right images of the ground truth. length: R.
@@ -99,7 +99,7 @@ def judge(ranks: np.ndarray, ground_truth: GroundTruth) -> Judged:
 def judge_by_class(
     ranks: np.ndarray, query_labels: np.ndarray, database_labels: np.ndarray, own: np.ndarray | None = None
 ) -> Judged:
-    """For sets whose ground truth is a class label: an image is right when its label is the query's.
+    """Judgements by class label: an image is right when its label is the query's.
 
     query_labels int [Nq], database_labels int [Ng]; own int [Nq]: the query's own row in the database (it is junk),
     negative where it has none. Raises UserError when an entry of the ranking lies outside the database.
@@ -157,7 +157,7 @@ def _listed(entry: Mapping[str, Sequence[int]], row: int) -> tuple[np.ndarray, n
 
 
 def _count_before(flag: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """How many flagged entries of the same query stand before each entry; entries are ordered by query, then place."""
+    """Number of flagged entries of the same query before each entry; entries are ordered by query, then place."""
     running = np.concatenate([[0], np.cumsum(flag)])
     return running[:-1] - running[np.searchsorted(query, query)]
 

@@ -1,7 +1,7 @@
 """Retrieval protocols: where the right images stand in a ranking, and each benchmark's figure of it. NumPy only.
 
 A *ranking* is an integer array `ranks [Nq, R]`: row i holds database rows, best first, for query i. The *ground truth*
-is a list with one mapping a query, from a kind of judgement to database rows: `{"easy", "hard", "junk"}` (ROxford,
+is a list with one mapping per query, from a kind of judgement to database rows: `{"easy", "hard", "junk"}` (ROxford,
 RParis) or `{"ok", "junk"}` (everything else).
 
 What is defined here, once, for every protocol:

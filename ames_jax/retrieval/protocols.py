@@ -1,4 +1,4 @@
-"""Which figures each benchmark reports. The only place where evaluation knows data sets by name."""
+"""The figures that each benchmark reports. The only place where evaluation knows data sets by name."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from ames_jax.data.readers import DescriptorReader
 from ames_jax.descriptors import DescriptorSet
+from ames_jax.retrieval.grid import Counts
 from ames_jax.retrieval.matchers import Matcher
 from ames_jax.retrieval.scoring import in_threads, queries_at_a_time
 from ames_jax.retrieval.sets import RetrievalSet
@@ -41,19 +42,17 @@ class ScoreKeeper:
     memory_bytes: int = 2 << 30
     shared: bool = True
 
-    def scores(
-        self, data: RetrievalSet, matcher: Matcher, k: int, query_descriptors: int, database_descriptors: int
-    ) -> np.ndarray:
+    def scores(self, data: RetrievalSet, matcher: Matcher, k: int, counts: Counts) -> np.ndarray:
         """float32 [Nq, C, F] for the F thresholds of the matcher: of every pair that a shortlist of k needs, NaN elsewhere.
 
         Column j is column j of the set's lists. Raises UserError when the first stage lists fewer than k images.
         """
-        needed, counts = data.needed_pairs(k), (query_descriptors, database_descriptors)
+        needed = data.needed_pairs(k)
         shape = (*needed.shape, len(matcher.thresholds))
         facts = {**matcher.facts, **data.facts, "descriptors": counts} if self.folder else {}
         if not self.shared or jax.process_count() == 1:
             kept = _open_scores(self.folder, facts, shape)
-            fill(kept, needed, data, matcher, *counts, memory_bytes=self.memory_bytes)
+            fill(kept, needed, data, matcher, counts, memory_bytes=self.memory_bytes)
             return np.array(kept[:, : shape[1]])
         part = self.folder and self.folder / f"process_{jax.process_index()}_of_{jax.process_count()}"
         kept, mine = _open_scores(part, facts, shape), own_share(len(needed))
@@ -61,7 +60,7 @@ class ScoreKeeper:
         before = np.asarray(as_lead(np.array(whole[:, : shape[1]])))[mine]
         kept[mine, : shape[1]] = np.where(np.isnan(before), kept[mine, : shape[1]], before)
         own = needed & np.isin(np.arange(len(needed)), mine)[:, None]
-        fill(kept, own, data, matcher, *counts, memory_bytes=self.memory_bytes)
+        fill(kept, own, data, matcher, counts, memory_bytes=self.memory_bytes)
         joined = join_shares(np.array(kept[mine, : shape[1]]), len(needed))
         if is_lead():
             whole[:, : shape[1]] = joined
@@ -74,10 +73,9 @@ def fill(
     needed: np.ndarray,
     data: RetrievalSet,
     matcher: Matcher,
-    query_descriptors: int,
-    database_descriptors: int,
+    counts: Counts,
     *,
-    memory_bytes: int = 2 << 30,
+    memory_bytes: int,
 ) -> int:
     """Fills `scores` (float32 [Nq, ≥ C, F]) where `needed` (bool [Nq, C]) has none yet; returns how many pairs it scored.
 
@@ -89,7 +87,7 @@ def fill(
     total, threads = int(missing.sum()), queries_at_a_time()
     if not total:
         return 0
-    cache = DatabaseCache(data.database, database_descriptors, matcher.stored, memory_bytes, threads)
+    cache = DatabaseCache(data.database, counts.database, matcher.stored, memory_bytes, threads)
     work = [
         (query, columns[start : start + cache.images_per_block])
         for query, columns in ((query, np.flatnonzero(missing[query])) for query in range(len(missing)))
@@ -99,9 +97,9 @@ def fill(
     def score(item: tuple[int, np.ndarray]) -> np.ndarray:
         query, columns = item
         images = cache.gather(np.asarray(data.ranks[query, columns], np.int64))
-        return matcher.shortlist(data.queries.read(np.array([query]), query_descriptors)[0], images)
+        return matcher.shortlist(data.queries.read(np.array([query]), counts.query)[0], images)
 
-    label = f"{data.name}, {matcher.name}, {query_descriptors} × {database_descriptors} descriptors"
+    label = f"{data.name}, {matcher.name}, {counts.query} × {counts.database} descriptors"
     with Progress(label, total, "pairs") as progress:
         for (query, columns), found in zip(work, in_threads(score, work, threads)):
             scores[query, columns] = found.reshape(len(columns), -1)

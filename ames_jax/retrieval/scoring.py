@@ -29,7 +29,7 @@ TOKENS_ON_ACCELERATOR = 1 << 17
 
 
 def micro_batch_size(queries: int, databases: int, backend: str) -> int:
-    """Pairs that one device scores at a time, for Q and T descriptors a side."""
+    """Pairs that one device scores at a time, for Q query and T database descriptors."""
     tokens = TOKENS_PER_MICRO_BATCH.get(backend, TOKENS_ON_ACCELERATOR)
     return max(1, round(tokens / (1 + queries + databases)))
 

@@ -122,7 +122,7 @@ class RetrievalSet:
 
     @functools.cached_property
     def facts(self) -> dict[str, str]:
-        """What tells the set's pairs from others: names, and fingerprints of the lists and of both sides' descriptors."""
+        """Names and fingerprints that tell the set's pairs from others: of the lists and of both sides' descriptors."""
         return {
             "set": self.name,
             "first_stage": self.first_stage,
@@ -173,7 +173,7 @@ class RetrievalSet:
         return needed[:, : int(np.flatnonzero(needed.any(axis=0)).max(initial=-1)) + 1]
 
     def shortlist(self, scores: np.ndarray, k: int, protocol: Protocol | None = None) -> Shortlist:
-        """What re-ranking of the first k reorders in a protocol; scores float [Nq, C], NaN where a pair has none.
+        """The first k images of each list by a protocol, to be reordered; scores float [Nq, C], NaN where a pair has none.
 
         Queries that the protocol does not count need no scores. Raises UserError where another pair has none.
         """

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ames_jax.retrieval.grid import LAMBDAS, Grid
+from ames_jax.retrieval.grid import LAMBDAS, Counts, Grid
 from ames_jax.retrieval.matchers import Matcher
 from ames_jax.retrieval.metrics import protocol_score
 from ames_jax.retrieval.ranking import Setting
@@ -33,15 +33,14 @@ class SweepRow:
 
 @dataclass(frozen=True)
 class Measured:
-    """A matcher with Q query and T database descriptors at one setting.
+    """A matcher with some numbers of descriptors at one setting.
 
     figures: percent by protocol name. order: int64 [Nq, H], the new order of the lists' heads in the main protocol.
     scores: float32 [Nq, C], those of the setting's threshold.
     """
 
     matcher: Matcher
-    query_descriptors: int
-    database_descriptors: int
+    counts: Counts
     setting: Setting
     figures: dict[str, float]
     order: np.ndarray
@@ -50,7 +49,7 @@ class Measured:
     @property
     def stored_bytes(self) -> int:
         """Bytes of local descriptors per database image."""
-        return self.matcher.stored_bytes(self.database_descriptors)
+        return self.matcher.stored_bytes(self.counts.database)
 
 
 def sweep(
@@ -83,47 +82,33 @@ def tune(
     test: RetrievalSet | None = None,
     *,
     k: int,
-    query_descriptors: int,
-    database_descriptors: int,
+    counts: Counts,
 ) -> Measured:
     """The matcher on `test` at the λ, γ and threshold that `validation` prefers; without `test`, on `validation` itself."""
-    scores = keeper.scores(validation, matcher, k, query_descriptors, database_descriptors)
+    scores = keeper.scores(validation, matcher, k, counts)
     rows = sweep(validation, scores, Grid((k,), LAMBDAS, matcher.gammas), matcher.thresholds)
-    return measure(
-        keeper, matcher, test or validation, best_row(rows).setting,
-        query_descriptors=query_descriptors, database_descriptors=database_descriptors,
-    )  # fmt: skip
+    return measure(keeper, matcher, test or validation, best_row(rows).setting, counts)
 
 
 def tune_all(
-    work: Sequence[tuple[Matcher, int, int]], validation: RetrievalSet, test: RetrievalSet, k: int
+    work: Sequence[tuple[Matcher, Counts]], validation: RetrievalSet, test: RetrievalSet, k: int
 ) -> list[Measured]:
-    """`tune` for every (matcher, query descriptors, database descriptors), in their order; this process alone.
+    """`tune` for every matcher with its numbers of descriptors, in their order; this process alone.
 
     Two at a time: while a program of one is compiled, on one core, another scores.
     """
     keeper = ScoreKeeper(shared=False)
 
-    def one(item: tuple[Matcher, int, int]) -> Measured:
-        matcher, queries, count = item
-        return tune(keeper, matcher, validation, test, k=k, query_descriptors=queries, database_descriptors=count)
+    def one(item: tuple[Matcher, Counts]) -> Measured:
+        return tune(keeper, item[0], validation, test, k=k, counts=item[1])
 
     with Progress(f"{test.name}: every method and number of descriptors", len(work), "measurements") as progress:
         return list(progress.over(in_threads(one, work, 2, first_alone=False)))
 
 
-def measure(
-    keeper: ScoreKeeper,
-    matcher: Matcher,
-    data: RetrievalSet,
-    setting: Setting,
-    *,
-    query_descriptors: int,
-    database_descriptors: int,
-) -> Measured:
+def measure(keeper: ScoreKeeper, matcher: Matcher, data: RetrievalSet, setting: Setting, counts: Counts) -> Measured:
     """The matcher on a set at one setting."""
-    counts = query_descriptors, database_descriptors
-    scores = keeper.scores(data, matcher, setting.k, *counts)[..., matcher.thresholds.index(setting.threshold)]
+    scores = keeper.scores(data, matcher, setting.k, counts)[..., matcher.thresholds.index(setting.threshold)]
     orders = [data.shortlist(scores, setting.k, p).order(setting.lam, setting.gamma) for p in data.protocols]
     figures = {p.name: protocol_score(data.judged.reordered(order), p) for p, order in zip(data.protocols, orders)}
-    return Measured(matcher, *counts, setting, figures, orders[0], scores)
+    return Measured(matcher, counts, setting, figures, orders[0], scores)

@@ -19,6 +19,7 @@ from ames_jax.model.ames import AMES, AMESConfig
 from ames_jax.model.initialisation import initialise
 from ames_jax.model.released import load_model
 from ames_jax.model.weights import read_model
+from ames_jax.retrieval.grid import Counts
 from ames_jax.retrieval.matchers import ModelMatcher
 from ames_jax.retrieval.scores import ScoreKeeper
 from ames_jax.retrieval.sets import RIGHT, RetrievalSet, sample_descriptors
@@ -211,16 +212,10 @@ def make_validation(config: ConfigDict, root: Path) -> Callable[[AMES], dict[str
     data = RetrievalSet.load(root, "validation", queries=settings.queries)
     shortlist = min(settings.shortlist, data.ranks.shape[1])
     right = data.judged.columns_of(RIGHT, shortlist)
+    counts = Counts(settings.query_descriptors, settings.database_descriptors)
 
     def validate(model: AMES) -> dict[str, float]:
-        found = tune(
-            ScoreKeeper(),
-            ModelMatcher(model, "model"),
-            data,
-            k=shortlist,
-            query_descriptors=settings.query_descriptors,
-            database_descriptors=settings.database_descriptors,
-        )
+        found = tune(ScoreKeeper(), ModelMatcher(model, "model"), data, k=shortlist, counts=counts)
         logits = found.scores[:, :shortlist]
         scored = ~np.isnan(logits)
         accuracy = 0.5 * ((logits > 0)[right & scored].mean() + (logits <= 0)[~right & scored].mean())

@@ -10,7 +10,7 @@ import pytest
 
 from ames_jax.data.readers import MemoryReader
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.retrieval.grid import Grid
+from ames_jax.retrieval.grid import Counts, Grid
 from ames_jax.retrieval.judgements import judge
 from ames_jax.retrieval.matchers import Matcher
 from ames_jax.retrieval.metrics import REVISITED, gldv2_map, gldv2_protocols, revisited_map
@@ -83,7 +83,7 @@ def expected_scores(data: RetrievalSet) -> np.ndarray:
 def scored(data, folder, k=10, matcher=None, **options) -> tuple[np.ndarray, np.ndarray, int]:
     """Scores [Nq, C], which of them were needed, and how many were made now."""
     matcher = matcher or Dot()
-    scores = ScoreKeeper(folder, **options).scores(data, matcher, k, 3, 4)
+    scores = ScoreKeeper(folder, **options).scores(data, matcher, k, Counts(3, 4))
     return scores[..., 0], data.needed_pairs(k), matcher.pairs
 
 

@@ -14,7 +14,7 @@ from ames_jax.model.ames import AMES, AMESConfig
 from ames_jax.model.weights import save_model
 from ames_jax.report.evaluation import evaluate, opponent
 from ames_jax.report.run_report import matchers
-from ames_jax.retrieval.grid import KERNEL_THRESHOLDS
+from ames_jax.retrieval.grid import KERNEL_THRESHOLDS, Counts
 from ames_jax.retrieval.matchers import KernelMatcher, Matcher, ModelMatcher
 from ames_jax.retrieval.scores import ScoreKeeper
 from ames_jax.retrieval.sets import RetrievalSet
@@ -70,7 +70,7 @@ def test_all_thresholds_are_scored_in_one_pass(root, monkeypatch):
     monkeypatch.setattr(matching, "best_similarities", lambda *sets: calls.append(1) or original(*sets))
     data = RetrievalSet.load(root, "test")
     kernel = KernelMatcher.on_floats("kernel", data.training)
-    scores = ScoreKeeper().scores(data, kernel, 10, 6, 4)
+    scores = ScoreKeeper().scores(data, kernel, 10, Counts(6, 4))
     assert scores.shape == (len(data.ranks), 10, len(KERNEL_THRESHOLDS))
     assert len(calls) == len(data.ranks)
 
@@ -89,9 +89,11 @@ class Nearest(Matcher):
 
 def test_a_matcher_of_ones_own_is_tuned_as_all_are(root):
     validation, test = (RetrievalSet.load(root, name) for name in ("validation", "test"))
-    found = tune(ScoreKeeper(), Nearest(), validation, test, k=20, **COUNTS)
+    found = tune(ScoreKeeper(), Nearest(), validation, test, k=20, counts=Counts(6, 4))
     assert found.figures["mAP"] >= test.figures()["mAP"] - 5
     assert found.stored_bytes == 4 * 2 * synthetic.WIDTH
-    again, other = tune_all([(Nearest(), 6, 4), (Nearest(), 6, 2)], validation, test.in_memory(6, 4), 20)
+    again, other = tune_all(
+        [(Nearest(), Counts(6, 4)), (Nearest(), Counts(6, 2))], validation, test.in_memory(6, 4), 20
+    )
     assert again.figures == found.figures
-    assert other.database_descriptors == 2
+    assert other.counts.database == 2
