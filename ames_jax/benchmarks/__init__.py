@@ -1,1 +1,1 @@
-"""What `python -m ames_jax.benchmark` measures, and the plain PyTorch implementation that it is compared with."""
+"""The benchmarks of `python -m ames_jax.benchmark`, and the plain PyTorch implementation that they compare with."""

@@ -1,4 +1,4 @@
-"""What the benchmarks can be asked: the flags of `python -m ames_jax.benchmark`."""
+"""The flags of `python -m ames_jax.benchmark`: one class per benchmark."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Floating-point operations that AMES needs, counted in the traced program: matrix products, a multiply-add counted as two.
 
-Softmax, LayerNorm and activations (about 1 % at the released size) are left out, and so is what our program does without
-need: a share of the matmul peak is never flattered.
+Softmax, LayerNorm and activations (about 1 % at the released size) are left out, and so are products that our
+program does without need: a share of the matmul peak is never flattered.
 """
 
 from __future__ import annotations

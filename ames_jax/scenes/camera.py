@@ -1,4 +1,4 @@
-"""Where the photographer stands: a pinhole camera in front of a facade, random per photo."""
+"""The photographer's place: a pinhole camera in front of a facade, random per photo."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class Camera:
 
     @classmethod
     def random(cls, rng: Rng, difficulty: float) -> Camera:
+        """A view of the facade of a landmark; difficulty 0 is straight-on."""
         yaw, pitch, roll = np.radians(rng.uniform(-1, 1, 3) * [50, 14, 7]) * difficulty
         pitch += np.radians(4)  # people look up at buildings
         target_x = CANVAS_WIDTH * (0.5 + rng.uniform(-0.3, 0.3) * difficulty)

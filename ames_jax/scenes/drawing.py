@@ -28,9 +28,11 @@ class Patch:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """(height, width)"""
         return self.gray.shape
 
     def resized(self, size: int) -> Patch:
+        """The patch at size × size pixels, averaged over areas."""
         if size == self.gray.shape[0]:
             return self
         return Patch(shrink(self.gray, (size, size)), shrink(self.alpha, (size, size)))
@@ -138,4 +140,5 @@ class Canvas:
             self.glass[here] = np.maximum(self.glass[here], patch.glass[there])
 
     def sprite(self) -> Sprite:
+        """The plane as it is now, as a sprite."""
         return Sprite(np.clip(self.image, 0, 255).astype(np.uint8), (self.alpha * 255).astype(np.uint8))

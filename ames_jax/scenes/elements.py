@@ -99,7 +99,7 @@ def draw_wall(rng: Rng, colour: np.ndarray) -> np.ndarray:
 
 
 class WindowStyle:
-    """How one kind of window looks, drawn at random; sizes are shares of its width, greys 0..255."""
+    """The looks of one kind of window, drawn at random; sizes are shares of its width, greys 0..255."""
 
     def __init__(self, rng: Rng) -> None:
         self.shape = int(rng.integers(0, 4))  # rectangle, round arch, pointed arch, segmental arch
@@ -234,6 +234,7 @@ class Library:
         return WindowStyle(rng)
 
     def ornament(self, rng: Rng, size: int) -> Patch:
+        """A shared ornament or one of its own, likewise: [size, size]."""
         shared = rng.random() < self.shared
         patch = self.ornaments[int(rng.integers(len(self.ornaments)))] if shared else draw_ornament(rng)
         return patch.resized(size)

@@ -1,4 +1,4 @@
-"""What light and lens do to a photo: cast shadow, uneven light, contrast, colour cast, blur, noise, JPEG."""
+"""The effects of light and lens on a photo: cast shadow, uneven light, contrast, colour cast, blur, noise, JPEG."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Image = np.ndarray  # uint8 [H, W, 3]
 
 
 def develop(photo: Image, rng: Rng, difficulty: float, night: bool) -> bytes:
-    """A rendered scene to the bytes of a JPEG file."""
+    """The bytes of a JPEG file of a rendered scene, uint8 [H, W, 3]."""
     photo = _uneven_light(photo, rng, difficulty)
     photo = _tone(photo, rng, difficulty, night)
     blur = rng.uniform(0, 1.7) * difficulty

@@ -1,4 +1,4 @@
-"""Composes the photos of the transfer set: a facade or a textured scene, seen from anywhere, in any light."""
+"""The world of the transfer set: composes photos of a facade or a textured scene, seen from anywhere, in any light."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Instance:
-    """What the photos of one label show: the facade, if it is one, behind it and before it the layers, far ones first."""
+    """The subject of the photos of one label: the facade, if it is one, and the layers behind and before it, far ones first."""
 
     facade: Landmark | None
     layers: tuple[Layer, ...]
@@ -48,6 +48,7 @@ class TransferWorld(World):
         self.clutter = [_cutout(rng, int(rng.integers(60, 160)), int(rng.integers(60, 160))) for _ in range(CLUTTER)]
 
     def landmark(self, number: int) -> Instance:
+        """Instance `number`: a facade or a textured scene."""
         rng = np.random.default_rng([self.settings.seed, 14, number])
         if rng.random() < self.settings.facades:
             backdrop = (_far_layer(rng),) if rng.random() < 0.4 else ()
@@ -56,6 +57,7 @@ class TransferWorld(World):
         return Instance(None, tuple(sorted(layers, key=lambda layer: layer.depth)))
 
     def photograph(self, number: int, view: int, landmark: Instance) -> bytes:
+        """The JPEG file of view `view` of instance `number`: a pure function of (settings, number, view)."""
         rng = np.random.default_rng([self.settings.seed, 15, number, view])
         # Easy and hard views of everything: only where some pairs are easy does a hard one have a known partner.
         difficulty = self.settings.difficulty * rng.uniform(0.25, 1.1)
@@ -186,6 +188,7 @@ class Palette:
         self.middle, self.range = rng.uniform(60, 160), rng.uniform(0.3, 0.8)
 
     def colour(self, rng: Rng) -> tuple[float, float, float]:
+        """One of its colours (blue, green, red)."""
         hue = self.hues[int(rng.integers(len(self.hues)))]
         return tuple(float(v) for v in np.clip(hue * self.middle * np.exp(rng.normal(0, self.range)), 4, 250))
 

@@ -38,6 +38,7 @@ class World:
         ]
 
     def landmark(self, number: int) -> Landmark:
+        """Landmark `number`; the same number gives the same pixels."""
         return build_landmark(np.random.default_rng([self.settings.seed, 4, number]), self.library)
 
     def photograph(self, number: int, view: int, landmark: Landmark) -> bytes:
