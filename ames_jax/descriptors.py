@@ -107,8 +107,10 @@ def unpack_bits(packed: UInt8[AnyArray, "*batch bytes"], dtype: Any = jnp.float3
     return bits.astype(dtype) * 2 - 1
 
 
-def validate(descriptors: DescriptorSet, width: int, bits: int | None, name: str) -> None:
+def validate(descriptors: DescriptorSet, width: int, bits: int | None, name: str) -> DescriptorSet:
     """Refuses, on the host, descriptors that cannot enter a model of this descriptor `width` (and `bits`).
+
+    Returns the set; where padding rows hold NaN or infinity, which would spread in a matrix product, with zeros in them.
 
     Raises:
       UserError: naming `name` and what is wrong: a width that does not match, packed bits for a full-precision model,
@@ -128,10 +130,13 @@ def validate(descriptors: DescriptorSet, width: int, bits: int | None, name: str
     valid = descriptors.valid
     if valid is not None and tuple(valid.shape) != tuple(features.shape[:-1]):
         raise UserError(f"{name}: valid has shape {tuple(valid.shape)}, expected {tuple(features.shape[:-1])}")
-    if not descriptors.is_packed:
-        bad = ~np.isfinite(np.asarray(features)).all(-1)
-        if valid is not None:
-            bad &= np.asarray(valid)
-        if bad.any():
-            row = tuple(int(i) for i in np.argwhere(bad)[0])
-            raise UserError(f"{name}: descriptor {row if len(row) > 1 else row[0]} holds NaN or infinity")
+    if descriptors.is_packed:
+        return descriptors
+    bad = ~np.isfinite(np.asarray(features)).all(-1)
+    if not bad.any():
+        return descriptors
+    real = bad if valid is None else bad & np.asarray(valid)
+    if real.any():
+        row = tuple(int(i) for i in np.argwhere(real)[0])
+        raise UserError(f"{name}: descriptor {row if len(row) > 1 else row[0]} holds NaN or infinity")
+    return dataclasses.replace(descriptors, features=np.where(bad[..., None], 0, np.asarray(features)))

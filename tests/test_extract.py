@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -148,6 +149,24 @@ def test_a_run_that_was_killed_goes_on_and_a_finished_one_stays(
     assert (out / "sift_images_local.hdf5").read_bytes() == (data_set / "sift_images_local.hdf5").read_bytes()
     with pytest.raises(UserError, match="use the same settings, or another folder"):
         sift(pictures, out, statistics, "--max-side=100")
+
+
+def test_a_picture_replaced_under_its_name_is_not_taken_for_the_old_one(
+    pictures: Path, statistics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, out = shutil.copytree(pictures, tmp_path / "own"), tmp_path / "my_photos"
+    finish = extracting._finish
+    monkeypatch.setattr(extracting, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        sift(own, out, statistics, "--chunk=2")
+    monkeypatch.setattr(extracting, "_finish", finish)
+    cv2.imwrite(str(own / "b/3.png"), dead_leaves(9, 100, 100))
+    assert sift(own, out, statistics, "--chunk=2") == 0
+    assert sift(own, tmp_path / "fresh", statistics, "--chunk=2") == 0
+    assert records(out) == records(tmp_path / "fresh")
+    cv2.imwrite(str(own / "b/3.png"), dead_leaves(10, 100, 100))
+    with pytest.raises(UserError, match="pictures was"):
+        sift(own, out, statistics, "--chunk=2")
 
 
 def test_a_run_that_was_killed_at_its_very_end_is_finished(

@@ -11,6 +11,7 @@ import numpy as np
 from ames_jax.data.release_hdf5 import features_of, open_hdf5
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import read_array, write_blocks
+from ames_jax.runtime.fingerprints import content_of
 from ames_jax.runtime.progress import Progress
 
 BLOCK_BYTES = 64 * 2**20
@@ -27,7 +28,8 @@ class GlobalDescriptors:
 
         Raises UserError: a file is missing, cut short, or holds something else; the files are of different widths.
         """
-        self._parts = [_open(Path(path)) for path in paths]
+        self._paths = list(map(Path, paths))
+        self._parts = [_open(path) for path in self._paths]
         self._ends = np.cumsum([len(part) for part in self._parts])
         width = self._parts[0].shape[1]
         for path, part in zip(paths, self._parts):
@@ -49,6 +51,10 @@ class GlobalDescriptors:
             if low < high:
                 pieces.append(part[low - first : high - first])
         return np.concatenate(pieces) if pieces else np.empty((0, self.shape[1]), np.float32)
+
+    def content(self) -> str:
+        """A hash of the files; see `files.content_of`."""
+        return content_of(self._paths)
 
     def save(self, path: Path) -> None:
         """Writes all rows as one float32 .npy file, block by block, whole or not at all."""

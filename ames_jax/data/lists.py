@@ -66,6 +66,19 @@ def read_list(path: str | Path, forms: Collection[str] = FORMS) -> ImageList:
     return ImageList(ids, labels, numbers[:, -2:] if "width" in FORMS[columns] else None)
 
 
+def refuse_repeats(ids: Sequence[str], where: str | Path) -> None:
+    """Raises UserError, naming `where` and the first of them, where an id comes more than once."""
+    if len(set(ids)) == len(ids):
+        return
+    first: dict[str, int] = {}
+    for row, name in enumerate(ids):
+        if name in first:
+            raise UserError(
+                f"{where}: image {row + 1} has the id {name!r} of image {first[name] + 1}; every image needs an id of its own"
+            )
+        first[name] = row
+
+
 def read_labels(path: str | Path) -> dict[str, str]:
     """Label by picture, of a list whose lines are `picture,label` or have a tab for the comma; both are any text.
 

@@ -16,7 +16,16 @@ import numpy as np
 from ames_jax.data.neighbour_search import BLOCK, BlockSearch, Rows
 from ames_jax.runtime import cache
 from ames_jax.runtime.errors import UserError
-from ames_jax.runtime.files import lock, read_array, read_json, same_job, write_array, write_blocks, write_json
+from ames_jax.runtime.files import (
+    digest_of,
+    lock,
+    read_array,
+    read_json,
+    same_job,
+    write_array,
+    write_blocks,
+    write_json,
+)
 from ames_jax.runtime.progress import Progress
 
 UNFINISHED = ".unfinished"
@@ -54,11 +63,27 @@ def open_neighbours(folder: str | Path) -> Neighbours:
     for path in (path for path in (folder / f"{name}.npy" for name in ARRAYS) if not path.exists()):
         raise UserError(f"{path} is missing; make neighbour lists with `python -m ames_jax.prepare neighbours`")
     indices, similarities = (read_array(folder / f"{name}.npy", mapped=True) for name in ARRAYS)
-    if indices.shape != similarities.shape or indices.ndim != 2 or indices.dtype.kind != "i":
+    if indices.shape != similarities.shape or indices.ndim != 2 or similarities.dtype.kind != "f":
         raise UserError(
-            f"{folder}: indices {indices.dtype} {indices.shape} and similarities {similarities.shape} do not match"
+            f"{folder}: indices {indices.dtype} {indices.shape} and similarities {similarities.dtype} "
+            f"{similarities.shape} do not match; expected whole numbers and floats [queries, neighbours]"
         )
-    return Neighbours(indices, similarities, read_json(folder / "about.json", missing={}))
+    if indices.dtype.kind != "i":
+        indices = _as_rows(indices, folder / "indices.npy")
+    about = read_json(folder / "about.json", keys={"global?": str}, missing={})
+    return Neighbours(indices, similarities, about)
+
+
+def _as_rows(indices: np.ndarray, path: Path) -> np.ndarray:
+    """int64 from other numbers; raises UserError where they are not whole, or of a float type too short to tell them."""
+    exact = 2 ** (np.finfo(indices.dtype).nmant + 1) if indices.dtype.kind == "f" else 2**63
+    with np.errstate(invalid="ignore"):
+        rows = np.asarray(indices).astype(np.int64)
+    if indices.dtype.kind == "b" or (rows != indices).any() or (rows.size and rows.max() >= exact):
+        raise UserError(
+            f"{path}: {indices.dtype} values that are no rows of a database; expected whole numbers (int32)"
+        )
+    return rows
 
 
 def save_neighbours(
@@ -109,12 +134,13 @@ def search_to_folder(
         "block": search.block,
         "queries": _described(queries),
         "database": _described(database),
+        "inputs": [_content(queries), _content(database)],
     }
     facts, advice = {**settings, "made_by": "exact inner product search"}, "Name another folder, or delete this one"
     about = folder / "about.json"
     if about.exists():
-        return same_job(about, facts, advice=advice)
-    same_job(folder / UNFINISHED / "settings.json", settings, advice=advice)
+        return same_job(about, facts, later=("inputs",), advice=advice)
+    same_job(folder / UNFINISHED / "settings.json", settings, later=("inputs",), advice=advice)
     starts = range(0, len(queries), search.block)
     mine = starts[process::processes]
     with lock(folder / UNFINISHED / f"{process}", cache.home()):
@@ -134,6 +160,11 @@ def _described(values: Rows) -> list:
     """Shape, and a checksum of the first and the last row, so that other descriptors are not taken for these."""
     ends = np.concatenate([values[:1], values[len(values) - 1 :]])
     return [*values.shape, hashlib.sha256(np.ascontiguousarray(ends, np.float32)).hexdigest()[:16]]
+
+
+def _content(values: Rows) -> str:
+    """A hash of all rows, so that descriptors changed in the middle are not taken for these."""
+    return digest_of(values) if isinstance(values, np.ndarray) else values.content()
 
 
 def _block(folder: Path, name: str, start: int) -> Path:

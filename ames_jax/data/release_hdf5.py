@@ -12,7 +12,7 @@ from ames_jax.data.lists import RELEASE, ImageList, read_list
 from ames_jax.data.records import ImageRecord, RecordFormat
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.runtime.errors import UserError
-from ames_jax.runtime.files import fingerprint_of
+from ames_jax.runtime.fingerprints import content_of, fingerprint_of
 
 # Columns before the descriptor: x, y (share of the image), scale, mask (1 = padding), weight.
 METADATA = 5
@@ -153,7 +153,7 @@ class ReleaseSource:
         row = int(row)
         if not 0 <= row < len(self):
             raise IndexError(f"{self.path}: image {row} of {len(self)}")
-        metadata, features = self.read_raw(row, self._kept)
+        metadata, features = self._read_clean(row, self._kept)
         descriptors = DescriptorSet(
             features,
             valid=metadata[..., MASK] == 0,
@@ -171,7 +171,7 @@ class ReleaseSource:
         breaks = np.flatnonzero(np.diff(rows) > 1 + GAP_BYTES // row_bytes) + 1
         pieces = []
         for run in np.split(rows, breaks):
-            metadata, features = self.read_raw(slice(run[0], run[-1] + 1), count)
+            metadata, features = self._read_clean(slice(run[0], run[-1] + 1), count)
             chosen = run - run[0]
             pieces.append((features[chosen], metadata[chosen, :, MASK] == 0))
         return DescriptorSet(*map(np.concatenate, zip(*pieces)))
@@ -199,9 +199,22 @@ class ReleaseSource:
             metadata, features = values[..., :METADATA], values[..., METADATA:]
         return np.asarray(metadata, np.float32), features
 
+    def _read_clean(self, rows: int | slice, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """As `read_raw`, with zeros for NaN and infinity in padding rows: 0 times NaN would still be NaN."""
+        metadata, features = self.read_raw(rows, count)
+        padding = metadata[..., MASK] != 0
+        if not self.packed and not np.isfinite(features[padding]).all():
+            features = np.where(padding[..., None], 0, features)
+        return metadata, features
+
     def fingerprint(self) -> str:
-        """A hash of where the files lie, their sizes and when they were changed."""
+        """A hash of where the files lie, their sizes, when they were changed, and samples of them."""
         return fingerprint_of(self.files)
+
+    def content(self) -> str:
+        """A hash of the files and of the list that is the same wherever they lie; see `files.content_of`."""
+        listed = self.arguments["images"]
+        return content_of([*self.files, *([] if listed is None else [listed])])
 
     def ids(self) -> list[str]:
         """The id of every image."""

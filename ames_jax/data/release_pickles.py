@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from ames_jax.data.safe_pickle import read_pickle
@@ -88,23 +90,36 @@ def import_neighbours(
         Progress(f"importing {Path(pickle).name}", 3 * len(blocks), "blocks") as progress,
     ):
         largest = max(float(np.max(indices[rows, :columns], initial=0)) for rows in progress.over(blocks))
-        if indices.dtype.itemsize <= 4 and indices.dtype.kind == "f" and largest >= EXACT_FLOAT32:
+        if largest >= _exact_below(indices.dtype):
             raise UserError(
                 f"{pickle}: holds row {largest:.0f} as {indices.dtype}, which cannot tell it from its neighbour: make the "
                 "lists again with `python -m ames_jax.prepare neighbours`"
             )
         whole = (_whole_numbers(indices[rows, :columns], pickle, rows.start) for rows in progress.over(blocks))
         write_blocks(folder / "indices.npy", whole, np.int64 if largest >= 2**31 else np.int32, shape)
-        values = (similarities[rows, :columns] for rows in progress.over(blocks))
+        values = (_finite(similarities[rows, :columns], pickle, rows.start) for rows in progress.over(blocks))
         write_blocks(folder / "similarities.npy", values, dtype, shape)
         write_json(folder / "about.json", {"imported_from": Path(pickle).name, **(about or {})})
     return shape
 
 
+def _exact_below(dtype: np.dtype) -> float:
+    """Up to here a type holds every whole number; 256 for bfloat16, 2048 for float16, 2²⁴ for float32."""
+    return math.inf if dtype.kind in "iu" else 2.0 ** (ml_dtypes.finfo(dtype).nmant + 1)
+
+
 def _whole_numbers(indices: np.ndarray, pickle: str | Path, start: int) -> np.ndarray:
-    if not np.isfinite(indices).all() or (indices != np.floor(indices)).any():
-        raise UserError(f"{pickle}: queries from {start} hold indices that are not whole numbers")
+    if not np.isfinite(indices).all() or (indices != np.floor(indices)).any() or (indices < 0).any():
+        raise UserError(f"{pickle}: queries from {start} hold indices that are not whole numbers from 0 on")
     return indices
+
+
+def _finite(similarities: np.ndarray, pickle: str | Path, start: int) -> np.ndarray:
+    good = np.isfinite(similarities).all(axis=1)
+    if not good.all():
+        query = start + int(np.argmin(good))
+        raise UserError(f"{pickle}: query {query} has similarities that are NaN or infinity; make the lists again")
+    return similarities
 
 
 def import_ground_truth(

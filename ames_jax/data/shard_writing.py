@@ -43,7 +43,7 @@ PARALLEL_BYTES = 256 * 2**20
 UNFINISHED = ".unfinished"
 RECEIPT = ("records", "bytes", "sha256", "file_bytes")
 # Of the settings, those in which the splits of a data set may differ.
-OF_A_SPLIT = ("images", "shards", "first", "last")
+OF_A_SPLIT = ("images", "shards", "first", "last", "inputs")
 ADVICE = "Use the same settings and source, another folder, or delete this one"
 
 Source = Sequence[ImageRecord]
@@ -142,7 +142,7 @@ def plan_shards(
         count = min(count, len(source))
         edges = [len(source) * i // count for i in range(count + 1)]
         own = [ShardTask(root, name, split, i, count, edges[i], edges[i + 1], record_format) for i in range(count)]
-        if not _claim(own, len(source), source[0].id, source[len(source) - 1].id):
+        if not _claim(own, source):
             tasks += own
     return tasks
 
@@ -254,20 +254,22 @@ def _complete_with_beam(tasks: Sequence[ShardTask], splits: Mapping[str, Source]
         _ = pipeline | beam.Create(tasks) | beam.Reshuffle() | beam.Map(_complete, dict(splits))
 
 
-def _claim(tasks: Sequence[ShardTask], images: int, first: str, last: str) -> bool:
+def _claim(tasks: Sequence[ShardTask], source: Source) -> bool:
     """Makes the folder ready for a split and checks its settings against what is there; True when all is written."""
     task = tasks[0]
     settings = {"name": task.name, **dataclasses.asdict(task.format), "geometry": list(task.format.geometry)}
-    settings |= {"images": images, "shards": task.of, "first": first, "last": last}
+    settings |= {"images": len(source), "shards": task.of, "first": source[0].id, "last": source[len(source) - 1].id}
+    if hasattr(source, "content"):  # files; images in memory are known by their ids alone
+        settings["inputs"] = source.content()
     finished = read_json(task.root / "shards.json", missing={})
     for split, entry in finished.items():
         free = () if split == task.split else OF_A_SPLIT
-        refuse_other(f"{task.root} {split}", entry["settings"], settings, free=free, advice=ADVICE)
+        refuse_other(f"{task.root} {split}", entry["settings"], settings, free=free, later=("inputs",), advice=ADVICE)
     files = finished.get(task.split, {}).get("files", {})
     if files and all(t.path.exists() and t.path.stat().st_size == files[t.path.name]["file_bytes"] for t in tasks):
         shutil.rmtree(task.receipt.parent, ignore_errors=True)  # left by a run that was killed at its very end
         return True
-    same_job(task.receipt.with_name("settings.json"), settings, advice=ADVICE)
+    same_job(task.receipt.with_name("settings.json"), settings, later=("inputs",), advice=ADVICE)
     for own in tasks if files else ():
         write_json(own.receipt, files[own.path.name])
     return False

@@ -26,7 +26,8 @@ from ames_jax.data.release_hdf5 import ReleaseSource
 from ames_jax.data.shard_writing import write_shards
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.runtime.errors import UserError, requires
-from ames_jax.runtime.files import fingerprint_of, read_array, read_json, write_json
+from ames_jax.runtime.files import read_array, read_json, write_json
+from ames_jax.runtime.fingerprints import content_of, fingerprint_of
 
 with epy.lazy_imports():  # neither exists for Windows, where all else works
     import tensorflow_datasets as tfds
@@ -87,8 +88,12 @@ class DescriptorSource:
         return labels
 
     def fingerprint(self) -> str:
-        """A hash of where the shards lie, their sizes and when they were changed."""
+        """A hash of where the shards lie, their sizes, when they were changed, and samples of them."""
         return fingerprint_of(self.files)
+
+    def content(self) -> str:
+        """A hash of the shards that is the same wherever they lie; see `files.content_of`."""
+        return content_of(self.files)
 
     def _open(self) -> Any:
         if self._records is None:

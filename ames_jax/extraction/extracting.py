@@ -40,6 +40,8 @@ from ames_jax.runtime.progress import Progress, write
 ADVICE = "Use the same images and settings, another --split or --out, or delete it"
 # Of the facts of a finished split, those that are known at its end.
 FOUND = ("written", "broken")
+# Of an unfinished one, what each of its shards knows for its own part: one of other pictures is written again.
+LATER = ("pictures",)
 # A host that ends together with another waits so long for it to write the metadata.
 WAIT_SECONDS = 60
 
@@ -77,7 +79,14 @@ class ExtractionJob:
         """The settings that a run that goes on must have in common with the one before."""
         listed = [(file.id, file.label, file.box) for file in self.images.files]
         digest = hashlib.sha256(json.dumps(listed).encode()).hexdigest()
-        return {"extraction": self.backbone.settings, "images": len(self.images), "list": digest}
+        settings = {"extraction": self.backbone.settings, "images": len(self.images), "list": digest}
+        return settings | {"pictures": self.pictures(0, len(self.images))}
+
+    def pictures(self, start: int, stop: int) -> str:
+        """A hash of the sizes and times of these files, so that a picture replaced under its name is extracted again."""
+        stats = [file.path.stat() if file.path.exists() else None for file in self.images.files[start:stop]]
+        seen = [stat and (stat.st_size, stat.st_mtime_ns) for stat in stats]
+        return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:16]
 
 
 class LoadedImage(NamedTuple):
@@ -144,7 +153,7 @@ def _plan(job: ExtractionJob) -> list[ShardTask]:
     folder = job.root / shard_writing.UNFINISHED / job.split
     if job.facts_file.exists():
         before = files.read_json(job.facts_file)
-        files.refuse_other(f"{job.root} {job.split}", before, job.facts(), free=FOUND, advice=ADVICE)
+        files.refuse_other(f"{job.root} {job.split}", before, job.facts(), free=FOUND, later=LATER, advice=ADVICE)
         if not folder.exists():
             return []
     old = job.root / ".extracted" / job.split
@@ -163,7 +172,7 @@ def _plan(job: ExtractionJob) -> list[ShardTask]:
     listed = [ImageRecord(file.id, file.label, nothing) for file in job.images.files]
     tasks = shard_writing.plan_shards(job.root, name, {job.split: listed}, **settings)
     if tasks:
-        files.same_job(folder / "extraction.json", job.facts(), advice=ADVICE)
+        files.same_job(folder / "extraction.json", job.facts(), free=LATER, advice=ADVICE)
     else:
         shutil.rmtree(folder, ignore_errors=True)  # left where a run was killed at its very end
     return tasks
@@ -171,7 +180,10 @@ def _plan(job: ExtractionJob) -> list[ShardTask]:
 
 def _is_done(job: ExtractionJob, task: ShardTask) -> bool:
     """Whether a shard and all that belongs to it is there; broken images count as missing unless they are skipped."""
-    broken = files.read_json(task.receipt).get("broken") if task.is_written() else None
+    receipt = files.read_json(task.receipt) if task.is_written() else {}
+    broken = receipt.get("broken")
+    if receipt.get("pictures") not in (None, job.pictures(task.start, task.stop)):
+        return False
     return broken is not None and (job.skip_broken or not broken)
 
 
@@ -234,10 +246,13 @@ def _write(job: ExtractionJob, task: ShardTask, loaded: Iterator[LoadedImage | s
                 sizes.append(image.size)
             progress.update(len(listed))
 
+    pictures = job.pictures(task.start, task.stop)
     shard_writing.write_shard(task, records())
     shard_writing.verify_shard(task)
     files.write_array(task.receipt.with_suffix(".npy"), np.concatenate(global_descriptors))
-    files.write_json(task.receipt, {**files.read_json(task.receipt), "sizes": sizes, "broken": broken})
+    files.write_json(
+        task.receipt, {**files.read_json(task.receipt), "sizes": sizes, "broken": broken, "pictures": pictures}
+    )
 
 
 def _finish(job: ExtractionJob, tasks: Sequence[ShardTask]) -> None:

@@ -53,7 +53,7 @@ class BitPacker:
 
         Raises UserError, naming `name`, for another width, NaN or infinity.
         """
-        validate(descriptors, self.config.descriptor_width, self.config.bits, name)
+        descriptors = validate(descriptors, self.config.descriptor_width, self.config.bits, name)
         if descriptors.is_packed:
             return descriptors
         images, count, width = descriptors.features.shape

@@ -91,7 +91,7 @@ def model_of(config: AMESConfig, weights: Mapping[str, np.ndarray], names: Mappi
       names: of that layout, by our names.
 
     Raises:
-      UserError: one error that lists every missing, left-over and mis-shaped weight.
+      UserError: one error that lists every missing, left-over and mis-shaped weight, and those with NaN or infinity.
     """
     graph, state = nnx.split(nnx.eval_shape(lambda: AMES(config, nnx.Rngs(0))))
     slots = {"/".join(map(str, path)): (path, variable) for path, variable in nnx.to_flat_state(state)}
@@ -107,6 +107,8 @@ def model_of(config: AMESConfig, weights: Mapping[str, np.ndarray], names: Mappi
         shape = variable.shape[::-1] if turned else variable.shape
         if array.shape != shape:
             faults.append(f"{names[ours]} has shape {array.shape}, expected {shape}")
+        elif not np.isfinite(array).all():
+            faults.append(f"{names[ours]} holds NaN or infinity")
         filled.append((path, variable.replace(jax.numpy.asarray(array.T if turned else array))))
     if faults:
         raise UserError(f"the weights do not fit the model ({len(faults)} faults): " + "; ".join(faults))

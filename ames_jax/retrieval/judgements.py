@@ -75,9 +75,10 @@ class Hits:
         return np.where(self.positives > 0, sums, np.nan)
 
 
-def judge(ranks: np.ndarray, ground_truth: GroundTruth) -> Judged:
+def judge(ranks: np.ndarray, ground_truth: GroundTruth, images: int | None = None) -> Judged:
     """Finds the judged images of `ground_truth` in `ranks` (int [Nq, R]).
 
+    images: of the database, where it is known: then the ground truth must name no other.
     Raises UserError when the two differ in their number of queries, or an entry is malformed; TypeError when `ranks`
     does not hold integers.
     """
@@ -86,6 +87,11 @@ def judge(ranks: np.ndarray, ground_truth: GroundTruth) -> Judged:
     query, place, kind = [], [], []
     for row, entry in enumerate(ground_truth):
         listed, listed_kind = _listed(entry, row)
+        if images is not None and listed.size and listed[-1] >= images:
+            raise UserError(
+                f"ground truth of query {row} names database row {listed[-1]}, but the database has {images} images: it "
+                "belongs to another database"
+            )
         counts[row] = np.bincount(listed_kind, minlength=len(KINDS))
         places = np.flatnonzero(np.isin(ranks[row], listed))
         found, first = np.unique(ranks[row, places], return_index=True)
@@ -99,7 +105,7 @@ def judge(ranks: np.ndarray, ground_truth: GroundTruth) -> Judged:
 def judge_by_class(
     ranks: np.ndarray, query_labels: np.ndarray, database_labels: np.ndarray, own: np.ndarray | None = None
 ) -> Judged:
-    """Judgements by class label: an image is right when its label is the query's.
+    """Judgements by class label: an image is right when its label is the query's, and not negative.
 
     query_labels int [Nq], database_labels int [Ng]; own int [Nq]: the query's own row in the database (it is junk),
     negative where it has none. Raises UserError when an entry of the ranking lies outside the database.
@@ -114,8 +120,8 @@ def judge_by_class(
     by_label = np.argsort(database_labels, kind="stable")
     edges = [np.searchsorted(database_labels[by_label], query_labels, side) for side in ("left", "right")]
     entries = []
-    for start, stop, itself in zip(*edges, np.full(len(ranks), -1) if own is None else own):
-        same = by_label[start:stop]
+    for label, start, stop, itself in zip(query_labels, *edges, np.full(len(ranks), -1) if own is None else own):
+        same = by_label[start:stop] if label >= 0 else by_label[:0]
         entries.append({"ok": same[same != itself], "junk": [itself] if itself >= 0 else []})
     return judge(ranks, entries)
 
@@ -144,16 +150,36 @@ def _checked(ranks: np.ndarray, queries: int) -> np.ndarray:
 
 def _listed(entry: Mapping[str, Sequence[int]], row: int) -> tuple[np.ndarray, np.ndarray]:
     """All rows that an entry lists, ascending and once each, and the kind of each."""
+    if not isinstance(entry, Mapping):
+        raise UserError(f"ground truth of query {row}: expected lists {', '.join(KINDS)}, found {type(entry).__name__}")
     if not any(kind in entry for kind in KINDS):
         raise UserError(
             f"ground truth of query {row} has none of the lists {', '.join(KINDS)}; "
             f"it has {', '.join(map(str, entry)) or 'nothing'}"
         )
-    lists = [np.asarray(entry.get(kind, ()), np.int64).reshape(-1) for kind in KINDS]
+    lists = [_whole(entry.get(kind, ()), row, kind) for kind in KINDS]
     rows, first = np.unique(np.concatenate(lists), return_index=True)
     if rows.size and rows[0] < 0:
         raise UserError(f"ground truth of query {row} lists database row {rows[0]}: rows count from 0")
     return rows, np.repeat(np.arange(len(KINDS)), [len(rows_of_kind) for rows_of_kind in lists])[first]
+
+
+def _whole(rows: Sequence[int], row: int, kind: str) -> np.ndarray:
+    """int64 [n]; raises UserError for anything but whole numbers, so that 0.5 is not taken for row 0."""
+    try:
+        values = np.asarray(rows).reshape(-1)
+    except ValueError:  # lists of different lengths
+        values = np.array([None])
+    if not values.size:
+        return np.empty(0, np.int64)
+    if values.dtype.kind in "iu" or (values.dtype.kind == "f" and (values == np.floor(values)).all()):
+        with np.errstate(invalid="ignore"):
+            found = values.astype(np.int64)
+        if (found == values).all():
+            return found
+    raise UserError(
+        f"ground truth of query {row}: {kind} holds {str(rows)[:60]}; expected database rows, whole numbers"
+    )
 
 
 def _count_before(flag: np.ndarray, query: np.ndarray) -> np.ndarray:

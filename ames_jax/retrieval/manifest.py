@@ -11,9 +11,9 @@
     }
 
 `descriptors` is an HDF5 file of the release's layout, a packed store, or `FOLDER:SPLIT` of a prepared data set. A list
-has one line per image, in the order of the descriptors: `id`, or `id,label` with an integer label. The ground truth is a
-list with one mapping per query, `{"ok": […], "junk": […]}` or `{"easy", "hard", "junk"}`, of gallery rows or of ids from
-the list. With labels instead, an image is right when its label is the query's; the query's own id in the gallery is junk.
+has one line per image, in the order of the descriptors: `id`, or `id,label`. The ground truth is a list with one mapping
+per query, `{"ok": […], "junk": […]}` or `{"easy", "hard", "junk"}`, of gallery rows or of ids from the list. With labels
+instead (any text; −1 is none), an image is right when its label is the query's; the query's own id in the gallery is junk.
 Paths are relative to the manifest.
 """
 
@@ -26,21 +26,24 @@ from typing import Any
 
 import numpy as np
 
-from ames_jax.data.lists import FORMS, ImageList, read_list
+from ames_jax.data.lists import FORMS, ImageList, read_list, refuse_repeats
 from ames_jax.data.neighbours import Neighbours, open_neighbours
 from ames_jax.data.readers import DescriptorReader
 from ames_jax.data.release_hdf5 import ReleaseSource
 from ames_jax.data.release_pickles import import_neighbours
 from ames_jax.data.shards import open_split
 from ames_jax.data.store import open_store
-from ames_jax.retrieval.judgements import Judged, judge, judge_by_class
+from ames_jax.retrieval.judgements import KINDS, Judged, judge, judge_by_class
 from ames_jax.retrieval.protocols import metric_of
 from ames_jax.retrieval.sets import RetrievalSet
 from ames_jax.runtime.errors import UserError, did_you_mean
 from ames_jax.runtime.files import read_json
+from ames_jax.runtime.schema import check_keys
 
 REQUIRED = ("name", "metric", "first_stage", "query", "gallery", "neighbours")
 OPTIONAL = ("ground_truth",)
+SIDES = ("query", "gallery")
+SIDE = {"descriptors": str, "list?": str}
 
 
 def open_manifest(path: Path, copies: Path) -> RetrievalSet:
@@ -50,21 +53,21 @@ def open_manifest(path: Path, copies: Path) -> RetrievalSet:
     """
     manifest = read_json(path)
     _check_keys(path, manifest)
-    sides = {side: manifest[side] for side in ("query", "gallery")}
-    images = {
-        side: read_list(path.parent / spec["list"], FORMS[:2]) if "list" in spec else None
-        for side, spec in sides.items()
-    }
+    sides = {side: manifest[side] for side in SIDES}
+    readers = {side: _open_descriptors(path, spec) for side, spec in sides.items()}
+    images = {side: _read_list(path.parent, spec, readers[side]) for side, spec in sides.items()}
+    if images["gallery"] is not None:
+        refuse_repeats(images["gallery"].ids, path.parent / sides["gallery"]["list"])
     lists = read_lists(path.parent / manifest["neighbours"], copies)
     return RetrievalSet(
         name=manifest["name"],
         first_stage=manifest["first_stage"],
         ranks=lists.indices,
         similarities=lists.similarities,
-        judged=_judged(path, manifest, images["query"], images["gallery"], lists.indices),
+        judged=_judged(path, manifest, images["query"], images["gallery"], lists.indices, len(readers["gallery"])),
         protocols=metric_of(manifest["metric"]),
-        queries=_open_descriptors(path, sides["query"]),
-        database=_open_descriptors(path, sides["gallery"]),
+        queries=readers["query"],
+        database=readers["gallery"],
     )
 
 
@@ -89,9 +92,14 @@ def _check_keys(path: Path, manifest: Mapping[str, Any]) -> None:
         if key not in REQUIRED + OPTIONAL:
             raise UserError(f"{path}: unknown key {key!r}{did_you_mean(key, REQUIRED + OPTIONAL)}")
     missing = [key for key in REQUIRED if key not in manifest]
-    missing += [f"{side}.descriptors" for side in ("query", "gallery") if "descriptors" not in manifest.get(side, {})]
     if missing:
         raise UserError(f"{path}: missing {', '.join(missing)}")
+    check_keys(manifest, {key: dict if key in SIDES else str for key in manifest}, str(path))
+    for side in SIDES:
+        known = [key.removesuffix("?") for key in SIDE]
+        for key in manifest[side].keys() - set(known):
+            raise UserError(f"{path}: unknown key {key!r} in {side}{did_you_mean(key, known)}")
+        check_keys(manifest[side], SIDE, f"{path}: {side}")
 
 
 def _open_descriptors(path: Path, spec: Mapping[str, str]) -> DescriptorReader:
@@ -107,25 +115,63 @@ def _open_descriptors(path: Path, spec: Mapping[str, str]) -> DescriptorReader:
     raise UserError(f"{path}: descriptors {text!r} is neither an HDF5 file, a packed store nor FOLDER:SPLIT")
 
 
+def _read_list(folder: Path, spec: Mapping[str, str], reader: DescriptorReader) -> ImageList | None:
+    """The list of a side, None where it has none; a label that is a name stays part of the id."""
+    if "list" not in spec:
+        return None
+    images = read_list(folder / spec["list"], FORMS[:2])
+    if len(images) != len(reader):
+        raise UserError(
+            f"{folder / spec['list']} lists {len(images)} images, {spec['descriptors']} holds {len(reader)}: give the list "
+            "that the descriptors were extracted from, without a header line"
+        )
+    return images
+
+
 def _judged(
-    path: Path, manifest: Mapping[str, Any], query: ImageList | None, gallery: ImageList | None, ranks: np.ndarray
+    path: Path,
+    manifest: Mapping[str, Any],
+    query: ImageList | None,
+    gallery: ImageList | None,
+    ranks: np.ndarray,
+    images: int,
 ) -> Judged:
     row_of = {name: row for row, name in enumerate(gallery.ids)} if gallery else {}
     if "ground_truth" in manifest:
-        entries = read_json(path.parent / manifest["ground_truth"], list)
-        return judge(ranks, [_rows(path, entry, row_of) for entry in entries])
-    if query is None or gallery is None or query.labels is None or gallery.labels is None:
+        place = path.parent / manifest["ground_truth"]
+        entries = [_rows(place, query, entry, row_of) for query, entry in enumerate(read_json(place, list))]
+        return judge(ranks, entries, images)
+    query_names, gallery_names = _names(query), _names(gallery)
+    if query_names is None or gallery_names is None:
         raise UserError(f"{path}: give ground_truth, or lists with a label on every line for query and gallery")
-    own = np.array([row_of.get(name, -1) for name in query.ids], np.int64)
-    return judge_by_class(ranks, query.labels, gallery.labels, own)
+    row_of = {name: row for row, (name, _) in enumerate(gallery_names)}
+    own = np.array([row_of.get(name, -1) for name, _ in query_names], np.int64)
+    number = {
+        name: label for label, name in enumerate(dict.fromkeys(label for _, label in gallery_names + query_names))
+    }
+    number["-1"] = -1
+    labels = [np.array([number[label] for _, label in names], np.int64) for names in (query_names, gallery_names)]
+    judged = judge_by_class(ranks, *labels, own)
+    if not judged.counts[:, KINDS.index("ok")].any():
+        raise UserError(f"{path}: no query has a right image: no label of the query list is in the gallery list")
+    return judged
 
 
-def _rows(path: Path, entry: Mapping[str, list], row_of: Mapping[str, int]) -> dict[str, list[int]]:
-    """A ground truth entry with ids replaced by gallery rows."""
-    rows: dict[str, list[int]] = {}
-    for kind, names in entry.items():
-        unknown = [name for name in names if isinstance(name, str) and name not in row_of]
-        if unknown:
-            raise UserError(f"{path}: the ground truth names {unknown[0]!r}, which the gallery's list does not have")
-        rows[kind] = [row_of[name] if isinstance(name, str) else int(name) for name in names]
-    return rows
+def _names(images: ImageList | None) -> list[tuple[str, str]] | None:
+    """The id and the label, as text, of every image of a list; None where it has no labels."""
+    if images is None:
+        return None
+    if images.labels is not None:
+        return list(zip(images.ids, map(str, images.labels.tolist())))
+    named = [line.rpartition(",") for line in images.ids]
+    return [(name.strip(), label.strip()) for name, _, label in named] if all(name for name, _, _ in named) else None
+
+
+def _rows(path: Path, query: int, entry: Any, row_of: Mapping[str, int]) -> dict[str, list]:
+    """A ground truth entry with ids replaced by gallery rows; `judge` refuses what is no row."""
+    if not isinstance(entry, dict) or not all(isinstance(names, list) for names in entry.values()):
+        raise UserError(f"{path}: query {query}: expected lists such as ok and junk, found {str(entry)[:60]}")
+    unknown = [name for names in entry.values() for name in names if isinstance(name, str) and name not in row_of]
+    if unknown:
+        raise UserError(f"{path}: query {query} names {unknown[0]!r}, which the gallery's list does not have")
+    return {kind: [row_of[name] if isinstance(name, str) else name for name in names] for kind, names in entry.items()}

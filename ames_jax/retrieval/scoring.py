@@ -87,8 +87,8 @@ class Scorer:
         Raises:
           UserError: a width, mask or value that the model cannot take.
         """
-        validate(query, self.config.descriptor_width, self.config.bits, "query")
-        validate(database, self.config.descriptor_width, self.config.bits, "database")
+        query = validate(query, self.config.descriptor_width, self.config.bits, "query")
+        database = validate(database, self.config.descriptor_width, self.config.bits, "database")
         count = database.features.shape[0]
         if count == 0:
             return np.zeros(0, np.float32)
@@ -98,8 +98,8 @@ class Scorer:
 
     def pairs(self, query: DescriptorSet, database: DescriptorSet) -> Float32[np.ndarray, " B"]:
         """Logits of query [B, Q, ·] with database [B, T, ·], pair by pair; raises as `shortlist` does."""
-        validate(query, self.config.descriptor_width, self.config.bits, "query")
-        validate(database, self.config.descriptor_width, self.config.bits, "database")
+        query = validate(query, self.config.descriptor_width, self.config.bits, "query")
+        database = validate(database, self.config.descriptor_width, self.config.bits, "database")
         count = database.features.shape[0]
         if query.features.shape[0] != count:
             raise ValueError(f"{query.features.shape[0]} queries for {count} database sets; pairs need equal numbers")

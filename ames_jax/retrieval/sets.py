@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import digest_of, read_json
 
 RIGHT = ("easy", "hard", "ok")
+LARGEST_SIMILARITY = 1.01  # of vectors of length 1, with what bfloat16 rounds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,9 +72,10 @@ class RetrievalSet:
         if not path.is_file():
             found = ", ".join(sorted(p.stem for p in path.parent.glob("*.json"))) or "none"
             raise UserError(f"{path}: no such evaluation; {root} has: {found}")
-        truth, about = read_json(path), read_about(root)
+        truth, about = read_ground_truth(path), read_about(root)
         lists = open_neighbours(root / "neighbours" / f"{truth['query']}.{truth['database']}")
         reader, entries = open_split(root, truth["query"]), truth["queries"]
+        database = open_split(root, truth["database"])
         ranks, similarities, rows = lists.indices, lists.similarities, None
         files = tuple([root / "global" / f"{truth[side]}.npy"] for side in ("query", "database"))
         if queries and len(reader) == len(lists) == len(entries):
@@ -84,14 +87,14 @@ class RetrievalSet:
             first_stage=lists.first_stage(about.get("global")),
             ranks=ranks,
             similarities=similarities,
-            judged=judge(ranks, entries),
+            judged=judge(ranks, entries, len(database)),
             protocols=METRICS["revisited" if any("easy" in entry for entry in entries) else "map"],
             queries=reader,
-            database=open_split(root, truth["database"]),
+            database=database,
             training=_training(root),
             global_files=files if all(path.is_file() for (path,) in files) else None,
             query_rows=rows,
-            truth=functools.partial(judge, ground_truth=entries),
+            truth=functools.partial(judge, ground_truth=entries, images=len(database)),
         )
 
     def in_memory(self, query_descriptors: int, database_descriptors: int) -> RetrievalSet:
@@ -119,6 +122,7 @@ class RetrievalSet:
                 f"{self.name}: the neighbour lists of {self.first_stage} name database image {wrong}, but the database "
                 f"has {len(self.database)} images: the lists belong to another database"
             )
+        _check_similarities(self.similarities, f"{self.name}: the neighbour lists of {self.first_stage}")
 
     @functools.cached_property
     def facts(self) -> dict[str, str]:
@@ -194,6 +198,32 @@ def sample_descriptors(reader: DescriptorReader, count: int, per_image: int, see
     images = reader.read(np.sort(rows), per_image)
     features = np.asarray(images.features, np.float32)
     return (features.reshape(-1, features.shape[-1]) if images.valid is None else features[images.valid])[:count]
+
+
+def read_ground_truth(path: Path) -> dict[str, Any]:
+    """The ground truth that `prepare import` wrote: `query` and `database`, the splits, and `queries`, a list of mappings.
+
+    Raises UserError, naming the file and the key, where it holds something else.
+    """
+    return read_json(path, keys={"query": str, "database": str, "queries": list})
+
+
+def _check_similarities(similarities: np.ndarray, where: str) -> None:
+    """Raises UserError for similarities that are not finite, or not of vectors of length 1: λ weighs what lies in −1..1."""
+    if not similarities.size:
+        return
+    lowest, highest = float(similarities.min()), float(similarities.max())
+    if not np.isfinite([lowest, highest]).all():
+        bad = int(np.argmax(~np.isfinite(similarities).all(axis=1)))
+        raise UserError(
+            f"{where} hold similarities that are NaN or infinity, the first of query {bad}; make them again"
+        )
+    largest = max(highest, -lowest)
+    if largest > LARGEST_SIMILARITY:
+        raise UserError(
+            f"{where} hold a similarity of {largest:g}; expected −1 to 1, inner products of vectors of length 1: divide the "
+            "global descriptors by their lengths, and make the lists again"
+        )
 
 
 def _spread(rows: list[int], count: int, path: Path) -> np.ndarray:

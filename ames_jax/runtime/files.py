@@ -24,6 +24,7 @@ import numpy as np
 from etils import epath
 
 from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.schema import check_keys
 
 BLOCK_BYTES = 1 << 22
 
@@ -90,21 +91,30 @@ def write_json(path: Path, value: Any) -> None:
     write_file(path, json.dumps(_plain(value), indent=1) + "\n")
 
 
-def read_json(path: Path, kind: type = dict, *, missing: dict[str, Any] | None = None) -> Any:
+def read_json(
+    path: Path, kind: type = dict, *, keys: Mapping[str, Any] | None = None, missing: dict[str, Any] | None = None
+) -> Any:
     """The JSON object (or `kind`, say list) in a file, `missing` where there is no file.
 
+    keys: what `check_keys` is to find in it.
     Raises UserError, naming the file, where it holds something else, or is not there and nothing stands for it.
     """
     if missing is not None and not path.exists():
         return missing
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON: {error}") from error
     if not isinstance(value, kind):
         expected = "object" if kind is dict else kind.__name__
         raise UserError(f"{path}: expected a JSON {expected}, found {type(value).__name__}")
+    if keys is not None:
+        check_keys(value, keys, str(path))
     return value
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is no JSON")
 
 
 def write_array(path: Path, values: np.ndarray) -> None:
@@ -150,11 +160,14 @@ def read_array(path: str | Path, *, mapped: bool = False) -> np.ndarray:
     return values if values.dtype.isnative else values.astype(values.dtype.newbyteorder("="))
 
 
-def same_job(path: Path, facts: Mapping[str, Any], *, free: Container[str] = (), advice: str) -> bool:
+def same_job(
+    path: Path, facts: Mapping[str, Any], *, free: Container[str] = (), later: Container[str] = (), advice: str
+) -> bool:
     """True where `path` holds these facts (plain JSON) already; writes them where there is no such file (False).
 
     Args:
       free: keys that may differ from one run of a job to the next.
+      later: keys that earlier versions did not write; a file without them is of the same job.
       advice: what to do about another job's facts, e.g. "use another --out, or delete it".
 
     Raises:
@@ -165,21 +178,27 @@ def same_job(path: Path, facts: Mapping[str, Any], *, free: Container[str] = (),
         write_json(path, now)
         return False
     before = read_json(path)
-    refuse_other(str(path.parent), before, now, free=free, advice=advice)
+    refuse_other(str(path.parent), before, now, free=free, later=later, advice=advice)
     return True
 
 
 def refuse_other(
-    where: str, before: Mapping[str, Any], now: Mapping[str, Any], *, free: Container[str] = (), advice: str
+    where: str,
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    *,
+    free: Container[str] = (),
+    later: Container[str] = (),
+    advice: str,
 ) -> None:
-    """Raises UserError, naming every key that differs, where the facts of a job are others than before."""
+    """Raises UserError, naming every key that differs, where the facts of a job are others than before; see `same_job`."""
     differs = [
         f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and key not in free
+        if before.get(key) != now.get(key) and key not in free and not (key in later and key not in before)
     ]
     if differs:
-        raise UserError(f"{where}: was begun with other settings: {'; '.join(differs)}. {advice}")
+        raise UserError(f"{where}: was begun with other settings or inputs: {'; '.join(differs)}. {advice}")
 
 
 def checksum(path: Path) -> int:
@@ -189,12 +208,6 @@ def checksum(path: Path) -> int:
         while block := stream.read(BLOCK_BYTES):
             value = zlib.crc32(block, value)
     return value
-
-
-def fingerprint_of(files: Iterable[str | Path]) -> str:
-    """A hash of where files lie, their sizes and when they were changed: 16 hexadecimal digits."""
-    facts = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in map(Path, files)]
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 def digest_of(*arrays: np.ndarray) -> str:

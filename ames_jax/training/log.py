@@ -31,16 +31,17 @@ class TrainingLog:
     Args:
       directory: of the run.
       label: the run in what is printed ("teacher", "student", "detector").
-      first: steps that are done already; what the files hold past them is dropped.
+      first: steps that are done already by the checkpoint that the run goes on from, None where there is none; what the
+        files hold past them is dropped.
       steps: of the whole run.
       counts: what one step works on over all processes, e.g. {"images": 48}; each becomes a figure `images_per_second`.
     """
 
-    def __init__(self, directory: Path, label: str, first: int, steps: int, counts: Mapping[str, int]) -> None:
+    def __init__(self, directory: Path, label: str, first: int | None, steps: int, counts: Mapping[str, int]) -> None:
         self._label, self._steps, self._counts = label, steps, counts
         self._history = History(directory, first) if is_lead() else None
-        self._progress = Progress(label, total=steps, unit="steps", done=first)
-        self._since, self._step, self._waited = time.perf_counter(), first, 0.0
+        self._progress = Progress(label, total=steps, unit="steps", done=first or 0)
+        self._since, self._step, self._waited = time.perf_counter(), first or 0, 0.0
 
     def __enter__(self) -> TrainingLog:
         self._progress.__enter__()
@@ -105,16 +106,17 @@ class TrainingLog:
 
 
 class History:
-    """`metrics.jsonl` and TensorBoard files in one directory; what lies past `first` steps is dropped."""
+    """`metrics.jsonl` and TensorBoard files in one directory; what lies past `first` steps is dropped, with None all of it."""
 
-    def __init__(self, directory: Path, first: int) -> None:
+    def __init__(self, directory: Path, first: int | None) -> None:
         self._path = directory / HISTORY_FILE
         directory.mkdir(parents=True, exist_ok=True)
-        self._lines = [line for line in read_history(directory) if line["step"] <= first]
+        # Without a checkpoint a run begins anew, and validates before its first step again.
+        self._lines = [line for line in read_history(directory) if first is not None and line["step"] <= first]
         self._replace()
         self._file = None if is_remote(directory) else self._path.open("a")
         # Event files only grow; the purge step tells TensorBoard to forget what a killed run logged past its checkpoint.
-        self._writer = SummaryWriter(str(directory / "tensorboard"), purge_step=first + 1)
+        self._writer = SummaryWriter(str(directory / "tensorboard"), purge_step=0 if first is None else first + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Logs values after `step` steps."""
@@ -146,9 +148,11 @@ def read_history(directory: Path) -> list[dict[str, float]]:
     """The logged lines of a run, oldest first; a line cut short by a kill is left out."""
     path = directory / HISTORY_FILE
     lines = []
-    for text in path.read_text().splitlines() if path.exists() else []:
+    for text in path.read_text(errors="replace").splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError):
-            lines.append(json.loads(text))
+            line = json.loads(text)
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                lines.append(line)
     return lines
 
 

@@ -103,7 +103,8 @@ class _Run:
             self.state, position = self.checkpoints.restore(self.state)
         self.first = position.get("step", 0)
         self.best, self.validated = position.get("best", -np.inf), position.get("validated", -1)
-        self.log = TrainingLog(settings.directory, settings.label, self.first, task.steps, task.counts)
+        logged = self.first if position else None
+        self.log = TrainingLog(settings.directory, settings.label, logged, task.steps, task.counts)
         self.unchecked: tuple[int, Any, dict[str, jax.Array]] | None = None
         self.saved_at = time.monotonic()
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ames_jax.model.ames import AMES
-from ames_jax.model.weights import facts_of, model_fingerprint, read_model, save_model
+from ames_jax.model.weights import MODEL_FILE, facts_of, model_fingerprint, read_model, save_model
 from ames_jax.runtime.devices import data_mesh, local_copy, on_all
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.processes import as_lead, check_equal, is_lead, wait_for_all
@@ -53,7 +53,7 @@ def fit(
 
 def finished(directory: Path) -> bool:
     """True where a run in this directory went to its end."""
-    return (directory / "last").is_dir() and bool(facts_of(directory / "last").get("finished"))
+    return (directory / "last" / MODEL_FILE).is_file() and bool(facts_of(directory / "last").get("finished"))
 
 
 class ModelTask(Task):

@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
+from ames_jax.data.global_descriptors import GlobalDescriptors
 from ames_jax.data.neighbour_search import BlockSearch, nearest
-from ames_jax.data.neighbours import open_neighbours, save_neighbours
+from ames_jax.data.neighbours import open_neighbours, save_neighbours, search_to_folder
 from ames_jax.runtime.errors import UserError
 
 
@@ -109,3 +110,14 @@ def test_files_that_do_not_match_are_refused(tmp_path):
     np.save(tmp_path / "similarities.npy", np.zeros((3, 5), np.float32))
     with pytest.raises(UserError, match="do not match"):
         open_neighbours(tmp_path)
+
+
+def test_descriptors_that_changed_in_the_middle_are_not_taken_for_the_old_ones(tmp_path):
+    base = vectors(60)
+    np.save(tmp_path / "base.npy", base)
+    assert search_to_folder(tmp_path / "lists", base, GlobalDescriptors([tmp_path / "base.npy"]), 5)
+    assert search_to_folder(tmp_path / "lists", base, GlobalDescriptors([tmp_path / "base.npy"]), 5)
+    base[30] = -base[30]
+    np.save(tmp_path / "base.npy", base)
+    with pytest.raises(UserError, match="inputs was"):
+        search_to_folder(tmp_path / "lists", vectors(60), GlobalDescriptors([tmp_path / "base.npy"]), 5)

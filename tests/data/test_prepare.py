@@ -372,3 +372,14 @@ def test_validate_and_exit_codes(release, capsys):
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "is cut short" in done.stderr
+
+
+def test_another_file_of_the_same_name_is_not_taken_for_the_old_one(release):
+    release.hdf5(), release.list()
+    assert shards(release) == 0
+    assert shards(release) == 0
+    changed = release.flat
+    changed[30] = changed[29]
+    release.hdf5(data=changed)
+    with pytest.raises(UserError, match="set train: was begun with other settings or inputs: inputs was"):
+        shards(release)

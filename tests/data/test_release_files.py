@@ -181,3 +181,14 @@ def test_the_release_files_at_hand(reference):
     assert similarities.shape == indices.shape == (1500, 100)
     truth, database, queries = read_ground_truth(reference / "evaluation" / "roxford5k" / "gnd_roxford5k.pkl")
     assert (len(truth), len(database), len(queries)) == (70, 4993, 70)
+
+
+def test_nan_in_padding_rows_reads_as_zeros(release):
+    values = release.flat
+    padding = release.metadata[..., 3] == 1
+    values[..., 5:][padding] = np.nan
+    source = ReleaseSource(release.hdf5(data=values))
+    read = source.read(np.arange(60), 6)
+    np.testing.assert_array_equal(read.features[padding], 0)
+    np.testing.assert_array_equal(read.features[~padding], release.features[~padding])
+    assert np.isfinite(source[2].descriptors.features).all()

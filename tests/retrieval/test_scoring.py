@@ -103,3 +103,12 @@ def test_few_of_the_scored_pairs_are_padding(model, rng, count):
     batches, steps = scorer._micro_batches(random_set(rng, count, 4), count, 5, 4)
     scored = steps * batches.features.shape[1]
     assert count <= scored <= count * 9 / 8 + jax.local_device_count()
+
+
+def test_nan_in_padding_rows_does_not_reach_the_scores(model, rng):
+    query, database = random_set(rng, 5), random_set(rng, 3, 4)
+    valid = np.ones((3, 4), bool)
+    valid[1, 2] = False
+    expected = Scorer(model).shortlist(query, DescriptorSet(database.features, valid))
+    database.features[1, 2] = np.nan
+    np.testing.assert_array_equal(Scorer(model).shortlist(query, DescriptorSet(database.features, valid)), expected)

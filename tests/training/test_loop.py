@@ -24,7 +24,7 @@ from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.preemption import StoppedEarly
 from ames_jax.training import model_task
 from ames_jax.training.checkpoints import RunCheckpoints
-from ames_jax.training.log import read_history, trace_steps
+from ames_jax.training.log import TrainingLog, read_history, trace_steps
 from ames_jax.training.loop import FitSettings, train
 from ames_jax.training.model_task import ModelTask, finished, fit
 from ames_jax.training.pipeline import TripletPipeline
@@ -252,3 +252,26 @@ def test_what_is_not_a_model_is_refused(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"nothing of the kind")
     with pytest.raises(UserError, match="cannot be read as a model"):
         load_model(tmp_path)
+
+
+def test_a_kill_while_the_last_model_is_written_leaves_a_run_that_goes_on(tmp_path):
+    (tmp_path / "last").mkdir()
+    assert not finished(tmp_path)
+
+
+def test_a_run_that_begins_anew_drops_the_lines_of_the_one_before(tmp_path):
+    """Killed before its first checkpoint, it validates before its first step once more."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "validation_map": 1.0}\n{"step": 1, "loss": 2.0}\n{"st')
+    with TrainingLog(tmp_path, "teacher", None, 4, {"images": 1}):
+        assert read_history(tmp_path) == []
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "validation_map": 1.0}\n{"step": 1, "loss": 2.0}\n')
+    with TrainingLog(tmp_path, "teacher", 0, 4, {"images": 1}):
+        assert read_history(tmp_path) == [{"step": 0, "validation_map": 1.0}]
+
+
+def test_weights_that_are_not_numbers_are_refused(tmp_path):
+    model = AMES(CONFIG, nnx.Rngs(0))
+    model.classifier.bias[...] = model.classifier.bias[...] * jnp.nan
+    save_model(model, tmp_path)
+    with pytest.raises(UserError, match="classifier/bias holds NaN"):
+        read_model(tmp_path)
