@@ -198,7 +198,7 @@ def refuse_other(
         if before.get(key) != now.get(key) and key not in free and not (key in later and key not in before)
     ]
     if differs:
-        raise UserError(f"{where}: was begun with other settings or inputs: {'; '.join(differs)}. {advice}")
+        raise UserError(f"{where}: was begun with other settings: {'; '.join(differs)}. {advice}")
 
 
 def checksum(path: Path) -> int:

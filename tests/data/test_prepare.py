@@ -381,5 +381,5 @@ def test_another_file_of_the_same_name_is_not_taken_for_the_old_one(release):
     changed = release.flat
     changed[30] = changed[29]
     release.hdf5(data=changed)
-    with pytest.raises(UserError, match="set train: was begun with other settings or inputs: inputs was"):
+    with pytest.raises(UserError, match="set train: was begun with other settings: inputs was"):
         shards(release)
