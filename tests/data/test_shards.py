@@ -1,5 +1,6 @@
 """Data sets on disk: written whole, continued after a kill, checked, and read by TFDS."""
 
+import json
 import os
 import pickle
 import subprocess
