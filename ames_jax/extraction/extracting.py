@@ -152,8 +152,8 @@ def _plan(job: ExtractionJob) -> list[ShardTask]:
     """The shards of the split, and the folder made ready for them; none where the split is finished."""
     folder = job.root / shard_writing.UNFINISHED / job.split
     if job.facts_file.exists():
-        before = files.read_json(job.facts_file)
-        files.refuse_other(f"{job.root} {job.split}", before, job.facts(), free=FOUND, later=LATER, advice=ADVICE)
+        before, free = files.read_json(job.facts_file), (*FOUND, *(LATER if folder.exists() else ()))
+        files.refuse_other(f"{job.root} {job.split}", before, job.facts(), free=free, later=LATER, advice=ADVICE)
         if not folder.exists():
             return []
     old = job.root / ".extracted" / job.split
