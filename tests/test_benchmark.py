@@ -79,8 +79,13 @@ def test_first_call_is_printed(monkeypatch, capsys):
     assert "(12×7, 9 images) 2.8 s after its start" in capsys.readouterr().out
 
 
-def test_a_fresh_process_scores_its_first_shortlist():
-    assert 0 < scoring.first_call_seconds(2, 2, 2) < math.inf
+def test_first_call_scores_a_shortlist(monkeypatch):
+    """The program that a fresh process runs, here in this one."""
+    variables = {}
+    monkeypatch.setattr(sys, "argv", ["-c", "3", "2", "4"])
+    exec(scoring.FIRST_CALL, variables)
+    assert variables["query"].features.shape == (3, 768)
+    assert variables["database"].features.shape == (4, 2, 768)
 
 
 def test_logits_of_random_pairs_differ_more_than_the_tolerance():
