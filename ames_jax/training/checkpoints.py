@@ -24,7 +24,7 @@ class RunCheckpoints:
     Saving runs in the background and a checkpoint appears whole or not at all, so a killed process leaves the one before.
 
     Args:
-      keep: newest checkpoints that stay.
+      keep: number of newest checkpoints that stay.
       writes: False for reading while another process may be writing.
     """
 
@@ -61,10 +61,12 @@ class RunCheckpoints:
         Raises:
           UserError: the checkpoint is of another model.
         """
-        step, wanted = self.latest(), jax.tree.map(_abstract, _plain(like))
+        step = self.latest()
+        wanted = {key: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding) for key, a in _plain(like).items()}
         self._refuse_another_model(step, wanted)
         found = self._read(step, wanted)
-        return _refill(like, found["state"]), found["position"]
+        leaves = [found["state"][key] for key in sorted(found["state"])]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves), found["position"]
 
     def _refuse_another_model(self, step: int, wanted: dict[str, jax.ShapeDtypeStruct]) -> None:
         # Orbax would find out as well, but after it has started to read, and in words of its own.
@@ -87,9 +89,9 @@ class RunCheckpoints:
         Raises:
           UserError: there is no such checkpoint.
         """
-        steps = self._manager.all_steps()
+        steps, wanted = self._manager.all_steps(), "" if step is None else f" of step {step}"
         if not steps or step not in (None, *steps):
-            raise UserError(f"{self.directory}: no checkpoint{'' if step is None else f' of step {step}'}; has {steps}")
+            raise UserError(f"{self.directory}: no checkpoint{wanted}; has {steps}")
         step = max(steps) if step is None else step
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         like = {
@@ -126,15 +128,6 @@ class RunCheckpoints:
         )
 
 
-def _abstract(array: jax.Array) -> jax.ShapeDtypeStruct:
-    """Shape, dtype and sharding of an array, for orbax to restore into."""
-    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
-
-
 def _plain(state: TrainState) -> dict[str, Any]:
     """A training state as a list of arrays in tree order: independent of the classes that hold them."""
     return {f"{i:04d}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}
-
-
-def _refill(like: TrainState, plain: dict[str, Any]) -> TrainState:
-    return jax.tree.unflatten(jax.tree.structure(like), [plain[key] for key in sorted(plain)])
