@@ -73,7 +73,13 @@ def measure_speed(chosen: ChosenModel, load: Load, picture: Path, statistics: Pa
         started = time.perf_counter() - start
         runs = [searcher.search(picture).seconds for _ in range(REPEATS)]
         part = root / "index" / "part-00000"
-        stored = {"local bits": "bits.npy", "counts": "counts.npy", "ids": "ids.txt", "global": "global.faiss"}
+        stored = {
+            "local bits": "bits.npy",
+            "counts": "counts.npy",
+            "checksums": "sums.npy",
+            "ids": "ids.txt",
+            "global": "global.faiss",
+        }
         sizes = {label: (part / file).stat().st_size / load.images for label, file in stored.items()}
     seconds = {stage: float(np.median([run[stage] for run in runs])) for stage in STAGES}
     return {

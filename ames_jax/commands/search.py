@@ -6,18 +6,19 @@ import dataclasses
 import json
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 from etils import epy
 
+from ames_jax.commands.extract import BackboneFlags
 from ames_jax.runtime.command_line import Count, Fraction, Scale, Size
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import write_json
 from ames_jax.runtime.progress import Progress
 
 with epy.lazy_imports():  # help needs none of them
-    from ames_jax.extraction import backbone, backbones, listing
+    from ames_jax.extraction import backbone, listing
     from ames_jax.index import building, changes, collection, explaining, model_choice, searcher
     from ames_jax.index import photos as index_photos
     from ames_jax.report import explanation, search_results
@@ -58,31 +59,23 @@ class SearcherFlags:
 
 @Parameter(name="*")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PhotoFlags:
-    """Flags of pictures that are extracted on the way into an index.
-
-    Attributes:
+class PhotoFlags(BackboneFlags):
+    __doc__ = f"""{BackboneFlags.__doc__.rstrip()}
       images: A folder of pictures, or a list with one line per picture.
-      backbone: sift, dinov2 or cvnet; sift needs no download.
-      statistics: Of sift, a sift_statistics.npz (default: those of the shipped model).
-      weights: File of the network, from its authors (dinov2: downloaded if not given).
-      detector: File *_detector.pt (default: the release's, downloaded).
-      max_side: Longer side in pixels (default: sift at most 640, cvnet at most 1024, dinov2 770).
       skip_broken: Leave out pictures that cannot be read, instead of stopping.
     """
 
-    images: Path | None = None
     backbone: str = "sift"
-    statistics: Path | None = None
-    weights: Path | None = None
-    detector: Path | None = None
-    max_side: Count | None = None
+    # The name of the flag that extract has, --descriptors, is here that of a folder.
+    descriptors: Annotated[Count | None, Parameter(name="--extracted-descriptors")] = None
+    dtype: Literal["float32", "bfloat16"] | None = None  # inherited types are looked up in this file
+    images: Path | None = None
     skip_broken: bool = False
 
-    def open_backbone(self) -> backbone.Backbone:
-        """The backbone that the flags describe."""
-        options = {key: getattr(self, key) for key in ("statistics", "weights", "detector", "max_side")}
-        return backbones.open_backbone(self.backbone, **options)
+    def open(self) -> backbone.Backbone:
+        """See `BackboneFlags.open`."""
+        own = (field.name for field in dataclasses.fields(BackboneFlags))
+        return BackboneFlags(**{name: getattr(self, name) for name in own}).open()
 
 
 def index(
@@ -92,7 +85,7 @@ def index(
     out: Path,
     split: str = "images",
     add: bool = False,
-    budget: Size | None = None,
+    budget: Annotated[Size | None, Parameter(show_default=False)] = None,
     global_index: str | None = None,
     model: str | None = None,
     lam: Fraction | None = None,
@@ -167,7 +160,7 @@ def _build(
         chosen = model_choice.ChosenModel.load(model, images.about.get("backbone", ""), lam, gamma)
         return building.build_index(out, images, chosen, **settings)
     chosen = model_choice.ChosenModel.load(model, photos.backbone, lam, gamma)
-    listed, extractor = listing.list_images(photos.images), photos.open_backbone()
+    listed, extractor = listing.list_images(photos.images), photos.open()
     built, broken = index_photos.index_photos(
         out, listed, extractor, chosen, **settings, skip_broken=photos.skip_broken
     )

@@ -4,6 +4,7 @@
                         of the model ("setting"); size and checksum of every file
     STORE/bits.npy      uint8 [N, T, bits / 8], strongest first, zeros behind the last descriptor of an image
     STORE/counts.npy    uint16 [N], descriptors of each image
+    STORE/sums.npy      uint32 [N], CRC-32 of the bits of each image, compared whenever they are read
     STORE/ids.txt       one id per line
 
 A store appears whole or not at all, so a killed build leaves nothing that looks like one.
@@ -15,9 +16,10 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -31,6 +33,37 @@ from ames_jax.runtime.progress import Progress
 FORMAT, VERSION = "ames_jax packed store", 1
 IMAGES_PER_BLOCK = 256
 MOST = np.iinfo(np.uint16).max
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**48
+
+
+def _are_files(value: Any) -> bool:
+    names = isinstance(value, dict) and {"bits.npy", "counts.npy", "ids.txt"} <= value.keys() <= FILES
+    return names and all(
+        isinstance(facts, dict) and _is_whole(facts.get("bytes")) and _is_whole(facts.get("crc32"))
+        for facts in value.values()
+    )
+
+
+def _is_setting(value: Any) -> bool:
+    numbers = [value.get("lam"), value.get("gamma")] if isinstance(value, dict) else []
+    return value is None or (len(numbers) == 2 and all(type(n) in (int, float) and 0 <= n < 1e9 for n in numbers))
+
+
+FILES = {"bits.npy", "counts.npy", "sums.npy", "ids.txt"}
+# Field of the header → what is expected, and whether it holds.
+FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "images": ("a whole number", _is_whole),
+    "descriptors": ("a whole number", _is_whole),
+    "bits": ("a multiple of 8", lambda value: _is_whole(value) and value > 0 and value % 8 == 0),
+    "binarizer": ("a text", lambda value: isinstance(value, str)),
+    "model": ("a text", lambda value: isinstance(value, str)),
+    "source": ("a text", lambda value: isinstance(value, str)),
+    "setting": ("lam and gamma", _is_setting),
+    "files": ("size and checksum of every file", _are_files),
+}
 
 
 class Packer(Protocol):
@@ -50,6 +83,7 @@ class PackedStore:
     header: dict
     bits: np.ndarray
     counts: np.ndarray
+    sums: np.ndarray | None  # of stores that earlier versions wrote, None
 
     def __len__(self) -> int:
         return len(self.counts)
@@ -66,14 +100,21 @@ class PackedStore:
         return None if known is None else (known["lam"], known["gamma"])
 
     def read(self, rows: np.ndarray, count: int) -> DescriptorSet:
-        """The first `count` descriptors of images `rows` (int [n], any order): bits uint8 [n, min(count, T), bits / 8]."""
+        """The first `count` descriptors of images `rows` (int [n], any order): bits uint8 [n, min(count, T), bits / 8].
+
+        Raises UserError for rows that the store does not hold and, naming the file, where bits are not those written.
+        """
         rows = np.asarray(rows)
         if rows.size and not (rows.min() >= 0 and rows.max() < len(self)):
             raise UserError(f"{self.path}: asked for image {rows.max()}, but the store holds {len(self)} images")
         count = min(count, self.bits.shape[1])
         # One copy per image of contiguous bytes: what the gather costs is what the memory gives.
-        features = self.bits[rows, :count]
-        return DescriptorSet(features, np.arange(count) < self.counts[rows, None])
+        images = self.bits[rows]
+        if self.sums is not None:
+            for row, image, known in zip(rows.tolist(), images, self.sums[rows].tolist()):
+                if zlib.crc32(image) != known:
+                    raise UserError(f"{self.path / 'bits.npy'} is damaged: image {row}; build or copy the store again")
+        return DescriptorSet(images[:, :count], np.arange(count) < self.counts[rows, None])
 
     def fingerprint(self) -> str:
         """A hash of the header, which holds the checksums of all files."""
@@ -115,12 +156,15 @@ def open_store(path: str | Path, binarizer: str | None = None) -> PackedStore:
     path = Path(path)
     header = _read_header(path)
     for name in header["files"]:
-        _check_file(path, header, name, whole=name == "counts.npy")
+        _check_file(path, header, name, whole=name in ("counts.npy", "sums.npy"))
     bits, counts = read_array(path / "bits.npy", mapped=True), read_array(path / "counts.npy")
     expected = (header["images"], header["descriptors"], header["bits"] // 8)
     if bits.shape != expected or bits.dtype != np.uint8 or counts.shape != expected[:1]:
         raise UserError(f"{path / 'bits.npy'} holds {bits.dtype} {bits.shape}, the header says uint8 {expected}")
-    store = PackedStore(path, header, bits, counts)
+    sums = read_array(path / "sums.npy") if "sums.npy" in header["files"] else None
+    if sums is not None and (sums.shape != counts.shape or sums.dtype != np.uint32):
+        raise UserError(f"{path / 'sums.npy'} holds {sums.dtype} {sums.shape}, the header says uint32 {counts.shape}")
+    store = PackedStore(path, header, bits, counts, sums)
     if binarizer is not None:
         store.check_model(binarizer)
     return store
@@ -157,13 +201,14 @@ def build_store(
     descriptors = min(descriptors, MOST, reader.read(np.arange(min(1, len(reader))), descriptors).count)
     with whole_folder(path) as partial:
         write_ids(partial / "ids.txt", ids)
-        counts = np.zeros(len(reader), np.uint16)
-        blocks = _packed_blocks(reader, packer, descriptors, counts, quiet=not show_progress)
+        counts, sums = np.zeros(len(reader), np.uint16), np.zeros(len(reader), np.uint32)
+        blocks = _packed_blocks(reader, packer, descriptors, counts, sums, quiet=not show_progress)
         write_blocks(partial / "bits.npy", blocks, np.uint8, (len(reader), descriptors, packer.bits // 8))
         write_array(partial / "counts.npy", counts)
+        write_array(partial / "sums.npy", sums)
         files = {
             name: {"bytes": (partial / name).stat().st_size, "crc32": checksum(partial / name)}
-            for name in ("bits.npy", "counts.npy", "ids.txt")
+            for name in ("bits.npy", "counts.npy", "sums.npy", "ids.txt")
         }
         header = {
             "format": FORMAT,
@@ -190,15 +235,17 @@ def rows_of(row_of: Mapping[str, int], ids: Sequence[str], where: Path) -> np.nd
 
 
 def _packed_blocks(
-    reader: DescriptorReader, packer: Packer, descriptors: int, counts: np.ndarray, quiet: bool
+    reader: DescriptorReader, packer: Packer, descriptors: int, counts: np.ndarray, sums: np.ndarray, quiet: bool
 ) -> Iterator[np.ndarray]:
-    """Bits uint8 [≤ 256, descriptors, bits / 8] of the images in their order; fills `counts` on the way."""
+    """Bits uint8 [≤ 256, descriptors, bits / 8] of the images in their order; fills `counts` and `sums` on the way."""
     with Progress("packing", len(reader), "images", quiet=quiet) as progress:
         for start in range(0, len(reader), IMAGES_PER_BLOCK):
             rows = np.arange(start, min(start + IMAGES_PER_BLOCK, len(reader)))
             packed = packer.pack(_real_first(reader.read(rows, descriptors)), f"images {rows[0]}…{rows[-1]}")
             counts[rows] = packed.count if packed.valid is None else packed.valid.sum(axis=1)
-            yield packed.pad(descriptors).features
+            bits = np.ascontiguousarray(packed.pad(descriptors).features)
+            sums[rows] = [zlib.crc32(image) for image in bits]
+            yield bits
             progress.update(len(rows))
 
 
@@ -223,6 +270,11 @@ def _read_header(path: Path) -> dict:
         raise UserError(
             f"{file}: version {header.get('version')}, this program reads version {VERSION}; build it again"
         )
+    for key, (expected, holds) in FIELDS.items():
+        if not holds(header.get(key)):
+            raise UserError(
+                f"{file}: {key!r} is {str(header.get(key))[:60]!r}, expected {expected}; build the store again"
+            )
     return header
 
 

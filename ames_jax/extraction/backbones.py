@@ -138,7 +138,21 @@ def reopen_backbone(root: Path) -> Backbone:
         raise UserError(
             f"{root}: about.json does not say how to extract a query; make it with python -m ames_jax.extract"
         )
+    _check_settings(Path(root) / "about.json", settings)
     return open_backbone(**_with_files(settings, Path(root)))
+
+
+def _check_settings(file: Path, settings: Any) -> None:
+    """Raises UserError, naming the file, unless these are keywords of `open_backbone`."""
+    if not isinstance(settings, Mapping) or not isinstance(settings.get("name"), str):
+        raise UserError(f"{file}: 'extraction' names no backbone; extract the images again")
+    known = inspect.signature(open_backbone).parameters
+    for key, value in settings.items():
+        whole = key in ("descriptors", "max_side", "batch", "block")
+        if key == "global_backbone" and value is not None:
+            _check_settings(file, value)
+        elif key not in known or not (value is None or type(value) is (int if whole else str)):
+            raise UserError(f"{file}: 'extraction' has {key} = {str(value)[:60]!r}; extract the images again")
 
 
 def _with_files(settings: Mapping[str, Any], root: Path) -> dict[str, Any]:

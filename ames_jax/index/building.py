@@ -53,6 +53,9 @@ class Descriptors:
         """Raises UserError, naming the file, for what is missing or does not belong together."""
         root = Path(root)
         source, about = open_split(root, split), read_about(root)
+        images, backbone = about.get("images", {}), about.get("backbone", "")
+        if not (isinstance(images, dict) and isinstance(images.get(split, ""), str) and isinstance(backbone, str)):
+            raise UserError(f"{root / 'about.json'}: 'images' or 'backbone' is not as extract writes it; extract again")
         file = root / "global" / f"{split}.npy"
         if not file.is_file():
             raise UserError(f"{file} is missing: a search index needs a global descriptor of every image")

@@ -73,7 +73,7 @@ def index_text(index: SearchIndex, added: int) -> str:
         f"{index.path}: {facts['images']:,} images ({added:,} new), each {local:,} B of local bits "
         f"({facts['descriptors']} descriptors of {facts['bits'] // 8} B; budget {facts['budget']:,} B), and apart from "
         f"these {vectors:,.0f} B for the global search ({facts['global_index']}, {facts['global_width']} values), "
-        f"2 B for the number of descriptors, and the id"
+        f"2 B for the number of descriptors, 4 B for a checksum, and the id"
     )
 
 

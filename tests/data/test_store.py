@@ -138,6 +138,18 @@ def change_header(**changes):
         ("header.json", lambda path: path.write_text("{}"), "not the header of a packed store"),
         ("header.json", change_header(version=2), "version 2, this program reads version 1"),
         ("header.json", change_header(images=7), "the header says"),
+        ("header.json", change_header(images="7"), "'images' is '7', expected a whole number"),
+        (
+            "header.json",
+            change_header(files={"bits.npy": 3}),
+            "'files' is .*, expected size and checksum of every file",
+        ),
+        (
+            "header.json",
+            change_header(setting={"lam": float("nan"), "gamma": 1}),
+            "'setting' is .*, expected lam and gamma",
+        ),
+        ("sums.npy", flip, "sums.npy is damaged"),
     ],
 )
 def test_what_is_not_a_whole_store_is_refused_by_name(tmp_path, file, damage, message):
@@ -145,6 +157,15 @@ def test_what_is_not_a_whole_store_is_refused_by_name(tmp_path, file, damage, me
     damage(tmp_path / "g.store" / file)
     with pytest.raises(UserError, match=message):
         open_store(tmp_path / "g.store")
+
+
+def test_damaged_bits_are_found_when_they_are_read(tmp_path):
+    build(tmp_path / "g.store", gallery())
+    flip(tmp_path / "g.store" / "bits.npy")
+    store = open_store(tmp_path / "g.store")
+    store.read(np.arange(len(store) - 1), 2)
+    with pytest.raises(UserError, match=rf"bits.npy is damaged: image {len(store) - 1};"):
+        store.read(np.array([3, len(store) - 1]), 2)
 
 
 def test_damaged_bits_are_found_by_verify(tmp_path):

@@ -13,11 +13,14 @@ import pytest
 from ames_jax import search
 from ames_jax.data.readers import MemoryReader
 from ames_jax.descriptors import DescriptorSet
+from ames_jax.extraction.backbones import reopen_backbone
 from ames_jax.index import facts, first_stage
 from ames_jax.index.building import Descriptors
 from ames_jax.index.collection import SearchIndex
 from ames_jax.index.facts import read_facts
+from ames_jax.runtime.cache import home
 from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.files import lock
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "index"
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -58,7 +61,7 @@ def test_every_damage_of_every_file_is_found(made, tmp_path, monkeypatch):
         with pytest.raises(UserError, match=rf"{file.name} is damaged: its checksum is wrong"):
             index.verify()
         file.write_bytes(data)
-    assert SearchIndex.open(path).verify()[0] == 9
+    assert SearchIndex.open(path).verify()[0] == 10
 
 
 @pytest.mark.parametrize("value", [None, "x", -1, float("nan"), 1e300, [], {}, True, "missing"])
@@ -95,7 +98,7 @@ def test_an_index_of_an_earlier_version_gets_checksums(tmp_path, capsys):
     assert now.ids == index.ids
     np.testing.assert_array_equal(now.global_index[np.arange(6)], vectors)
     np.testing.assert_array_equal(now.read(np.arange(6)).features, bits)
-    assert now.verify()[0] == 9
+    assert now.verify()[0] == 10
 
 
 def test_a_full_disk_is_one_error(tmp_path):
@@ -118,6 +121,35 @@ def test_global_descriptors_that_are_none(made, tmp_path, change, message):
     np.save(file, change(np.load(file)[:12]))
     with pytest.raises(UserError, match=message):
         Descriptors.open(tmp_path / "set")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"images": 3}, {"images": {"images": [1]}}, {"backbone": None}, {"extraction": 3}, {"extraction": {}}]
+    + [{"extraction": {"name": "sift", **more}} for more in ({"descriptors": "x"}, {"max_side": 1.5}, {"strange": 1})],
+)
+def test_facts_of_an_extraction_that_are_none(made, tmp_path, change):
+    shutil.copytree(made / "set", tmp_path / "set")
+    file = tmp_path / "set" / "about.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    opened = reopen_backbone if "extraction" in change else Descriptors.open
+    with pytest.raises(UserError, match=r"about.json"):
+        opened(tmp_path / "set")
+
+
+def test_two_builds_at_a_time_are_refused(made, tmp_path):
+    flags = [f"--out={tmp_path / 'index'}", f"--model={made / 'model'}"]
+    sources = (
+        [f"--descriptors={made / 'set'}"],
+        [f"--images={made / 'asked'}", f"--statistics={made / 'statistics.npz'}"],
+    )
+    for source in sources:
+        with lock(tmp_path / "index", home()), pytest.raises(UserError, match="is being written by process"):
+            search.main(["index", *source, *flags])
+    with lock(tmp_path / ".index.extraction", home()), pytest.raises(UserError, match="is being written by process"):
+        search.main(["index", *sources[1], *flags])
+    assert search.main(["index", *sources[1], *flags]) == 0
+    assert len(SearchIndex.open(tmp_path / "index")) == 4
 
 
 def test_removed_images_in_any_kind_of_index(tmp_path):
