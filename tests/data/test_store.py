@@ -146,7 +146,7 @@ def change_header(**changes):
         ),
         (
             "header.json",
-            change_header(setting={"lam": float("nan"), "gamma": 1}),
+            change_header(setting={"lam": -1, "gamma": 1}),
             "'setting' is .*, expected lam and gamma",
         ),
         ("sums.npy", flip, "sums.npy is damaged"),
