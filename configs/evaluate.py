@@ -27,7 +27,9 @@ def get_config(variant: str = "benchmarks") -> ConfigDict:
     config = ConfigDict()
     config.data_dir = ""  # the release's folder, a prepared data set, a manifest's folder; "landmarks": embedded
     config.dataset = "roxford5k"  # a benchmark's name, a name in ground_truth/ of a prepared data set, or "custom"
-    config.model = ""  # run directory, model directory, released .pt file, or released name (downloaded once)
+    config.model = (
+        ""  # run or model directory, released .pt file or name; several with commas, also kernel, maxsim, mutual
+    )
     config.backbone = "dinov2"  # prefix of the release's descriptor files: "dinov2" or "cvnet"
     config.first_stage = "dinov2"  # the release's neighbour list nn_NAME.pkl: "dinov2", "superglobal", …
     config.refine = (

@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from ames_jax import scenes
 from ames_jax.data.store import PackedStore
 from ames_jax.model.ames import RELEASED
 from ames_jax.model.released import load_model
+from ames_jax.report.comparison import compare
 from ames_jax.report.memory_sweep import memory_sweep
+from ames_jax.report.tables import markdown_table
 from ames_jax.retrieval.grid import GAMMAS, LAMBDAS, Counts, Grid
-from ames_jax.retrieval.matchers import KernelMatcher, ModelMatcher
+from ames_jax.retrieval.matchers import KernelMatcher, Matcher, ModelMatcher
+from ames_jax.retrieval.maxsim import MaxSimMatcher
 from ames_jax.retrieval.opening import open_set
+from ames_jax.retrieval.pair_logits import PairLogits
 from ames_jax.retrieval.refinement import refined_set
 from ames_jax.retrieval.scores import ScoreKeeper
 from ames_jax.retrieval.sets import RetrievalSet
@@ -32,22 +34,28 @@ from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import write_file, write_json
 from ames_jax.runtime.processes import is_lead
 
+# Hand-made matching by the name that the configuration gives it → its forms.
+HAND_MADE = {"kernel": ("query",), "maxsim": ("query", "both"), "mutual": ("mutual",)}
+
 
 def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Runs an evaluation and returns what it wrote to `results.json`.
 
     Of many processes, each scores its share of the queries; all get the result, and the lead one writes it.
     """
+    if "," in config.model:
+        return compare_matchers(config, workdir)
     grid = grid_of(config)
     _check_combination(config, grid)
     matcher = None if config.logits else _matcher(config)
     test = _open(config, config.dataset, matcher, workdir)
     keeper = ScoreKeeper(workdir / "scores", int(config.memory_gb * 2**30))
+    counts = counts_of(config)
     results: dict[str, Any] = {"dataset": test.name, "first_stage": _first_stage(test)}
     validation = None
     if config.tune_on:
         validation = _open(config, config.tune_on, matcher, workdir)
-        pairs = PairLogits.made(config, validation, matcher, keeper, grid)
+        pairs = PairLogits.made(validation, matcher, keeper, max(grid.rerank), counts)
         rows = sweep(validation, pairs.logits[..., None], grid)
         best = best_row(rows).setting
         grid = Grid(grid.rerank, (best.lam,), (best.gamma,))
@@ -60,7 +68,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     pairs = (
         PairLogits.load(config.logits, test)
         if matcher is None
-        else PairLogits.made(config, test, matcher, keeper, grid)
+        else PairLogits.made(test, matcher, keeper, max(grid.rerank), counts)
     )
     rows = sweep(test, pairs.logits[..., None], grid)
     results |= {"model": pairs.model, "rows": result_rows(rows, pairs), "config": flatten(config)}
@@ -74,6 +82,60 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     write_file(workdir / "results.md", table)
     print(f"{table}\nwritten to {workdir}: results.json, results.md, logits.npz")
     return results
+
+
+def compare_matchers(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Several matchers in one table, each at the λ, γ and threshold that `tune_on` prefers; what `results.json` holds.
+
+    `config.model` names models, and of hand-made matching on the bits of the first binary one (or on whitened floats):
+    kernel, maxsim (from one side or both), mutual (nearest neighbours). Raises UserError without a data set to tune on.
+    """
+    if not config.tune_on:
+        raise UserError(
+            f"--config.model={config.model}: several methods are compared at settings chosen on --config.tune_on"
+        )
+    validation, test = (_open(config, name, None, workdir) for name in (config.tune_on, config.dataset))
+    keeper = ScoreKeeper(workdir / "scores", int(config.memory_gb * 2**30))
+    counts = counts_of(config)
+    k = max(_numbers(config, "rerank", int), default=0)
+    if k < 1:
+        raise UserError("--config.rerank is empty: say how many images to re-rank, e.g. 100")
+    measured = [
+        tune(keeper, matcher, validation, test, k=k, counts=counts)
+        for matcher in _matchers([name.strip() for name in config.model.split(",") if name.strip()], validation)
+    ]
+    rows = [
+        {
+            "method": one.matcher.name,
+            "rerank": k,
+            "lam": one.setting.lam,
+            "gamma": one.setting.gamma,
+            "threshold": one.setting.threshold,
+            "query_descriptors": counts.query,
+            "database_descriptors": counts.database,
+            "bytes_per_image": one.stored_bytes,
+            **one.figures,
+        }
+        for one in measured
+    ]
+    results = {"dataset": test.name, "first_stage": _first_stage(test), "tuned_on": {"dataset": validation.name}}
+    results |= {"model": config.model, "rows": rows, "config": flatten(config)}
+    if not is_lead():
+        return results
+    comparisons = [compare(test, measured, protocol) for protocol in test.protocols]
+    table = "\n".join(map(markdown_table, comparisons))
+    write_json(workdir / "results.json", results)
+    write_file(workdir / "results.md", table)
+    print(f"{table}\nwritten to {workdir}: results.json, results.md")
+    return results
+
+
+def _matchers(names: Sequence[str], data: RetrievalSet) -> list[Matcher]:
+    models = {name: ModelMatcher(load_model(name), Path(name).name) for name in names if name not in HAND_MADE}
+    binary = next((matcher.packer for matcher in models.values() if matcher.packer), None)
+    whitening = None if binary else KernelMatcher.on_floats("floats", data.training or data.database).whitening
+    read = {"packer": binary, "whitening": whitening}
+    return [models[name] if name in models else MaxSimMatcher(name, forms=HAND_MADE[name], **read) for name in names]
 
 
 def grid_of(config: ConfigDict) -> Grid:
@@ -184,57 +246,6 @@ def opponent(matcher: ModelMatcher, data: RetrievalSet) -> KernelMatcher:
 
 def _first_stage(data: RetrievalSet) -> dict[str, Any]:
     return {"name": data.first_stage, **data.figures()}
-
-
-@dataclass(frozen=True)
-class PairLogits:
-    """Scores of a set's pairs: float32 [Nq, C], NaN where a pair has none; column j is column j of the set's lists.
-
-    bytes_per_image: of the descriptors that a database image has in fact, where fewer are stored than asked for.
-    """
-
-    logits: np.ndarray
-    model: str
-    query_descriptors: int
-    database_descriptors: int
-    bytes_per_image: int
-
-    @staticmethod
-    def made(
-        config: ConfigDict, data: RetrievalSet, matcher: ModelMatcher, keeper: ScoreKeeper, grid: Grid
-    ) -> PairLogits:
-        """The scores that the largest k of the grid needs."""
-        counts = counts_of(config)
-        scores = keeper.scores(data, matcher, max(grid.rerank), counts)
-        stored = data.database.read(np.arange(1), counts.database).count
-        return PairLogits(scores[..., 0], matcher.name, *counts, matcher.stored_bytes(stored))
-
-    def save(self, path: Path, data: RetrievalSet) -> None:
-        """Writes `logits.npz`: the fields, and `indices` [Nq, C], `similarities` float32 [Nq, C] of the first stage's
-        lists, `dataset` and `first_stage` (text)."""
-        width = self.logits.shape[1]
-        np.savez_compressed(
-            path,
-            **vars(self),
-            indices=np.asarray(data.ranks[:, :width]),
-            similarities=np.asarray(data.similarities[:, :width], np.float32),
-            dataset=data.name,
-            first_stage=data.first_stage,
-        )
-
-    @staticmethod
-    def load(path: str, data: RetrievalSet) -> PairLogits:
-        """Reads `logits.npz`; raises UserError when it is missing, not such a file, or of other neighbour lists."""
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                fields = {name: file[name] for name in (*PairLogits.__dataclass_fields__, "indices")}
-        except (OSError, KeyError, ValueError) as error:
-            raise UserError(f"--config.logits={path} is not a logits.npz of `ames_jax.evaluate`: {error}") from error
-        indices = fields.pop("indices")
-        if indices.shape[0] != len(data.ranks) or not np.array_equal(indices, data.ranks[:, : indices.shape[1]]):
-            raise UserError(f"--config.logits={path} was scored on other neighbour lists than those of {data.name}")
-        logits = fields.pop("logits")
-        return PairLogits(logits, **{name: value.item() for name, value in fields.items()})
 
 
 def result_rows(rows: Sequence[SweepRow], pairs: PairLogits) -> list[dict[str, Any]]:

@@ -378,3 +378,16 @@ def test_the_release_layout_is_found(own_data, tmp_path):
     (folder / "gnd_gldv2-test.pkl").write_bytes(pickle.dumps({"gnd": [{"ok": [0]}] * QUERIES}))
     with pytest.raises(UserError, match=r"dinov2_gallery_local.hdf5 is missing"):
         open_set(own_data, "gldv2-val", "dinov2", "dinov2", tmp_path)
+
+
+def test_several_methods_in_one_table(own_data, models, tmp_path, capsys):
+    names = ["kernel", "maxsim", "mutual"]
+    results = run(own_data, tmp_path / "run", ",".join([models["bits"], *names]), tune_on="custom")
+    assert [row["method"] for row in results["rows"]] == ["bits", *names]
+    assert {row["bytes_per_image"] for row in results["rows"]} == {results["rows"][0]["bytes_per_image"]}
+    assert results["rows"][3]["threshold"].startswith("mutual, query ")
+    assert "| mutual |" in capsys.readouterr().out
+    alone = run(own_data, tmp_path / "floats", ",".join([models["floats"], "kernel"]), tune_on="custom")
+    assert alone["rows"][1]["bytes_per_image"] != results["rows"][1]["bytes_per_image"]
+    with pytest.raises(UserError, match="several methods are compared"):
+        run(own_data, tmp_path / "none", ",".join([models["bits"], "kernel"]))
