@@ -135,7 +135,7 @@ class Harness:
             "torch_peak_mb": "PyTorch peak MB",
             "difference": "largest difference",
         }
-        print(" ".join([f"{title}.", *notes, f"PyTorch: {self.torch.why}."]))
+        print("\n".join([f"{title}.", *notes, f"PyTorch: {self.torch.why}."]))
         print(f"\n{markdown(rows, columns | {key: heading for key, heading in rates.items() if key not in columns})}")
         results = {**facts, "rows": list(rows)}
         if self.flags.json is not None:
