@@ -18,7 +18,7 @@ with epy.lazy_imports():  # help needs none of them
     import safetensors
     import safetensors.numpy
 
-    from ames_jax.model import ames, exporting, released, torch_files, torch_weights, weights
+    from ames_jax.model import exporting, kinds, released, torch_files, torch_weights, weights
     from ames_jax.training import checkpoints
 
 
@@ -43,12 +43,12 @@ def convert(
     model = read(source, heads, activation)
     write(model, target, source)
     config = model.config
-    kind = f"{config.bits} bits per descriptor" if config.bits else "full precision"
-    shape = f"descriptors of {config.descriptor_width}, {config.layers} layers of width {config.model_width}"
-    print(f"{source} → {target}: {kind}, {shape}")
+    stored = f"{config.bits} bits per descriptor" if config.bits else "full precision"
+    shape = f"descriptors of {config.descriptor_width}, width {config.model_width}"
+    print(f"{source} → {target}: {kinds.title_of(config)}, {stored}, {shape}")
 
 
-def read(source: str, heads: int | None = None, activation: str | None = None) -> ames.AMES:
+def read(source: str, heads: int | None = None, activation: str | None = None) -> kinds.Model:
     """The model in any of the forms above; raises UserError where there is none, or its weights do not fit."""
     path = path_of(source)
     if path.suffix == ".safetensors" and path.is_file():
@@ -65,12 +65,12 @@ def read(source: str, heads: int | None = None, activation: str | None = None) -
         return released.load_model(source)
     if config is None:
         config = torch_weights.infer_config(arrays, heads, activation or "relu")
-    else:
+    elif heads or activation:
         config = dataclasses.replace(config, heads=heads or config.heads, activation=activation or config.activation)
     return torch_weights.from_torch(arrays, config)
 
 
-def _read_training(path: Path) -> ames.AMES:
+def _read_training(path: Path) -> kinds.Model:
     step = None if path.name == "checkpoints" else path.name
     if step is not None and not step.isdigit():
         raise UserError(f"--from={path}: expected the step of a checkpoint, found {step!r}")
@@ -80,10 +80,10 @@ def _read_training(path: Path) -> ames.AMES:
     return checkpoints.RunCheckpoints(folder, writes=False).model(None if step is None else int(step))[0]
 
 
-def write(model: ames.AMES, target: Path, source: str) -> None:
+def write(model: kinds.Model, target: Path, source: str) -> None:
     """Writes the model in the form that the name of `target` asks for; raises UserError where it cannot."""
     if target.suffix == ".pt":
-        torch_files.write_checkpoint(target, torch_weights.to_torch(model), dataclasses.asdict(model.config))
+        torch_files.write_checkpoint(target, torch_weights.to_torch(model), kinds.fields_of(model.config))
     elif target.suffix == ".safetensors":
         _write_safetensors(model, target)
     elif target.suffix == ".stablehlo":
@@ -92,18 +92,18 @@ def write(model: ames.AMES, target: Path, source: str) -> None:
         weights.save_model(model, target, {"converted_from": source})
 
 
-def _read_safetensors(path: Path) -> tuple[dict, ames.AMESConfig | None]:
+def _read_safetensors(path: Path) -> tuple[dict, kinds.Config | None]:
     try:
         with safetensors.safe_open(path, "numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{path}: cannot be read as safetensors: {error}") from error
-    return arrays, ames.AMESConfig.from_dict(json.loads(metadata["config"])) if "config" in metadata else None
+    return arrays, kinds.config_of(json.loads(metadata["config"])) if "config" in metadata else None
 
 
-def _write_safetensors(model: ames.AMES, target: Path) -> None:
-    metadata = {"config": json.dumps(dataclasses.asdict(model.config))}
+def _write_safetensors(model: kinds.Model, target: Path) -> None:
+    metadata = {"config": json.dumps(kinds.fields_of(model.config))}
     try:
         write_file(target, safetensors.numpy.save(torch_weights.to_torch(model), metadata))
     except (OSError, safetensors.SafetensorError) as error:

@@ -31,7 +31,7 @@ from ames_jax.extraction.backbone import Backbone
 from ames_jax.extraction.backbones import reopen_backbone
 from ames_jax.index.facts import GLOBAL, MODEL, STAMPS, check_files, check_size, note_without_checksums, read_facts
 from ames_jax.index.first_stage import GlobalIndex
-from ames_jax.model.ames import AMES
+from ames_jax.model.kinds import Model
 from ames_jax.model.packing import binarizer_fingerprint
 from ames_jax.model.weights import read_model
 from ames_jax.runtime.errors import UserError
@@ -54,7 +54,7 @@ class SearchIndex:
 
     path: Path
     facts: dict[str, Any]
-    model: AMES
+    model: Model
     global_index: GlobalIndex
     stores: tuple[PackedStore, ...]
     kept: np.ndarray | None

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ames_jax.index.reranking import check_setting
-from ames_jax.model.ames import AMES, RELEASED
+from ames_jax.model.ames import RELEASED
+from ames_jax.model.kinds import Model
 from ames_jax.model.released import load_model
 from ames_jax.model.weights import facts_of, find_model
 from ames_jax.runtime.errors import UserError
@@ -26,7 +27,7 @@ class ChosenModel:
       lam, gamma: λ and γ of the ensemble, None where they are unknown.
     """
 
-    model: AMES
+    model: Model
     name: str
     facts: Mapping[str, Any]
     lam: float | None

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.model.ames import AMES
+from ames_jax.model.kinds import Model
 from ames_jax.retrieval.ranking import ensemble
 from ames_jax.retrieval.scoring import Scorer
 from ames_jax.runtime.errors import UserError
@@ -55,7 +55,7 @@ class Hit:
 
 
 def rerank(
-    model: AMES | Scorer,
+    model: Model | Scorer,
     query: DescriptorSet,
     store: StoredImages,
     ids: Sequence[str],
@@ -126,7 +126,7 @@ def check_setting(lam: float, gamma: float, name: str) -> None:
         raise UserError(f"{name}: γ (gamma) is {gamma}, expected a number from 0 on")
 
 
-def _checked_scorer(model: AMES | Scorer, store: StoredImages) -> Scorer:
+def _checked_scorer(model: Model | Scorer, store: StoredImages) -> Scorer:
     if model.config.bits is None:
         raise UserError(
             f"{store.path} holds bits, which a full-precision model cannot read: give the binary model of them"

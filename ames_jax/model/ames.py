@@ -78,14 +78,9 @@ class AMESConfig:
             raise UserError(f"unknown model {name!r}: expected one of {', '.join(NAMED)}{hint}")
         return cls(**NAMED[name])
 
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> AMESConfig:
-        """From `dataclasses.asdict`; raises UserError on a key that it does not know."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(fields) - known)
-        if unknown:
-            raise UserError(f"unknown model settings {', '.join(unknown)}: expected among {', '.join(sorted(known))}")
-        return cls(**fields)
+    def activation_bytes(self, queries: int, databases: int) -> int:
+        """About how many bytes the activations of a pair take on CPU, for Q and T descriptors a side (released size)."""
+        return 6000 * (1 + queries + databases)
 
 
 NAMED: dict[str, dict[str, Any]] = {

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.model.ames import AMES
+from ames_jax.model.kinds import Model
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import write_file, write_json
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def export_scorer(model: AMES, platforms: tuple[str, ...] = PLATFORMS) -> jax.export.Exported:
+def export_scorer(model: Model, platforms: tuple[str, ...] = PLATFORMS) -> jax.export.Exported:
     """The scores of one query against its shortlist, with symbolic sizes b (images), q and t (descriptors).
 
     `(query float32 [q, D], query_valid bool [q], database, database_valid bool [b, t]) → logits float32 [b]`; database is
@@ -37,7 +37,7 @@ def export_scorer(model: AMES, platforms: tuple[str, ...] = PLATFORMS) -> jax.ex
     return jax.export.export(jax.jit(score), platforms=platforms)(*(jax.ShapeDtypeStruct(*shape) for shape in inputs))
 
 
-def write_scorer(model: AMES, path: Path) -> None:
+def write_scorer(model: Model, path: Path) -> None:
     """Writes the exported scorer, to be read with `jax.export.deserialize`, and PATH.json, which lists its inputs.
 
     Raises UserError where they cannot be written.

@@ -15,6 +15,7 @@ from flax import nnx
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.model.ames import AMES
 from ames_jax.model.attention import Attention
+from ames_jax.model.kinds import Model
 from ames_jax.runtime.errors import UserError
 
 SHARPNESS = 1.2  # of the identity in the query and key projections of cross-attention
@@ -23,15 +24,17 @@ DIFFERENCE = -0.5  # of the identity in the output projection: a token minus its
 EIGENVALUE_FLOOR = 1e-3  # of the largest, added before the square root, so that whitening does not blow up noise
 RIDGE = 1e-2  # of the least-squares fit from bits to tokens
 ITQ_ROUNDS = 30
+# Settings that a student shares with its teacher.
+SAME_SIZE = ("model_width", "heads", "layers", "feed_forward", "pre_norm", "vote_width", "head_width")
 
 
-def initialise(model: AMES, how: str, descriptors: np.ndarray, teacher: AMES | None, seed: int) -> None:
+def initialise(model: Model, how: str, descriptors: np.ndarray, teacher: Model | None, seed: int) -> None:
     """Sets the initial values of a fresh model in place.
 
     Args:
       how: "matching" (ours, above) or "release" (as the constructor left it, but for a binarizer, which starts from ITQ).
       descriptors: float [n, D], a sample of the training descriptors, tens of thousands.
-      teacher: the trained teacher of a binary student, whose transformer "matching" copies; None for a model of its own.
+      teacher: the trained teacher of a binary student, of which "matching" copies all but the tokenizer; None: no teacher.
       seed: of ITQ's first rotation.
 
     Raises:
@@ -45,11 +48,11 @@ def initialise(model: AMES, how: str, descriptors: np.ndarray, teacher: AMES | N
         tokenizer.hyperplanes[...] = jnp.asarray(itq(x, bits, whiten=how == "matching", seed=seed))
     if how == "release":
         return
-    if teacher is None:
+    if teacher is not None:
+        copy_rest(teacher, model)
+    elif isinstance(model, AMES):
         for layer in model.layers:
             _start_as_matching(layer.cross_attention)
-    else:
-        copy_transformer(teacher, model)
     targets = whitened_tokens(x, model.config.model_width) if teacher is None else np.asarray(_tokens(teacher, x))
     if bits is None:
         mean, kernel = whitening(x, model.config.model_width)
@@ -61,18 +64,16 @@ def initialise(model: AMES, how: str, descriptors: np.ndarray, teacher: AMES | N
         tokenizer.remap.kernel[...] = jnp.asarray(np.linalg.solve(gram, signs.T @ targets))
 
 
-def copy_transformer(teacher: AMES, student: AMES) -> None:
-    """Gives the student the teacher's matching token, layers and classifier; the tokenizers stay apart."""
-    same = ("model_width", "heads", "layers", "feed_forward", "pre_norm")
+def copy_rest(teacher: Model, student: Model) -> None:
+    """Gives the student all of the teacher but the tokenizer; raises UserError for models of different sizes."""
+    same = [name for name in SAME_SIZE if hasattr(student.config, name)]
     other = [
         f"{n} {getattr(teacher.config, n)}" for n in same if getattr(teacher.config, n) != getattr(student.config, n)
     ]
     if other:
         raise UserError(f"the teacher has {', '.join(other)}, the student has not: both must be of one size")
-    student.matching_token[...] = teacher.matching_token[...]
-    for part in ("layers", "classifier", "final_norm"):
-        if getattr(teacher, part) is not None:
-            nnx.update(getattr(student, part), nnx.state(getattr(teacher, part)))
+    parameters = nnx.to_flat_state(nnx.state(teacher, nnx.Param))
+    nnx.update(student, nnx.from_flat_state([(path, value) for path, value in parameters if path[0] != "tokenizer"]))
 
 
 def whitening(x: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -126,7 +127,7 @@ def _start_as_matching(attention: Attention) -> None:
     attention.out.kernel[...] = attention.out.kernel[...] + DIFFERENCE * eye
 
 
-def _tokens(model: AMES, x: np.ndarray) -> np.ndarray:
+def _tokens(model: Model, x: np.ndarray) -> np.ndarray:
     return np.asarray(model.tokenizer(DescriptorSet(jnp.asarray(x))))
 
 

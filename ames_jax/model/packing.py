@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from ames_jax.descriptors import DescriptorSet, pack_bits, validate
-from ames_jax.model.ames import AMES
+from ames_jax.model.kinds import Model
 from ames_jax.runtime.errors import UserError
 
 BLOCK_ROWS = 64
@@ -28,7 +28,7 @@ class BitPacker:
     Raises UserError for a full-precision model.
     """
 
-    def __init__(self, model: AMES):
+    def __init__(self, model: Model):
         self.config = model.config
         if self.config.bits is None:
             raise UserError("a full-precision model has no bits to store; give a binary model (…_dist)")
@@ -77,7 +77,7 @@ class BitPacker:
         return positive
 
 
-def binarizer_fingerprint(model: AMES) -> str:
+def binarizer_fingerprint(model: Model) -> str:
     """A hash of a model's hyperplanes (32 hexadecimal digits), by which stored bits belong to it."""
     hyperplanes = np.ascontiguousarray(np.asarray(model.tokenizer.hyperplanes[...], np.float32))
     return hashlib.sha256(repr(hyperplanes.shape).encode() + hyperplanes.tobytes()).hexdigest()[:32]

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ames_jax.model.ames import AMES, NAMED, AMESConfig
+from ames_jax.model.ames import NAMED, AMESConfig
+from ames_jax.model.elvis import NAMES as ELVIS
+from ames_jax.model.kinds import Config, Model, config_of, title_of
 from ames_jax.model.torch_files import read_checkpoint, read_config
 from ames_jax.model.torch_weights import from_torch
 from ames_jax.model.weights import MODEL_FILE, find_model, read_model, save_model
@@ -16,7 +18,7 @@ from ames_jax.runtime.files import path_of, read_json
 DETECTORS = ("dinov2_detector", "cvnet_detector")
 
 
-def load_model(path_or_name: str | Path) -> AMES:
+def load_model(path_or_name: str | Path) -> Model:
     """A model from a run directory, a model directory, a release `.pt` file, or a released name (downloaded once).
 
     A run directory gives its best student, else its best teacher.
@@ -36,7 +38,7 @@ def load_model(path_or_name: str | Path) -> AMES:
     return load_released(str(path_or_name))
 
 
-def _read_torch(path: Path, config: AMESConfig | None = None) -> AMES:
+def _read_torch(path: Path, config: Config | None = None) -> Model:
     weights, beside = read_checkpoint(path), config_beside(path)
     try:
         return from_torch(weights, config or beside)
@@ -44,23 +46,28 @@ def _read_torch(path: Path, config: AMESConfig | None = None) -> AMES:
         raise UserError(f"{path}: {error}") from None
 
 
-def config_beside(path: Path) -> AMESConfig | None:
+def config_beside(path: Path) -> Config | None:
     """The configuration in a `.pt` file of ours; None in one of the release, where the shapes must tell."""
     config = read_config(path)
-    return None if config is None else AMESConfig.from_dict(config)
+    return None if config is None else config_of(config)
 
 
-def load_released(name: str) -> AMES:
+def load_released(name: str) -> Model:
     """A released model by name, e.g. "dinov2_ames_dist"; the first time it is fetched and converted.
 
     Raises UserError for an unknown name, a failed download, a file that changed, or weights that do not fit.
     """
-    config = AMESConfig.named(name)
+    if name not in (*NAMED, *ELVIS):
+        names = (*NAMED, *ELVIS)
+        raise UserError(f"unknown model {name!r}: expected one of {', '.join(names)}{did_you_mean(name, names)}")
     converted = home() / "models" / name
     if (converted / MODEL_FILE).is_file():
         return read_model(converted)
     path = fetch(name)
-    model = _read_torch(path, config)
+    model = _read_torch(path, AMESConfig(**NAMED[name]) if name in NAMED else None)
+    expected = "ELViS" if name in ELVIS else "AMES"
+    if title_of(model.config) != expected:
+        raise UserError(f"{path}: these are weights of {title_of(model.config)}, expected those of {expected}")
     save_model(model, converted, {"released": name, **read_json(pin_of(path))})
     return model
 
@@ -71,8 +78,9 @@ def fetch(name: str, addresses: Sequence[str] | None = None) -> Path:
     Raises UserError: unknown name; no server answers (says where to put the file by hand); a file that is not the one
     of its first use.
     """
-    known = (*NAMED, *DETECTORS)
+    known = (*NAMED, *ELVIS, *DETECTORS)
     if name not in known:
         hint = did_you_mean(name, known)
         raise UserError(f"no released file {name!r}: expected one of {', '.join(known)}{hint}")
-    return fetch_file(f"{name}.pt", addresses or ADDRESSES)
+    folders = tuple(a.replace("/ames/", "/elvis/") for a in ADDRESSES) if name in ELVIS else ADDRESSES
+    return fetch_file(f"{name}.pt", addresses or folders)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -15,14 +14,14 @@ from flax import nnx
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from ames_jax.model.ames import AMES, AMESConfig
+from ames_jax.model.kinds import Config, Model, config_of, fields_of, new_model
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import path_of, write_file
 
 MODEL_FILE = "model.safetensors"
 
 
-def save_model(model: AMES, directory: Path, facts: dict[str, Any] | None = None) -> Path:
+def save_model(model: Model, directory: Path, facts: dict[str, Any] | None = None) -> Path:
     """Writes a model directory and returns it; an older model there is replaced in one step.
 
     Args:
@@ -32,7 +31,7 @@ def save_model(model: AMES, directory: Path, facts: dict[str, Any] | None = None
       UserError: it cannot be written.
     """
     directory = path_of(directory)
-    metadata = {"config": json.dumps(dataclasses.asdict(model.config)), "facts": json.dumps(facts or {})}
+    metadata = {"config": json.dumps(fields_of(model.config)), "facts": json.dumps(facts or {})}
     try:
         directory.mkdir(parents=True, exist_ok=True)
         write_file(directory / MODEL_FILE, save(weights_of(model), metadata))
@@ -41,13 +40,13 @@ def save_model(model: AMES, directory: Path, facts: dict[str, Any] | None = None
     return directory
 
 
-def weights_of(model: AMES) -> dict[str, np.ndarray]:
+def weights_of(model: Model) -> dict[str, np.ndarray]:
     """Our names ("layers/0/expand/kernel", …) → float32 arrays."""
     flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
     return {"/".join(map(str, path)): np.asarray(variable[...]) for path, variable in flat}
 
 
-def model_fingerprint(model: AMES) -> str:
+def model_fingerprint(model: Model) -> str:
     """A hash of the model's shape and weights (32 hexadecimal digits)."""
     digest = hashlib.sha256(repr(model.config).encode())
     for name, weight in sorted(weights_of(model).items()):
@@ -61,10 +60,10 @@ def facts_of(directory: Path) -> dict[str, Any]:
     return json.loads(_metadata(path_of(directory) / MODEL_FILE)["facts"])
 
 
-def read_model(directory: Path) -> AMES:
+def read_model(directory: Path) -> Model:
     """The model in a model directory; raises UserError naming the file and every weight that is missing or does not fit."""
     path = path_of(directory) / MODEL_FILE
-    config = AMESConfig.from_dict(json.loads(_metadata(path)["config"]))
+    config = config_of(json.loads(_metadata(path)["config"]))
     try:
         return model_of(config, load(path.read_bytes()))
     except (UserError, SafetensorError) as error:
@@ -84,7 +83,7 @@ def _metadata(path: Path) -> dict[str, str]:
     return metadata
 
 
-def model_of(config: AMESConfig, weights: Mapping[str, np.ndarray], names: Mapping[str, str] | None = None) -> AMES:
+def model_of(config: Config, weights: Mapping[str, np.ndarray], names: Mapping[str, str] | None = None) -> Model:
     """A model from weights under our names, or under the names of a layout in which kernels are transposed.
 
     Args:
@@ -93,7 +92,7 @@ def model_of(config: AMESConfig, weights: Mapping[str, np.ndarray], names: Mappi
     Raises:
       UserError: one error that lists every missing, left-over and mis-shaped weight, and those with NaN or infinity.
     """
-    graph, state = nnx.split(nnx.eval_shape(lambda: AMES(config, nnx.Rngs(0))))
+    graph, state = nnx.split(nnx.eval_shape(lambda: new_model(config, nnx.Rngs(0))))
     slots = {"/".join(map(str, path)): (path, variable) for path, variable in nnx.to_flat_state(state)}
     names = names or {name: name for name in slots}
     faults = [f"missing {name}" for name in names.values() if name not in weights]

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ames_jax.data.readers import DescriptorReader
-from ames_jax.model.ames import AMES
+from ames_jax.model.kinds import Model
 from ames_jax.report.comparison import KILOBYTE, compare
 from ames_jax.report.curves import draw_training, training_run
 from ames_jax.report.gallery import draw_gallery, gallery_query, pick_queries
@@ -25,7 +25,7 @@ from ames_jax.retrieval.tuning import Measured, tune_all
 from ames_jax.runtime.files import write_file, write_json
 
 
-def write_report(settings: ConfigDict, root: Path, workdir: Path, teacher: AMES, student: AMES) -> None:
+def write_report(settings: ConfigDict, root: Path, workdir: Path, teacher: Model, student: Model) -> None:
     """Scores global only, teacher, student and hand-made matching on the test split; writes and prints what came out.
 
     Writes results.json, results.md, tradeoff.png, gallery.png and training.png into `workdir`. λ, γ and the kernels'
@@ -61,7 +61,7 @@ def write_report(settings: ConfigDict, root: Path, workdir: Path, teacher: AMES,
     print("\n".join(str(workdir / name) for name in written))
 
 
-def matchers(teacher: AMES | None, student: AMES, training: DescriptorReader) -> list[Matcher]:
+def matchers(teacher: Model | None, student: Model, training: DescriptorReader) -> list[Matcher]:
     """Teacher (where there is one), student, and hand-made matching of the floats and of the student's very bits.
 
     training: images that the whitening of the floats is learned from.

@@ -15,7 +15,7 @@ import numpy as np
 from ames_jax.data.readers import DescriptorReader
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.model import matching
-from ames_jax.model.ames import AMES
+from ames_jax.model.kinds import Model
 from ames_jax.model.matching import Whitening
 from ames_jax.model.packing import BitPacker
 from ames_jax.model.weights import model_fingerprint
@@ -63,7 +63,7 @@ class Matcher(abc.ABC):
 class ModelMatcher(Matcher):
     """AMES: a binary model stores bits, a full-precision one its tokens in float16."""
 
-    def __init__(self, model: AMES, name: str):
+    def __init__(self, model: Model, name: str):
         self.name, self._model, self._scorer = name, model, Scorer(model)
         binary = model.config.bits is not None
         self.kind, self.packer = ("student", BitPacker(model)) if binary else ("teacher", None)

@@ -16,22 +16,23 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float32, Int
 
 from ames_jax.descriptors import DescriptorSet, validate
-from ames_jax.model.ames import AMES
+from ames_jax.model.ames import AMESConfig
+from ames_jax.model.kinds import Config, Model
 from ames_jax.model.packing import binarizer_fingerprint
 from ames_jax.runtime.cores import usable_cores
 from ames_jax.runtime.devices import data_mesh
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
-# Tokens of one micro-batch on one device. On CPU its activations (about 6 kB a token at the released size) should stay in
-# the cache; an accelerator needs many to be busy, and this bounds its memory instead.
-TOKENS_PER_MICRO_BATCH = {"cpu": 1000}
-TOKENS_ON_ACCELERATOR = 1 << 17
+# Bytes of activations of one micro-batch on one device. On CPU they should stay in the cache; an accelerator needs many
+# pairs to be busy, and this bounds its memory instead.
+MICRO_BATCH_BYTES = {"cpu": 6_000_000}
+MICRO_BATCH_BYTES_ON_ACCELERATOR = 6000 << 17
 
 
-def micro_batch_size(queries: int, databases: int, backend: str) -> int:
-    """Pairs that one device scores at a time, for Q query and T database descriptors."""
-    tokens = TOKENS_PER_MICRO_BATCH.get(backend, TOKENS_ON_ACCELERATOR)
-    return max(1, round(tokens / (1 + queries + databases)))
+def micro_batch_size(queries: int, databases: int, backend: str, config: Config | None = None) -> int:
+    """Pairs that one device scores at a time, for Q query and T database descriptors; config: of the model (None: AMES)."""
+    fitting = MICRO_BATCH_BYTES.get(backend, MICRO_BATCH_BYTES_ON_ACCELERATOR)
+    return max(1, round(fitting / (config or AMESConfig()).activation_bytes(queries, databases)))
 
 
 def queries_at_a_time() -> int:
@@ -72,7 +73,7 @@ class Scorer:
       config: of the model; binarizer: its `packing.binarizer_fingerprint`, None for full precision.
     """
 
-    def __init__(self, model: AMES, micro_batch: int | None = None):
+    def __init__(self, model: Model, micro_batch: int | None = None):
         self.config, self.micro_batch = model.config, micro_batch
         self.binarizer = None if model.config.bits is None else binarizer_fingerprint(model)
         self._mesh = data_mesh(jax.local_devices())
@@ -126,7 +127,9 @@ class Scorer:
         Both take few values so that few programs are compiled; the loop runs the real steps alone.
         """
         devices = self._mesh.size
-        most = self.micro_batch or micro_batch_size(queries, databases, self._mesh.devices.flat[0].platform)
+        most = self.micro_batch or micro_batch_size(
+            queries, databases, self._mesh.devices.flat[0].platform, self.config
+        )
         # As few steps as need be, and the pairs spread evenly over them: else the last is mostly padding.
         fewest = -(-count // (devices * most))
         size = min(most, _few_values(-(-count // (devices * fewest)))) * devices
@@ -184,11 +187,11 @@ def _loop(score: Any, batches: Any, steps: Int[Array, ""]) -> Float32[Array, "ca
     return jax.lax.fori_loop(0, steps, body, jnp.zeros((capacity, size), jnp.float32))
 
 
-def score_pairs(model: AMES, query: DescriptorSet, database: DescriptorSet) -> Float32[np.ndarray, " B"]:
+def score_pairs(model: Model, query: DescriptorSet, database: DescriptorSet) -> Float32[np.ndarray, " B"]:
     """Logits of query [B, Q, ·] with database [B, T, ·]; see `Scorer`, which saves work when called often."""
     return Scorer(model).pairs(query, database)
 
 
-def score_shortlist(model: AMES, query: DescriptorSet, database: DescriptorSet) -> Float32[np.ndarray, " K"]:
+def score_shortlist(model: Model, query: DescriptorSet, database: DescriptorSet) -> Float32[np.ndarray, " K"]:
     """Logits of one query [Q, ·] against [K, T, ·]; see `Scorer`, which saves work when called often."""
     return Scorer(model).shortlist(query, database)

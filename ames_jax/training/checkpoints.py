@@ -9,7 +9,7 @@ import jax
 from etils import epath, epy
 from flax import nnx
 
-from ames_jax.model.ames import AMES, AMESConfig
+from ames_jax.model.kinds import Model, config_of, new_model
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import is_remote
 from ames_jax.training.step import TrainState
@@ -83,7 +83,7 @@ class RunCheckpoints:
                 "use another --workdir, or delete the checkpoint to start again"
             )
 
-    def model(self, step: int | None = None) -> tuple[AMES, int]:
+    def model(self, step: int | None = None) -> tuple[Model, int]:
         """The parameters alone of a checkpoint (default: the newest), on one device whatever it was saved on; its step.
 
         Raises:
@@ -99,8 +99,8 @@ class RunCheckpoints:
             for k, v in self._manager.item_metadata(step)["state"].items()
         }
         found = self._read(step, like)
-        config = AMESConfig.from_dict(found["position"]["model"])
-        graph, params = nnx.split(nnx.eval_shape(lambda: AMES(config, nnx.Rngs(0))))
+        config = config_of(found["position"]["model"])
+        graph, params = nnx.split(nnx.eval_shape(lambda: new_model(config, nnx.Rngs(0))))
         # Parameters are the first field of a training state, so its first arrays.
         leaves = [found["state"][key] for key in sorted(found["state"])][: len(jax.tree.leaves(params))]
         return nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(params), leaves)), step

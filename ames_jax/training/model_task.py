@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ames_jax.model.ames import AMES
+from ames_jax.model.kinds import Model, fields_of
 from ames_jax.model.weights import MODEL_FILE, facts_of, model_fingerprint, read_model, save_model
 from ames_jax.runtime.devices import data_mesh, local_copy, on_all
 from ames_jax.runtime.errors import UserError
@@ -20,18 +19,18 @@ from ames_jax.training.loop import FitSettings, Task, train
 from ames_jax.training.pipeline import TripletBatch, TripletPipeline, place_on, prefetch_to_device
 from ames_jax.training.step import Recipe, TrainState, make_step, make_teacher
 
-Validate = Callable[[AMES], dict[str, float]]
+Validate = Callable[[Model], dict[str, float]]
 
 
 def fit(
-    model: AMES,
+    model: Model,
     recipe: Recipe,
     pipeline: TripletPipeline,
     settings: FitSettings,
     validate: Validate,
-    teacher: AMES | None,
+    teacher: Model | None,
     facts: Mapping[str, Any] | None = None,
-) -> AMES:
+) -> Model:
     """Trains `model` (or goes on with the run in the directory) and returns the best model by validation mAP.
 
     Args:
@@ -63,12 +62,12 @@ class ModelTask(Task):
 
     def __init__(
         self,
-        model: AMES,
+        model: Model,
         recipe: Recipe,
         pipeline: TripletPipeline,
         settings: FitSettings,
         validate: Validate,
-        teacher: AMES | None,
+        teacher: Model | None,
         facts: Mapping[str, Any] | None,
     ) -> None:
         self._mesh = mesh = data_mesh()
@@ -81,7 +80,7 @@ class ModelTask(Task):
         self._model_facts = dict(facts or {})
         self.steps = recipe.steps
         self.counts = {"pairs": 2 * pipeline.batch, "images": 3 * pipeline.batch}
-        self.facts = {"seed": pipeline.seed, "model": dataclasses.asdict(model.config)}
+        self.facts = {"seed": pipeline.seed, "model": fields_of(model.config)}
         self._graph, self._initial = nnx.split(model)
         self.compiled_step = make_step(self._graph, recipe, mesh)
         self._teach = None
@@ -117,12 +116,12 @@ class ModelTask(Task):
         chosen = {name: figures[name] for name in ("lam", "gamma") if name in figures}
         self.keep("best", self.model(state), done, validation_map=figures["map"], **chosen)
 
-    def keep(self, name: str, model: AMES, step: int, **facts: Any) -> None:
+    def keep(self, name: str, model: Model, step: int, **facts: Any) -> None:
         """Saves a model in the run's directory; returns in all processes when it is there."""
         if is_lead():
             save_model(model, self._settings.directory / name, {**self._model_facts, "step": step, **facts})
         wait_for_all(f"{self._settings.label} {name} {step}")
 
-    def model(self, state: TrainState) -> AMES:
+    def model(self, state: TrainState) -> Model:
         """The model of a state, with arrays of its own on one device."""
         return nnx.merge(self._graph, local_copy(state.params))

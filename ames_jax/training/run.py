@@ -15,8 +15,9 @@ from ames_jax.data.neighbours import open_neighbours
 from ames_jax.data.shards import DescriptorSource, open_split, read_about
 from ames_jax.extraction.backbone import STATISTICS_FILE
 from ames_jax.extraction.sift import SiftStatistics
-from ames_jax.model.ames import AMES, AMESConfig
+from ames_jax.model.elvis import ELViS
 from ames_jax.model.initialisation import initialise
+from ames_jax.model.kinds import Config, Model, config_of, new_model, title_of
 from ames_jax.model.released import load_model
 from ames_jax.model.weights import read_model
 from ames_jax.retrieval.grid import Counts
@@ -53,11 +54,14 @@ class _FreeKeys:
         return key in self.NAMES or key.partition(".")[0] in self.NAMES
 
 
-def model_config(config: ConfigDict, descriptor_width: int) -> AMESConfig:
+def model_config(config: ConfigDict, descriptor_width: int) -> Config:
     """The model that a configuration asks for, on descriptors of this width."""
+    fields = {"descriptor_width": descriptor_width, **config.model.to_dict()}
+    if fields.get("kind", "ames") != "ames":
+        return config_of(fields)
     if config.size not in SIZES:
         raise UserError(f"size must be one of {', '.join(SIZES)}, found {config.size!r}")
-    return AMESConfig.from_dict({"descriptor_width": descriptor_width, **SIZES[config.size], **config.model.to_dict()})
+    return config_of({**SIZES[config.size], **fields})
 
 
 def open_run(config: ConfigDict, workdir: Path) -> Path:
@@ -89,20 +93,20 @@ def data_root(config: ConfigDict) -> Path:
     )
 
 
-def train_teacher(config: ConfigDict, root: Path, workdir: Path) -> AMES:
+def train_teacher(config: ConfigDict, root: Path, workdir: Path) -> Model:
     """The teacher that the configuration is of. For a student: the given one, or one that is trained in `workdir` first,
     with the student's data, seed and size."""
     if config.get("teacher"):
         return load_model(config.teacher)
     settings = config.get("train_teacher", config)
     if settings is not config:
-        for key in ("dataset", "data_dir", "seed", "size", "profile"):
+        for key in {"dataset", "data_dir", "seed", "size", "profile"} & set(config):
             settings[key] = config[key]
         say(f"no teacher given (--config.teacher): training or reusing one in {workdir / 'teacher'}")
     return train_role(settings, root, workdir, "teacher", None)
 
 
-def train_role(config: ConfigDict, root: Path, workdir: Path, label: str, teacher: AMES | None) -> AMES:
+def train_role(config: ConfigDict, root: Path, workdir: Path, label: str, teacher: Model | None) -> Model:
     """The best model of a "teacher" (`teacher` None) or "student" that is trained in WORKDIR/LABEL, or was before."""
     directory = workdir / label
     with lead_first():
@@ -137,9 +141,9 @@ def train_role(config: ConfigDict, root: Path, workdir: Path, label: str, teache
     return fit(model, recipe, pipeline, settings, make_validation(config, root), teacher, facts)
 
 
-def _initial_model(config: ConfigDict, source: DescriptorSource, data_set: str, teacher: AMES | None) -> AMES:
+def _initial_model(config: ConfigDict, source: DescriptorSource, data_set: str, teacher: Model | None) -> Model:
     """The model to begin with: that of `start`, or a fresh one, initialised from a sample of the training descriptors."""
-    model = AMES(model_config(config, source.format.width), nnx.Rngs(config.seed))
+    model = new_model(model_config(config, source.format.width), nnx.Rngs(config.seed))
     if teacher is not None:
         _refuse_teacher(teacher, model, data_set)
     if not config.start:
@@ -160,7 +164,10 @@ def _statistics_fact(root: Path) -> dict[str, str]:
     return {"statistics": SiftStatistics.load(file).fingerprint()} if file.is_file() else {}
 
 
-def _refuse_teacher(teacher: AMES, student: AMES, data_set: str) -> None:
+def _refuse_teacher(teacher: Model, student: Model, data_set: str) -> None:
+    if type(teacher) is not type(student):
+        kinds = title_of(teacher.config), title_of(student.config)
+        raise UserError("--config.teacher is {}, and the student {}: give a teacher of its kind".format(*kinds))
     for key, why in (("descriptor_width", f"the descriptors of {data_set}"), ("model_width", "the student's tokens")):
         found, expected = getattr(teacher.config, key), getattr(student.config, key)
         if found != expected:
@@ -200,13 +207,16 @@ def make_recipe(config: ConfigDict, pipeline: TripletPipeline) -> Recipe:
     if steps < 1:
         raise UserError(f"optimizer.steps must be at least 1, found {steps}")
     settings = {name: config[name] for name in ("distillation", "distil_padding") if name in config}
-    settings |= {name: optimizer[name] for name in ("learning_rate", "weight_decay", "beta2", "warmup", "clip")}
+    fields = ("learning_rate", "weight_decay", "beta2", "warmup", "warmup_from", "clip")
+    settings |= {name: optimizer[name] for name in fields if name in optimizer}
+    if settings["warmup"] < 1:
+        settings["warmup"] = round(settings["warmup"] * steps)
     return Recipe(
         steps=steps, buckets=tuple(sorted(config.data.buckets)), accumulate=config.data.accumulate, **settings
     )
 
 
-def make_validation(config: ConfigDict, root: Path) -> Callable[[AMES], dict[str, float]]:
+def make_validation(config: ConfigDict, root: Path) -> Callable[[Model], dict[str, float]]:
     """model → validation mAP (percent) of the re-ranked lists at the best λ and γ, these, and the logits' balanced accuracy."""
     settings = config.validation
     data = RetrievalSet.load(root, "validation", queries=settings.queries)
@@ -214,9 +224,11 @@ def make_validation(config: ConfigDict, root: Path) -> Callable[[AMES], dict[str
     right = data.judged.columns_of(RIGHT, shortlist)
     counts = Counts(settings.query_descriptors, settings.database_descriptors)
 
-    def validate(model: AMES) -> dict[str, float]:
+    def validate(model: Model) -> dict[str, float]:
         found = tune(ScoreKeeper(), ModelMatcher(model, "model"), data, k=shortlist, counts=counts)
         logits = found.scores[:, :shortlist]
+        if isinstance(model, ELViS):  # a sum of votes has no sign
+            logits = np.asarray(model.head(logits.ravel())).reshape(logits.shape)
         scored = ~np.isnan(logits)
         accuracy = 0.5 * ((logits > 0)[right & scored].mean() + (logits <= 0)[~right & scored].mean())
         setting, figure = found.setting, float(np.mean(list(found.figures.values())))

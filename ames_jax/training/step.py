@@ -12,7 +12,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from ames_jax.model.ames import AMES
+from ames_jax.model.kinds import Model
 from ames_jax.runtime.devices import BATCH_AXIS, EVERYWHERE, over_shares, summed
 from ames_jax.training.batch import (
     BATCH_AXES,
@@ -39,7 +39,8 @@ class Recipe:
       learning_rate: peak learning rate of AdamW.
       weight_decay: decoupled weight decay, on every parameter as in the release.
       beta2: AdamW's second moment decay.
-      warmup: steps of linear warm-up from 0 (release: none).
+      warmup: steps of linear warm-up (release: none).
+      warmup_from: share of the rate at which it starts (ELViS: a third).
       clip: largest global norm of a gradient, or None (release: none).
       distillation: β, weight of the token loss of a student (release: 10); unused without a teacher.
       distil_padding: the release's mean over tokens counts padding rows below the drawn length; ours leaves them out.
@@ -53,6 +54,7 @@ class Recipe:
     weight_decay: float = 5e-4
     beta2: float = 0.999
     warmup: int = 0
+    warmup_from: float = 0.0
     clip: float | None = None
     distillation: float = 10.0
     distil_padding: bool = False
@@ -62,6 +64,7 @@ class Recipe:
     def schedule(self, step: jax.Array | int) -> jax.Array:
         """Learning rate at a step: linear warm-up, then half a cosine to 0 at `steps`."""
         warm = jnp.minimum(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        warm = self.warmup_from + (1 - self.warmup_from) * warm
         return self.learning_rate * warm * 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(1.0, step / self.steps)))
 
     def optimizer(self) -> optax.GradientTransformation:
@@ -89,9 +92,9 @@ class TrainState:
         return cls(params, recipe.optimizer().init(params), jnp.zeros((), jnp.int32))
 
 
-def make_teacher(teacher: AMES, parts: int = 1, mesh: Mesh | None = None) -> Callable[[TripletArrays], jax.Array]:
+def make_teacher(teacher: Model, parts: int = 1, mesh: Mesh | None = None) -> Callable[[TripletArrays], jax.Array]:
     """A compiled function from a batch of B triplets, K descriptors each, to the frozen teacher's tokens of their 2B pairs at
-    full length, [2B, 1 + 2K, d]; `parts` and `mesh` as in a step."""
+    full length, [2B, 1 + 2K, d] (of ELViS [2B, 2K, d]); `parts` and `mesh` as in a step."""
     (graph, params), platform = nnx.split(teacher), _platform(mesh)
 
     def tokens_of(params: nnx.State, batch: TripletArrays) -> jax.Array:
@@ -132,9 +135,12 @@ def make_loss(graph: nnx.GraphDef, recipe: Recipe) -> Callable[..., tuple[jax.Ar
             return bce, _parts(bce, logits, labels, real, totals)
         out = model(short_query, short_database, train=True)
         bce = matching_loss(out.logit, labels, real, totals.pairs)
-        after = 1 + batch.anchor.count  # the matching token and the query's come first
-        target = jnp.concatenate([teacher[:, : 1 + query.count], teacher[:, after : after + database.count]], axis=1)
-        kept = kept_tokens(batch, rows, recipe.distil_padding)
+        first = out.tokens.shape[1] - query.count - database.count  # AMES's matching token; ELViS has none
+        after = first + batch.anchor.count
+        target = jnp.concatenate(
+            [teacher[:, : first + query.count], teacher[:, after : after + database.count]], axis=1
+        )
+        kept = kept_tokens(batch, rows, recipe.distil_padding)[:, 1 - first :]
         distil = distillation_loss(out.tokens, jax.lax.stop_gradient(target), kept, totals.tokens)
         parts = {**_parts(bce, out.logit, labels, real, totals), "distillation": distil}
         return bce + recipe.distillation * distil, parts

@@ -12,6 +12,7 @@ from flax import nnx
 
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.model.ames import AMES, NAMED, AMESConfig
+from ames_jax.model.kinds import config_of
 from ames_jax.model.matching import kernel_scores
 from ames_jax.model.torch_weights import from_torch, infer_config, to_torch
 from ames_jax.runtime.errors import UserError
@@ -172,7 +173,7 @@ def test_unknown_names_are_refused():
     with pytest.raises(UserError, match="did you mean dinov2_ames_dist"):
         AMESConfig.named("dinov2_ames_dits")
     with pytest.raises(UserError, match="unknown model settings depth"):
-        AMESConfig.from_dict({"depth": 3})
+        config_of({"depth": 3})
 
 
 def test_cross_weights_are_those_of_the_forward_pass(golden_settings):
