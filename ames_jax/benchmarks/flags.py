@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter, Token
 
-from ames_jax.runtime.command_line import Count, Counts, Scale, comma_separated
+from ames_jax.runtime.command_line import Count, Counts, Scale, Size, comma_separated
 
 Shape = tuple[int, int]
 Dtype = Literal["float32", "bfloat16"]
@@ -158,6 +158,32 @@ class ExtractFlags(Flags):
     dtype: Dtype = "float32"
     torch_compile: bool = False
     repeats: Count = 3
+
+
+@Parameter(name="*")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServeFlags:
+    """Flags of `benchmark serve`.
+
+    Attributes:
+      json: Write the figures there too.
+      images: Images of the made-up index.
+      clients: Clients that ask at a time, each as soon as it is answered, with commas between.
+      seconds: Length of each load.
+      budget: Bytes of local bits per image.
+      shortlist: Images re-ranked.
+      query_descriptors: Descriptors of a query.
+      queue: Requests that may be under way.
+    """
+
+    json: Path | None = None
+    images: Count = 100_000
+    clients: Several = (1, 4, 16)
+    seconds: Scale = 60
+    budget: Size = 1024
+    shortlist: Count = 100
+    query_descriptors: Count = 100
+    queue: Count = 64
 
 
 @Parameter(name="*")

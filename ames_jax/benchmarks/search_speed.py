@@ -57,16 +57,9 @@ class _RandomBits:
 
 def measure_speed(chosen: ChosenModel, load: Load, picture: Path, statistics: Path | None = None) -> dict[str, Any]:
     """Median seconds of each stage of a query by SIFT, their total, seconds of the start, and bytes per image on disk."""
-    backbone = open_backbone("sift", statistics=statistics)
-    chosen = dataclasses.replace(chosen, lam=0.5, gamma=0.1)  # the time does not depend on them
     with tempfile.TemporaryDirectory(prefix="ames_jax_speed_") as name:
         root = Path(name)
-        backbone.statistics.save(root / STATISTICS_FILE)
-        about = {"name": "made up", "backbone": "sift", "extraction": backbone.settings}
-        ids = [f"{row:08d}.jpg" for row in range(load.images)]
-        vectors = _random_directions(load.images, backbone.global_width)
-        made_up = MadeUp(root, "images", about, ids, vectors, None, chosen.model.config.bits)
-        build_index(root / "index", made_up, chosen, budget=load.budget, global_index=load.global_index)
+        make_up_index(root, chosen, load, statistics)
         start = time.perf_counter()
         searcher = Searcher(root / "index", shortlist=load.shortlist, query_descriptors=load.query_descriptors)
         searcher.warm_up()
@@ -90,6 +83,19 @@ def measure_speed(chosen: ChosenModel, load: Load, picture: Path, statistics: Pa
         "start": started,
         "bytes_per_image": sizes,
     }
+
+
+def make_up_index(root: Path, chosen: ChosenModel, load: Load, statistics: Path | None = None) -> Path:
+    """The folder of a new index `root`/index of SIFT whose images are made up."""
+    backbone = open_backbone("sift", statistics=statistics)
+    chosen = dataclasses.replace(chosen, lam=0.5, gamma=0.1)  # the time does not depend on them
+    backbone.statistics.save(root / STATISTICS_FILE)
+    about = {"name": "made up", "backbone": "sift", "extraction": backbone.settings}
+    ids = [f"{row:08d}.jpg" for row in range(load.images)]
+    vectors = _random_directions(load.images, backbone.global_width)
+    made_up = MadeUp(root, "images", about, ids, vectors, None, chosen.model.config.bits)
+    build_index(root / "index", made_up, chosen, budget=load.budget, global_index=load.global_index)
+    return root / "index"
 
 
 def _random_directions(count: int, width: int) -> np.ndarray:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from etils import epy
 
-from ames_jax.benchmarks.flags import DataFlags, EvaluateFlags, ExtractFlags, ScoreFlags, TrainFlags
+from ames_jax.benchmarks.flags import DataFlags, EvaluateFlags, ExtractFlags, ScoreFlags, ServeFlags, TrainFlags
 
 with epy.lazy_imports():  # help needs none of them
-    from ames_jax.benchmarks import evaluation, extraction, reading, scoring, training
+    from ames_jax.benchmarks import evaluation, extraction, reading, scoring, serving, training
 
 
 def data(flags: DataFlags | None = None) -> None:
@@ -33,3 +33,8 @@ def extract(flags: ExtractFlags | None = None) -> None:
 def evaluate(flags: EvaluateFlags | None = None) -> None:
     """Measure a whole evaluation of an ROxford-sized random set, from HDF5 files to mAP."""
     evaluation.measure(flags or EvaluateFlags())
+
+
+def serve(flags: ServeFlags | None = None) -> None:
+    """Measure a server of a made-up index under load, its answers compared with the offline search."""
+    serving.measure(flags or ServeFlags())
