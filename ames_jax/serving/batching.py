@@ -20,10 +20,10 @@ RECENT = 0.2
 
 
 class Busy(Exception):
-    """As many questions as may wait do; `retry_after`: in how many seconds it is worth asking again."""
+    """No more can be done at a time; `retry_after`: in how many seconds it is worth asking again."""
 
     def __init__(self, retry_after: int) -> None:
-        super().__init__(f"too many requests at a time; try again in {retry_after} s")
+        super().__init__(f"the server is busy; try again in {retry_after} s")
         self.retry_after = retry_after
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +19,10 @@ from ames_jax.index import explaining, thumbnails
 from ames_jax.index.collection import SearchIndex
 from ames_jax.index.facts import FACTS
 from ames_jax.index.searcher import QUERIES_AT_A_TIME, Query, Searcher, SearchResult
-from ames_jax.index.uploading import Upload, add_uploads, check_id, is_upload, remove_image
+from ames_jax.index.uploading import WAIT_SECONDS, Upload, add_uploads, check_id, is_upload, remove_image
 from ames_jax.runtime.cores import usable_cores
 from ames_jax.runtime.errors import UserError
-from ames_jax.serving.batching import Batcher
+from ames_jax.serving.batching import Batcher, Busy
 
 WATCH_SECONDS = 1.0
 # A collection up to this size gets its thumbnails in the background; those of a larger one are made when asked for.
@@ -64,6 +66,7 @@ class Service:
         self.path, self._open, self._pictures = path, open_searcher, pictures
         self._changing, self._reloading = threading.Lock(), threading.Lock()
         self._explaining, self._decoding = threading.Lock(), threading.BoundedSemaphore(usable_cores())
+        self._thumbnails = [threading.Lock() for _ in range(64)]  # one thread at a time makes the thumbnail of a row
         self._ended = threading.Event()
         self._stamp = self._now()
         self.searcher = open_searcher(None)
@@ -114,7 +117,7 @@ class Service:
         """A small JPEG of an indexed image; raises Unknown."""
         index = self.index
         row = _row_of(index, image_id)
-        with self._decoding:
+        with self._thumbnails[row % len(self._thumbnails)], self._decoding:
             try:
                 return thumbnails.thumbnail(index, row, self._folder(index, row))
             except UserError as error:
@@ -131,18 +134,18 @@ class Service:
     def add(self, upload: Upload) -> None:
         """Adds an image, which the next search finds.
 
-        Raises Taken; UserError for an id that no upload may have, or where another process writes the index.
+        Raises Taken, Busy where another process changes the index for long, and UserError for an id that no upload may have.
         """
         check_id(upload.id)
-        with self._changing:
+        with self._changing, _unless_changed_by_another():
             if self.holds(upload.id):
                 raise Taken(f"the index holds {upload.id!r} already; remove it first, or give another id")
             add_uploads(self.searcher, [upload])
             self._reload()
 
     def remove(self, image_id: str) -> None:
-        """Removes an image, which no later search finds; raises Unknown, or UserError as `add`."""
-        with self._changing:
+        """Removes an image, which no later search finds; raises Unknown, or Busy as `add`."""
+        with self._changing, _unless_changed_by_another():
             _row_of(self.index, image_id)
             remove_image(self.searcher, image_id)
             self._reload()
@@ -203,10 +206,8 @@ class Service:
             if self._ended.is_set():
                 return
             if not thumbnails.is_kept(index, row):
-                try:
-                    thumbnails.thumbnail(index, row, self._folder(index, row))
-                except UserError:  # a picture that is gone has none
-                    continue
+                with suppress(Unknown):  # the picture, or meanwhile the image, is gone
+                    self.thumbnail(index.ids[row])
 
 
 def cut(result: SearchResult, shortlist: int | None, top: int) -> SearchResult:
@@ -220,6 +221,15 @@ def cut(result: SearchResult, shortlist: int | None, top: int) -> SearchResult:
         hits = [hit for hit in hits if hit.old_place <= shortlist] + below
         before = before[:shortlist] + below
     return SearchResult(hits[:top], before[:top], result.seconds)
+
+
+@contextmanager
+def _unless_changed_by_another() -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        print(error, file=sys.stderr)
+        raise Busy(math.ceil(WAIT_SECONDS)) from error
 
 
 def _row_of(index: SearchIndex, image_id: str) -> int:

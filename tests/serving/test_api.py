@@ -17,7 +17,8 @@ import photo_folder
 import pytest
 from PIL import Image
 
-from ames_jax.index.changes import remove_images
+from ames_jax.index import uploading
+from ames_jax.index.changes import changing, remove_images
 from ames_jax.index.searcher import Searcher
 from ames_jax.serving.app import PAGE
 
@@ -113,6 +114,16 @@ def test_what_is_added_is_found_and_what_is_removed_is_not(own, photo):
     assert not list((own.service.path / "uploads").rglob("*.jpg"))
     named = own.post_form("/images", image=photo).json["id"]
     assert re.fullmatch("[0-9a-f]{20}", named)
+
+
+def test_what_another_process_changes_is_changed_later(own, photo, monkeypatch):
+    monkeypatch.setattr(uploading, "WAIT_SECONDS", 0.05)
+    with changing(own.service.path):
+        for answer in (own.post_form("/images", image=photo), own.request("DELETE", "/images/scene0/0.jpg")):
+            assert answer.status == 503
+            assert int(answer.headers["retry-after"]) >= 1
+            assert str(own.service.path) not in answer.json["error"]
+    assert own.request("DELETE", "/images/scene0/0.jpg").status == 200
 
 
 def test_an_upload_has_the_bits_of_extraction(made, own):
