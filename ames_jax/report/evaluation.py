@@ -7,7 +7,7 @@ pickles as safe files) and, with sweep_memory, tradeoff-*.png and memory.md.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ames_jax.model.ames import RELEASED
 from ames_jax.model.released import load_model
 from ames_jax.report.comparison import compare
 from ames_jax.report.memory_sweep import memory_sweep
+from ames_jax.report.results import fit_notes, result_rows, results_table
 from ames_jax.report.tables import markdown_table
 from ames_jax.retrieval.grid import GAMMAS, LAMBDAS, Counts, Grid
 from ames_jax.retrieval.matchers import KernelMatcher, Matcher, ModelMatcher
@@ -81,6 +82,8 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     table = results_table(results)
     write_file(workdir / "results.md", table)
     print(f"{table}\nwritten to {workdir}: results.json, results.md, logits.npz")
+    for note in fit_notes(results, tuned=bool(config.tune_on or config.lam or config.gamma)):
+        print(note)
     return results
 
 
@@ -246,38 +249,3 @@ def opponent(matcher: ModelMatcher, data: RetrievalSet) -> KernelMatcher:
 
 def _first_stage(data: RetrievalSet) -> dict[str, Any]:
     return {"name": data.first_stage, **data.figures()}
-
-
-def result_rows(rows: Sequence[SweepRow], pairs: PairLogits) -> list[dict[str, Any]]:
-    """The rows of `results.json`: setting, descriptors, bytes of a database image, figures in percent by protocol."""
-    return [
-        {
-            "rerank": row.setting.k,
-            "lam": row.setting.lam,
-            "gamma": row.setting.gamma,
-            "query_descriptors": pairs.query_descriptors,
-            "database_descriptors": pairs.database_descriptors,
-            "bytes_per_image": pairs.bytes_per_image,
-            **row.figures,
-        }
-        for row in rows
-    ]
-
-
-def results_table(results: Mapping[str, Any]) -> str:
-    """Markdown: the first stage alone, then every row."""
-    stage = results["first_stage"]
-    figures = [key for key in stage if key != "name"]
-    keys = ["rerank", "lam", "gamma", "query_descriptors", "database_descriptors", "bytes_per_image"]
-    header = ["re-ranked", "λ", "γ", "query desc.", "database desc.", "bytes an image", *figures]
-    lines = [
-        f"### {results['dataset']}: {results['model']}, after {stage['name']}",
-        "",
-        "| " + " | ".join(header) + " |",
-        "|" + " ---: |" * len(header),
-        "| " + " | ".join(["first stage alone", *["–"] * 5, *(f"{stage[name]:.2f}" for name in figures)]) + " |",
-    ]
-    for row in results["rows"]:
-        cells = [f"{row[key]:g}" for key in keys] + [f"{row[name]:.2f}" for name in figures]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, ""])

@@ -24,6 +24,7 @@ from ames_jax.model.released import load_model
 from ames_jax.model.torch_weights import from_torch, infer_config
 from ames_jax.model.weights import save_model
 from ames_jax.report.evaluation import evaluate
+from ames_jax.report.results import fit_notes
 from ames_jax.retrieval.metrics import gldv2_protocols, mean_average_precision
 from ames_jax.retrieval.opening import open_set
 from ames_jax.retrieval.sets import RetrievalSet
@@ -391,3 +392,13 @@ def test_several_methods_in_one_table(own_data, models, tmp_path, capsys):
     assert alone["rows"][1]["bytes_per_image"] != results["rows"][1]["bytes_per_image"]
     with pytest.raises(UserError, match="several methods are compared"):
         run(own_data, tmp_path / "none", ",".join([models["bits"], "kernel"]))
+
+
+def test_a_result_below_the_first_stage_says_so():
+    stage = {"name": "CLIP", "Medium": 80.0, "Hard": 60.0}
+    rows = [{"Medium": 70.0, "Hard": 61.0}, {"Medium": 75.0, "Hard": 50.0}]
+    notes = fit_notes({"first_stage": stage, "rows": rows}, tuned=False)
+    assert len(notes) == 2
+    assert notes[0].startswith("note: Medium is 75.00 re-ranked and 80.00 by the first stage alone. Likely causes: ")
+    assert "chosen after dinov2 or cvnet or superglobal; the first stage here is CLIP" in notes[1]
+    assert fit_notes({"first_stage": {**stage, "name": "superglobal", "Medium": 70.0}, "rows": rows}, tuned=False) == []
