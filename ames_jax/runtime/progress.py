@@ -106,7 +106,7 @@ class Progress:
         if self._total:
             parts.append(f"{100 * self._done / self._total:.0f}%")
         if rate:
-            parts.append(f"{rate:.{1 if rate < 100 else 0}f} {self._unit}/s")
+            parts.append(f"{rate:.{0 if rate >= 100 else 1 if rate >= 1 else 3}f} {self._unit}/s")
         if rate and self._total and self._done < self._total:
             parts.append(f"{tqdm.format_interval((self._total - self._done) / rate)} left")
         return ", ".join([*parts, self._note] if self._note else parts)
