@@ -33,7 +33,7 @@ from ames_jax.runtime.files import lock
 from ames_jax.runtime.progress import write
 
 # Images of a shard, which a killed run loses at most.
-CHUNK = 512
+CHUNK = 128
 # From so many images on, this many are extracted first, to tell how long all take.
 MANY, SAMPLE = 64, 8
 
@@ -219,7 +219,7 @@ def _extracted(
     """Descriptors of the pictures, kept beside the index until it is made; None where all are broken; and the broken ones."""
     statistics = getattr(backbone, "statistics", None)  # of sift
     settings = [backbone.settings, statistics and statistics.fingerprint()]
-    job_facts = [*settings, [file.id for file in images.files], stamps.tolist()]
+    job_facts = [*settings, CHUNK, [file.id for file in images.files], stamps.tolist()]
     digest = hashlib.sha256(json.dumps(job_facts).encode()).hexdigest()[:16]
     root = _workspace(path) / digest / path.stem  # the data set takes the name of the index
     for other in _workspace(path).glob("*"):
