@@ -5,6 +5,7 @@ from etils import epy
 # Public names are imported on first use: worker processes that only render or read need no JAX.
 with epy.lazy_api_imports(globals()):
     from ames_jax.descriptors import DescriptorSet
+    from ames_jax.index.comparing import compare
     from ames_jax.index.reranking import rerank
     from ames_jax.index.searcher import Searcher
     from ames_jax.model.ames import AMES, AMESConfig
@@ -17,6 +18,7 @@ __all__ = [
     "DescriptorSet",
     "Scorer",
     "Searcher",
+    "compare",
     "load_model",
     "rerank",
     "score_pairs",

@@ -4,7 +4,7 @@ On the embedded landmarks, rendered on first use:
 
     python -m ames_jax.train --config=teacher_fp
 
-On GLDv2, the release's recipe, from a data set that `python -m ames_jax.prepare shards` has written (README, section GLDv2):
+On GLDv2, the release's recipe, from a data set that `python -m ames_jax.prepare shards` has written (docs/data.md):
 
     python -m ames_jax.train --config=teacher_fp:gldv2 --config.data_dir=DIR
 """

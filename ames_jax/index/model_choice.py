@@ -10,11 +10,9 @@ from typing import Any
 from ames_jax.index.reranking import check_setting
 from ames_jax.model.ames import RELEASED
 from ames_jax.model.kinds import Model
-from ames_jax.model.released import load_model
+from ames_jax.model.released import SHIPPED, folder_of, load_model
 from ames_jax.model.weights import facts_of, find_model
 from ames_jax.runtime.errors import UserError
-
-SHIPPED = {"sift": Path(__file__).parents[1] / "model" / "shipped" / "sift"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +43,12 @@ class ChosenModel:
         name = name or SHIPPED.get(backbone)
         if name is None:
             raise UserError(f"--model is missing: no model is shipped for {backbone} descriptors; give one")
-        facts = facts_of(find_model(Path(name))) if Path(name).is_dir() else {}
+        folder = folder_of(name)
+        facts = facts_of(find_model(folder)) if folder.is_dir() else {}
         released_lam, released_gamma = RELEASED.get(facts.get("released", Path(name).stem), (None, None))
         lam = facts.get("lam", released_lam) if lam is None else lam
         gamma = facts.get("gamma", released_gamma) if gamma is None else gamma
-        return cls(load_model(name), str(name), facts, lam, gamma)
+        return cls(load_model(folder), str(name), facts, lam, gamma)
 
     def check(self, about: Mapping[str, Any], statistics: str | None) -> None:
         """Raises UserError where λ or γ are unknown, or the model was trained for other descriptors.

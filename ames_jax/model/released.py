@@ -16,17 +16,20 @@ from ames_jax.runtime.errors import UserError, did_you_mean
 from ames_jax.runtime.files import path_of, read_json
 
 DETECTORS = ("dinov2_detector", "cvnet_detector")
+# Models that come with the package, by the backbone that they are for.
+SHIPPED = {"sift": Path(__file__).parent / "shipped" / "sift"}
 
 
 def load_model(path_or_name: str | Path) -> Model:
-    """A model from a run directory, a model directory, a release `.pt` file, or a released name (downloaded once).
+    """A model from a run directory, a model directory, a release `.pt` file, or a name.
 
-    A run directory gives its best student, else its best teacher.
+    A run directory gives its best student, else its best teacher. Names are "sift" (comes with the package) and the
+    released ones, such as "dinov2_ames_dist" (downloaded once).
 
     Raises:
       UserError: nothing there, or not a model.
     """
-    path = path_of(path_or_name)
+    path = folder_of(path_or_name)
     if path.is_dir():
         return read_model(find_model(path))
     if path.is_file():
@@ -36,6 +39,12 @@ def load_model(path_or_name: str | Path) -> Model:
             f"{path}: no such file or directory; a model is a run or model directory, a .pt file or a released name"
         )
     return load_released(str(path_or_name))
+
+
+def folder_of(path_or_name: str | Path) -> Path:
+    """The path of a model: a shipped one's folder for its name, else what is given."""
+    path = path_of(path_or_name)
+    return path if path.exists() else SHIPPED.get(str(path_or_name), path)
 
 
 def _read_torch(path: Path, config: Config | None = None) -> Model:
@@ -58,7 +67,7 @@ def load_released(name: str) -> Model:
     Raises UserError for an unknown name, a failed download, a file that changed, or weights that do not fit.
     """
     if name not in (*NAMED, *ELVIS):
-        names = (*NAMED, *ELVIS)
+        names = (*SHIPPED, *NAMED, *ELVIS)
         raise UserError(f"unknown model {name!r}: expected one of {', '.join(names)}{did_you_mean(name, names)}")
     converted = home() / "models" / name
     if (converted / MODEL_FILE).is_file():

@@ -89,7 +89,7 @@ def data_root(config: ConfigDict) -> Path:
         return scenes.build(config.dataset, rebuild=config.data.rebuild)
     raise UserError(
         f"dataset {config.dataset!r} needs --config.data_dir=DIR, a folder prepared from its descriptors: "
-        "python -m ames_jax.prepare shards (README, section GLDv2, says where to get them)"
+        "python -m ames_jax.prepare shards (docs/data.md says where to get them)"
     )
 
 
