@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -11,11 +12,15 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import photo_folder
 import pytest
 from conftest import GOLDEN
+from flax import nnx
+from small_networks import write_networks
 
-from ames_jax import extract
+from ames_jax import extract, search
 from ames_jax.benchmarks.extraction import dead_leaves, random_weights
+from ames_jax.data.checks.validation import validate
 from ames_jax.data.global_descriptors import GlobalDescriptors
 from ames_jax.data.release_hdf5 import ReleaseSource
 from ames_jax.data.shards import open_split
@@ -27,10 +32,13 @@ from ames_jax.extraction.images import load_image
 from ames_jax.extraction.keypoints import detect
 from ames_jax.extraction.sift import SiftBackbone, SiftStatistics
 from ames_jax.extraction.vit import ViTConfig
+from ames_jax.model.ames import AMES, AMESConfig
 from ames_jax.model.torch_files import write_checkpoint
+from ames_jax.model.weights import save_model
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import lock
 
+BAD_NAMES = ("", "a/b", "a b", "a[1]", "a.b", "..", "a\nb", "ä")
 PICTURES = ("a/0.png", "a/1.png", "b/2.png", "b/3.png", "4.png")
 
 
@@ -165,8 +173,18 @@ def test_a_picture_replaced_under_its_name_is_not_taken_for_the_old_one(
     assert sift(own, tmp_path / "fresh", statistics, "--chunk=2") == 0
     assert records(out) == records(tmp_path / "fresh")
     cv2.imwrite(str(own / "b/3.png"), dead_leaves(10, 100, 100))
-    with pytest.raises(UserError, match="pictures was"):
+    with pytest.raises(UserError, match=r"1 pictures are others than those that were extracted, the first .*3\.png"):
         sift(own, out, statistics, "--chunk=2")
+
+
+def test_a_picture_that_was_copied_again_or_touched_is_the_same(
+    pictures: Path, statistics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, out = shutil.copytree(pictures, tmp_path / "own"), tmp_path / "my_photos"
+    assert sift(own, out, statistics) == 0
+    os.utime(own / "4.png", ns=(1, 1))
+    monkeypatch.setattr(SiftBackbone, "extract", None)  # nothing is extracted again
+    assert sift(own, out, statistics) == 0
 
 
 def test_a_run_that_was_killed_at_its_very_end_is_finished(
@@ -307,11 +325,96 @@ def test_dinov2_and_cvnet_from_files_of_their_authors(pictures: Path, tmp_path: 
         (["--backbone=cvnet"], r"cvnet needs --weights=CVNet_R101\.pyth.*github"),
         (["--backbone=dinov2", "--weights=x.pth", "--detector=y.pt"], r"x\.pth is missing"),
         (["--backbone=sift", "--process=2", "--processes=2"], "--process=2: expected 0 to 1"),
+        *(
+            (["--backbone=sift", f"--split={name}"], r"--split.*expected letters, digits, _ and -")
+            for name in BAD_NAMES
+        ),
+        *(
+            (["--backbone=sift", f"--name={name}"], r"--name.*expected a letter, then")
+            for name in (*BAD_NAMES, "1a", "a-b")
+        ),
+        *(
+            (["--backbone=sift", f"--{flag}={value}"], f"--{flag}")
+            for flag in ("chunk", "max-side", "descriptors", "processes", "process")
+            for value in ("-1", "0.5", "nan", "inf", "1e30", "x")
+        ),
+        (["--backbone=sift", "--chunk=0"], r"--chunk.*expected a number in 1\.\."),
+        (["--backbone=sift", "--max-side=0"], r"--max-side.*expected a number in 1\.\."),
+        (["--backbone=sift", "--max-side=1e6"], r"--max-side=1000000: expected 1 to 16,384"),
+        (["--backbone=sift", "--descriptors=70000"], r"--descriptors=70000: expected 1 to 65,535"),
     ],
 )
 def test_user_errors(pictures: Path, tmp_path: Path, flags: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         extract.main([f"--images={pictures}", f"--out={tmp_path / 'out'}", *flags])
+
+
+def test_blank_pictures_and_single_pixels_go_through_index_and_query(
+    pictures: Path, statistics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search.cache, "start", lambda: None)
+    monkeypatch.setenv("AMES_JAX_HOME", str(tmp_path / "home"))
+    own = shutil.copytree(pictures, tmp_path / "own")
+    cv2.imwrite(str(own / "blank.png"), np.full((80, 90, 3), 128, np.uint8))
+    cv2.imwrite(str(own / "pixel.png"), np.full((1, 1, 3), 9, np.uint8))
+    assert sift(own, tmp_path / "set", statistics) == 0
+    source = open_split(tmp_path / "set", "images")
+    empty = [record.id for record in (source[row] for row in range(len(source))) if not record.descriptors.valid.any()]
+    assert empty == ["blank.png", "pixel.png"]
+    assert validate([tmp_path / "set"], full=True).problems == []
+    photo_folder.write_model(tmp_path / "model", statistics)
+    index = ["index", f"--descriptors={tmp_path / 'set'}", f"--model={tmp_path / 'model'}", "--budget=80B"]
+    assert search.main([*index, f"--out={tmp_path / 'index'}"]) == 0
+    query = ["query", f"--index={tmp_path / 'index'}", f"--json={tmp_path / 'hits.json'}"]
+    asked = [f"--image={own / name}" for name in ("blank.png", "pixel.png", "b/3.png")]
+    assert search.main([*query, *asked, "--top=7"]) == 0
+    found = [query["hits"] for query in json.loads((tmp_path / "hits.json").read_text())["queries"]]
+    assert [len(hits) for hits in found] == [6, 6, 6]  # the query itself is left out
+    assert np.isfinite([hit["score"] for hits in found for hit in hits]).all()
+    assert {hit["id"] for hit in found[2][-2:]} == {"blank.png", "pixel.png"}
+
+
+def test_xfeat_with_the_global_descriptor_of_another_network(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search.cache, "start", lambda: None)
+    monkeypatch.setenv("AMES_JAX_HOME", str(tmp_path / "home"))
+    xfeat, vit = write_networks(tmp_path, monkeypatch)
+    flags = [f"--images={pictures}", f"--out={tmp_path / 'set'}", "--backbone=xfeat", "--global=dinov2_small"]
+    flags += [f"--weights={xfeat}", f"--global-weights={vit}", "--max-side=96", "--descriptors=20"]
+    assert extract.main(flags) == 0
+    about = json.loads((tmp_path / "set" / "about.json").read_text())
+    assert (about["backbone"], about["width"], about["global"]) == ("xfeat", 64, "DINOv2 small, class token")
+    assert about["extraction"]["global_backbone"]["weights"] == str(vit)
+    values = np.load(tmp_path / "set" / "global" / "images.npy")
+    assert values.shape == (5, 48)
+    shape = AMESConfig(descriptor_width=64, bits=32, model_width=16, layers=2, feed_forward=16)
+    save_model(AMES(shape, nnx.Rngs(0)), tmp_path / "model", {"backbone": "xfeat", "lam": 0.6, "gamma": 0.3})
+    index = ["index", f"--descriptors={tmp_path / 'set'}", f"--model={tmp_path / 'model'}", "--budget=80B"]
+    assert search.main([*index, f"--out={tmp_path / 'index'}"]) == 0
+    query = ["query", f"--index={tmp_path / 'index'}", f"--image={pictures / 'b/3.png'}", "--top=5"]
+    assert search.main([*query, f"--json={tmp_path / 'hits.json'}"]) == 0  # opens both networks from the index's facts
+    [asked] = json.loads((tmp_path / "hits.json").read_text())["queries"]
+    assert {hit["id"] for hit in asked["hits"]} == {*PICTURES} - {"b/3.png"}
+    found = reopen_backbone(tmp_path / "set").extract([load_image(pictures / "b/3.png")])[0]
+    row = open_split(tmp_path / "set", "images").ids().index("b/3.png")
+    np.testing.assert_allclose(values[row], found.global_descriptor, atol=1e-5)
+
+
+def test_a_folder_of_one_picture_is_a_data_set(pictures: Path, statistics: Path, tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    shutil.copy(pictures / "4.png", tmp_path / "one" / "4.jfif")  # the content decides, not the ending
+    assert sift(tmp_path / "one", tmp_path / "out", statistics, "--processes=1", "--chunk=1") == 0
+    assert open_split(tmp_path / "out", "images").ids() == ["4.jfif"]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating")])
+def test_full_memory_is_one_line(
+    pictures: Path, statistics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(SiftBackbone, "extract", lambda *_: (_ for _ in ()).throw(error))
+    with pytest.raises(UserError, match=r"sift: out of memory; make --batch or --max-side smaller"):
+        sift(pictures, tmp_path / "out", statistics)
 
 
 def test_a_job_is_built_from_names() -> None:

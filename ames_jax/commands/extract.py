@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from etils import epy
 
-from ames_jax.runtime.command_line import Count, CountOrZero
+from ames_jax.runtime.command_line import Count, CountOrZero, DataSetName, SplitName
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.progress import Progress
 
@@ -67,8 +67,8 @@ def extract(
     *,
     images: Path,
     out: Path,
-    split: str = "images",
-    name: str | None = None,
+    split: SplitName = "images",
+    name: DataSetName | None = None,
     root: Path | None = None,
     boxes: Path | None = None,
     skip_broken: bool = False,

@@ -18,6 +18,8 @@ from ames_jax.runtime.errors import UserError, did_you_mean
 with epy.lazy_imports():  # sift needs no network, and processes that only load images need neither
     from ames_jax.extraction import cvnet, dinov2, network, sift, xfeat
 
+# Options beyond which a picture no longer fits into a record, or into memory.
+MOST = {"descriptors": 65_535, "max_side": 16_384, "batch": 4_096}
 # Name → class. The keywords of its `open` are the options that it has.
 BACKBONES: dict[str, Callable[[], type[Backbone]]] = {
     "sift": lambda: sift.SiftBackbone,
@@ -71,9 +73,9 @@ def open_backbone(
     given |= {"descriptors": descriptors, "max_side": max_side, "dtype": dtype, "batch": batch}
     options = {key: value for key, value in given.items() if value is not None}
     backbone = _class_of(name, "--backbone")
-    for key in ("descriptors", "max_side", "batch"):
-        if options.get(key, 1) < 1:
-            raise UserError(f"--{key.replace('_', '-')}={options[key]}: must be at least 1")
+    for key, most in MOST.items():
+        if not 1 <= options.get(key, 1) <= most:
+            raise UserError(f"--{key.replace('_', '-')}={options[key]}: expected 1 to {most:,}")
     if options.get("dtype", "float32") not in ("float32", "bfloat16"):
         raise UserError(f"--dtype={dtype}: expected float32 or bfloat16")
     known = _options_of(backbone)

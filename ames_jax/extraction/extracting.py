@@ -2,8 +2,10 @@
 
     ROOT/.unfinished/SPLIT/extraction.json    the images and the settings that the split is extracted with
     ROOT/.unfinished/SPLIT/SHARD.json .npy    beside a shard's receipt: sizes, broken images, and global descriptors
+    ROOT/.unfinished/SPLIT/SHARD.stamps.npy   size, time and hash of the picture files; ROOT/images/SPLIT.stamps.npy in the end
 
-A shard counts as done when its receipt holds the broken images. What a killed run was at is begun again.
+A shard counts as done when its receipt holds the broken images and its pictures are still those that it was made of. What
+a killed run was at is begun again.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -28,10 +30,11 @@ from ames_jax.data.records import GEOMETRY, ImageRecord, RecordFormat
 from ames_jax.data.shard_writing import ShardTask
 from ames_jax.data.shards import read_about
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.extraction.backbone import STATISTICS_FILE, Backbone
-from ames_jax.extraction.images import crop, load_image
-from ames_jax.extraction.listing import ImageFile, ImageFiles
+from ames_jax.extraction.backbone import STATISTICS_FILE, Backbone, ExtractedImage
+from ames_jax.extraction.listing import ImageFiles
+from ames_jax.extraction.loading import LoadedImage, load
 from ames_jax.extraction.sift import SiftStatistics
+from ames_jax.extraction.stamps import changed_rows, stamps_of
 from ames_jax.runtime import cache, files
 from ames_jax.runtime.cores import usable_cores
 from ames_jax.runtime.errors import UserError, requires
@@ -40,8 +43,6 @@ from ames_jax.runtime.progress import Progress, write
 ADVICE = "Use the same images and settings, another --split or --out, or delete it"
 # Of the facts of a finished split, those that are known at its end.
 FOUND = ("written", "broken")
-# Of an unfinished one, what each of its shards knows for its own part: one of other pictures is written again.
-LATER = ("pictures",)
 # A host that ends together with another waits so long for it to write the metadata.
 WAIT_SECONDS = 60
 
@@ -79,22 +80,16 @@ class ExtractionJob:
         """The settings that a run that goes on must have in common with the one before."""
         listed = [(file.id, file.label, file.box) for file in self.images.files]
         digest = hashlib.sha256(json.dumps(listed).encode()).hexdigest()
-        settings = {"extraction": self.backbone.settings, "images": len(self.images), "list": digest}
-        return settings | {"pictures": self.pictures(0, len(self.images))}
+        return {"extraction": self.backbone.settings, "images": len(self.images), "list": digest}
 
-    def pictures(self, start: int, stop: int) -> str:
-        """A hash of the sizes and times of these files, so that a picture replaced under its name is extracted again."""
-        stats = [file.path.stat() if file.path.exists() else None for file in self.images.files[start:stop]]
-        seen = [stat and (stat.st_size, stat.st_mtime_ns) for stat in stats]
-        return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:16]
+    @property
+    def stamps_file(self) -> Path:
+        """The file of `stamps_of` the pictures that the finished split was made of."""
+        return self.root / "images" / f"{self.split}.stamps.npy"
 
-
-class LoadedImage(NamedTuple):
-    """A picture in the backbone's size, the share of the file that it is (offset, size), and the file's width, height."""
-
-    pixels: np.ndarray
-    share: np.ndarray
-    size: tuple[int, int]
+    def paths(self, start: int = 0, stop: int | None = None) -> list[Path]:
+        """The files of the images of these rows."""
+        return [file.path for file in self.images.files[start:stop]]
 
 
 def extract(job: ExtractionJob) -> dict[str, Any] | None:
@@ -152,9 +147,10 @@ def _plan(job: ExtractionJob) -> list[ShardTask]:
     """The shards of the split, and the folder made ready for them; none where the split is finished."""
     folder = job.root / shard_writing.UNFINISHED / job.split
     if job.facts_file.exists():
-        before, free = files.read_json(job.facts_file), (*FOUND, *(LATER if folder.exists() else ()))
-        files.refuse_other(f"{job.root} {job.split}", before, job.facts(), free=free, later=LATER, advice=ADVICE)
+        before = files.read_json(job.facts_file)
+        files.refuse_other(f"{job.root} {job.split}", before, job.facts(), free=FOUND, advice=ADVICE)
         if not folder.exists():
+            _refuse_changed(job)
             return []
     old = job.root / ".extracted" / job.split
     if old.exists():
@@ -172,19 +168,34 @@ def _plan(job: ExtractionJob) -> list[ShardTask]:
     listed = [ImageRecord(file.id, file.label, nothing) for file in job.images.files]
     tasks = shard_writing.plan_shards(job.root, name, {job.split: listed}, **settings)
     if tasks:
-        files.same_job(folder / "extraction.json", job.facts(), free=LATER, advice=ADVICE)
+        files.same_job(folder / "extraction.json", job.facts(), advice=ADVICE)
     else:
         shutil.rmtree(folder, ignore_errors=True)  # left where a run was killed at its very end
     return tasks
 
 
+def _refuse_changed(job: ExtractionJob) -> None:
+    """Raises UserError where pictures of the finished split were replaced; earlier versions did not keep their stamps."""
+    if not job.stamps_file.exists():
+        return
+    changed = changed_rows(files.read_array(job.stamps_file), job.paths())
+    if len(changed):
+        raise UserError(
+            f"{job.root} {job.split}: {len(changed)} pictures are others than those that were extracted, the first "
+            f"{job.images.files[changed[0]].path}. {ADVICE}"
+        )
+
+
 def _is_done(job: ExtractionJob, task: ShardTask) -> bool:
     """Whether a shard and all that belongs to it is there; broken images count as missing unless they are skipped."""
-    receipt = files.read_json(task.receipt) if task.is_written() else {}
-    broken = receipt.get("broken")
-    if receipt.get("pictures") not in (None, job.pictures(task.start, task.stop)):
+    broken = files.read_json(task.receipt).get("broken") if task.is_written() else None
+    if broken is None or (broken and not job.skip_broken):
         return False
-    return broken is not None and (job.skip_broken or not broken)
+    return not len(changed_rows(files.read_array(_stamps_file(task)), job.paths(task.start, task.stop)))
+
+
+def _stamps_file(task: ShardTask) -> Path:
+    return task.receipt.with_suffix(".stamps.npy")
 
 
 def _write_shards(job: ExtractionJob, tasks: Sequence[ShardTask]) -> None:
@@ -212,21 +223,6 @@ def _loaded(job: ExtractionJob, rows: Iterable[int], threads: ThreadPoolExecutor
     yield from (future.result() for future in ahead)
 
 
-def load(file: ImageFile, backbone: Backbone, skip_broken: bool = False) -> LoadedImage | str:
-    """Reads one image, cut to its box; where it is broken, raises UserError, or gives the reason if such are skipped."""
-    try:
-        image = load_image(file.path)
-        size = image.shape[1], image.shape[0]
-        share = np.float32([[0, 0], [1, 1]])
-        if file.box is not None:
-            image, share = crop(image, file.box, file.path)
-        return LoadedImage(backbone.fit(image), share, size)
-    except UserError as error:
-        if skip_broken:
-            return str(error)
-        raise UserError(f"{error}; or leave such images out with --skip-broken") from error
-
-
 def _write(job: ExtractionJob, task: ShardTask, loaded: Iterator[LoadedImage | str], progress: Progress) -> None:
     """One shard and what belongs to it; takes its images from the loaded ones."""
     global_descriptors, sizes, broken = [np.zeros((0, job.backbone.global_width), np.float32)], [], {}
@@ -237,7 +233,7 @@ def _write(job: ExtractionJob, task: ShardTask, loaded: Iterator[LoadedImage | s
             images = list(zip(listed, loaded))
             broken.update({file.id: image for file, image in images if isinstance(image, str)})
             whole = [(file, image) for file, image in images if isinstance(image, LoadedImage)]
-            extracted = job.backbone.extract([image.pixels for _, image in whole])
+            extracted = _extract(job.backbone, [image.pixels for _, image in whole])
             for (file, image), found in zip(whole, extracted):
                 xy = image.share[0] + image.share[1] * found.local.xy
                 features = found.local.features.astype(np.float16)  # int8 is made of these, too
@@ -246,13 +242,21 @@ def _write(job: ExtractionJob, task: ShardTask, loaded: Iterator[LoadedImage | s
                 sizes.append(image.size)
             progress.update(len(listed))
 
-    pictures = job.pictures(task.start, task.stop)
+    files.write_array(_stamps_file(task), stamps_of(job.paths(task.start, task.stop)))
     shard_writing.write_shard(task, records())
     shard_writing.verify_shard(task)
     files.write_array(task.receipt.with_suffix(".npy"), np.concatenate(global_descriptors))
-    files.write_json(
-        task.receipt, {**files.read_json(task.receipt), "sizes": sizes, "broken": broken, "pictures": pictures}
-    )
+    files.write_json(task.receipt, {**files.read_json(task.receipt), "sizes": sizes, "broken": broken})
+
+
+def _extract(backbone: Backbone, images: Sequence[np.ndarray]) -> list[ExtractedImage]:
+    """As the backbone does it; raises UserError where memory, of the host or of a device, is full."""
+    try:
+        return backbone.extract(images)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(f"{backbone.name}: out of memory; make --batch or --max-side smaller") from error
 
 
 def _finish(job: ExtractionJob, tasks: Sequence[ShardTask]) -> None:
@@ -270,6 +274,7 @@ def _finish(job: ExtractionJob, tasks: Sequence[ShardTask]) -> None:
     lists = job.root / "images"
     sizes = np.array([size for receipt in receipts for size in receipt["sizes"]], np.int64)
     files.write_array(lists / f"{job.split}.sizes.npy", sizes)
+    files.write_array(job.stamps_file, np.concatenate([files.read_array(_stamps_file(task)) for task in tasks]))
     if job.images.label_names:
         files.write_file(
             lists / f"{job.split}.label_names.txt", "".join(f"{name}\n" for name in job.images.label_names)

@@ -2,27 +2,72 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, features
 
 from ames_jax.runtime.errors import UserError
 
-SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".jp2", ".avif")
-)
-# Pillow refuses images as small as 179 million pixels, which panoramas and scans pass; this much is 3 GB as RGB.
-MOST_PIXELS = 1_000_000_000
+# Pillow refuses images as small as 179 million pixels, which panoramas and scans pass; this much takes it 2 GB.
+MOST_PIXELS = 300_000_000
 Image.MAX_IMAGE_PIXELS = None
+# What Pillow reads once a package is installed and its module imported.
+_PLUGINS = {
+    ".heic": ("pillow_heif.HeifImagePlugin", "pillow-heif"),
+    ".heif": ("pillow_heif.HeifImagePlugin", "pillow-heif"),
+    ".jxl": ("pillow_jxl", "pillow-jxl-plugin"),
+}
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_BITS, _KINDS, _SIGNED = 258, 339, 2  # tags of TIFF: bits and kind of a value, and the kind "signed integer"
+
+
+def _imports(module: str) -> bool:
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        return False
+    return True
+
+
+# Suffix → what pip installs to read such pictures, for those that this Pillow does not read.
+UNREAD = {suffix: package for suffix, (module, package) in _PLUGINS.items() if not _imports(module)}
+if not features.check("avif"):
+    UNREAD[".avif"] = "pillow>=11.3"
+_ITS_OWN = (
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".png",
+    ".webp",
+    ".tif",
+    ".tiff",
+    ".bmp",
+    ".gif",
+    ".ppm",
+    ".pgm",
+    ".jp2",
+    ".avif",
+)
+SUFFIXES = frozenset((*_ITS_OWN, *_PLUGINS)) - UNREAD.keys()
 
 
 def load_image(source: Path | BinaryIO, name: str | None = None, most_pixels: int = MOST_PIXELS) -> np.ndarray:
     """The picture in a file, as a viewer shows it: RGB uint8 [H, W, 3], turned upright by its EXIF tag.
 
     Grey and CMYK become RGB, transparency is laid on white, more than 8 bits a channel are rounded to 8, and of an
-    animation the first frame is taken.
+    animation the first frame is taken. Floats count as 0 to 1.
 
     Args:
       source: a path or an open file.
@@ -30,37 +75,71 @@ def load_image(source: Path | BinaryIO, name: str | None = None, most_pixels: in
       most_pixels: a picture of more is refused before it is decoded.
 
     Raises:
-      UserError: naming the file: it is missing, no image, cut short, or too large.
+      UserError: naming the file: it is missing, no regular file, no image, cut short, too large, or of values whose range
+        is not known.
     """
     name = name or str(source)
+    if isinstance(source, Path) and not source.is_file():
+        raise UserError(f"{name}: {'a folder or a device, no image file' if source.exists() else 'no such image'}")
     try:
         with Image.open(source) as image:
             if image.width * image.height > most_pixels:
                 raise UserError(
                     f"{name}: {image.width} × {image.height} pixels are more than {most_pixels:,}; shrink it"
                 )
-            return np.asarray(_as_rgb(ImageOps.exif_transpose(image)))
-    except FileNotFoundError as error:
-        raise UserError(f"{name}: no such image") from error
+            image.load()
+            orientation = _orientation(image)
+            return np.asarray(_upright(_as_rgb(image, name), orientation))
     except UserError:
         raise
+    except MemoryError as error:
+        raise UserError(f"{name}: too large for the memory that is free; shrink it") from error
     except Exception as error:  # a damaged file can fail in any of Pillow's decoders, with any kind of error
-        raise UserError(f"{name}: cannot be read as an image ({error}); mend or remove it") from error
+        package = UNREAD.get(Path(name).suffix.lower())
+        advice = f"pip install {package} reads such files" if package else "mend or remove it"
+        raise UserError(f"{name}: cannot be read as an image ({' '.join(str(error).split())}); {advice}") from error
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
+def _upright(image: Image.Image, orientation: object) -> Image.Image:
+    turn = _TURNS.get(orientation)
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> object:
+    """The EXIF tag of a decoded image."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # a damaged block fails in any part of its parser, and the picture itself may be whole
+        return None
+
+
+def _as_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode.startswith(("I", "F")) or (image.format == "TIFF" and _SIGNED in image.tag_v2.get(_KINDS, ())):
+        return Image.fromarray(_to_8_bits(image, name)).convert("RGB")
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _to_8_bits(values: np.ndarray) -> np.ndarray:
-    """Grey values of 16 bits or floats of 0..1 → uint8; Pillow's own conversion would cut them off at 255."""
-    top = 1.0 if values.dtype.kind == "f" else 65535.0
-    return np.clip(np.rint(values * (255.0 / top)), 0, 255).astype(np.uint8)
+def _to_8_bits(image: Image.Image, name: str) -> np.ndarray:
+    """Grey values of 9 to 16 bits or floats of 0..1 → uint8; Pillow's own conversion would cut them off at 255.
+
+    Raises UserError where nothing says which value is white.
+    """
+    values = np.asarray(image)
+    if values.dtype.kind == "f":
+        low, high = float(values.min()), float(values.max())
+        if not (low >= 0 and high <= 1):  # NaN is neither
+            raise UserError(f"{name}: values from {low:g} to {high:g}; expected floats of 0 to 1, or save it in 8 bits")
+        return np.rint(values * 255.0).astype(np.uint8)
+    tags = image.tag_v2 if image.format == "TIFF" else {}
+    unknown = image.mode == "I" and image.format != "PPM"  # which Pillow scales to 16 bits
+    bits = tags.get(_BITS, (32 if unknown else 16,))[0]
+    if bits > 16 or _SIGNED in tags.get(_KINDS, ()):
+        sign = "signed" if _SIGNED in tags.get(_KINDS, ()) else "unsigned"
+        raise UserError(f"{name}: {sign} integers of {bits} bits; which is white is not known: save it in 8 or 16 bits")
+    return np.clip(np.rint(values * (255.0 / (2**bits - 1))), 0, 255).astype(np.uint8)
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import sys
+from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 
 from ames_jax.data.lists import read_lines, read_list
 from ames_jax.data.release_pickles import read_ground_truth
-from ames_jax.extraction.images import SUFFIXES
+from ames_jax.extraction.images import SUFFIXES, UNREAD
 from ames_jax.runtime.errors import UserError
 
 Box = tuple[float, float, float, float]
@@ -47,14 +50,16 @@ def list_images(images: Path, root: Path | None = None, boxes: Path | None = Non
     """The images of a folder or of a list.
 
     Args:
-      images: a folder, of which all image files are taken, sub-folders included, in the order of their names; an
-        image's label is the number of its first sub-folder. Or a text file with one line per image: `path`, or as in the
+      images: a folder, of which all image files are taken, sub-folders and links to folders included, in the order of
+        their names; an image's label is the number of its first sub-folder. What else lies there is counted in a line on
+        stderr, hidden files aside. Or a text file with one line per image: `path`, or as in the
         release `path,width,height` or `path,label,width,height`, or `path,label`.
       root: folder that the paths of a list are relative to; by default the list's.
       boxes: what `read_boxes` takes, one box per image.
 
     Raises:
-      UserError: there is nothing, no image in it, a line that cannot be read, or another number of boxes.
+      UserError: there is nothing, no image in it, a line that cannot be read, a name that cannot be an id, or another
+        number of boxes.
     """
     if images.is_dir():
         if root is not None:
@@ -69,10 +74,11 @@ def list_images(images: Path, root: Path | None = None, boxes: Path | None = Non
 
 
 def _of_folder(folder: Path) -> ImageFiles:
-    paths = (
-        path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
-    )
-    shown = sorted((path for path in paths if not any(part.startswith(".") for part in path.parts)), key=Path.as_posix)
+    paths, left_out = _files_in(folder)
+    if left_out:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
+        print(f"{folder}: left out {kinds}", file=sys.stderr)
+    shown = sorted(paths, key=Path.as_posix)
     if not shown:
         raise UserError(f"--images={folder}: no image in this folder (looked for {', '.join(sorted(SUFFIXES))})")
     names = sorted({path.parts[0] for path in shown if len(path.parts) > 1})
@@ -80,6 +86,43 @@ def _of_folder(folder: Path) -> ImageFiles:
     labels = [number[path.parts[0]] if len(path.parts) > 1 else -1 for path in shown]
     files = [ImageFile(path.as_posix(), folder / path, label) for path, label in zip(shown, labels)]
     return ImageFiles(folder, files, names or None)
+
+
+def _files_in(folder: Path) -> tuple[list[Path], Counter[str]]:
+    """Image files of a folder, relative to it, and how many files of other kinds there are; hidden ones count as neither."""
+    found: list[Path] = []
+    left_out: Counter[str] = Counter()
+    above = {str(folder): (folder.resolve(),)}  # folder → itself and those that it lies in, links resolved
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=_stop):
+        for name in list(folders):
+            real = Path(place, name).resolve()
+            if name.startswith(".") or real in above[place]:
+                folders.remove(name)
+                left_out["links to a folder that they lie in"] += not name.startswith(".")
+            else:
+                above[os.path.join(place, name)] = (*above[place], real)
+        for name in (name for name in names if not name.startswith(".")):
+            path = Path(place, name)
+            kind = _why_left_out(path)
+            if kind:
+                left_out[kind] += 1
+            else:
+                found.append(path.relative_to(folder))
+    return found, +left_out
+
+
+def _stop(error: OSError) -> None:
+    raise error  # a folder that cannot be read would be left out without a word
+
+
+def _why_left_out(path: Path) -> str | None:
+    """The kind of a file that is not extracted; None of an image file."""
+    suffix = path.suffix.lower()
+    if not path.is_file():
+        return "links to nothing" if path.is_symlink() and not path.exists() else "that are no regular files"
+    if suffix in UNREAD:
+        return f"{suffix} (pip install {UNREAD[suffix]} reads them)"
+    return None if suffix in SUFFIXES else f"{suffix or 'without an ending'} (no pictures)"
 
 
 def _of_list(path: Path, root: Path) -> ImageFiles:
@@ -91,11 +134,20 @@ def _of_list(path: Path, root: Path) -> ImageFiles:
 def _refuse_bad_ids(images: Path, files: Sequence[ImageFile]) -> None:
     seen: set[str] = set()
     for file in files:
-        if file.id in seen:
-            raise UserError(f"--images={images}: {file.id} is listed twice; every image needs an id of its own")
-        if "\n" in file.id:
-            raise UserError(f"--images={images}: the name {file.id!r} holds a line break; rename it")
-        seen.add(file.id)
+        name = file.id
+        try:
+            name.encode()
+        except UnicodeEncodeError:  # as Python holds the bytes of such a name
+            raise UserError(f"--images={images}: the name {os.fsencode(name)!r} is not UTF-8; rename it") from None
+        if name in seen:
+            raise UserError(f"--images={images}: {name} is listed twice; every image needs an id of its own")
+        if name.splitlines() != [name] or "\0" in name:
+            raise UserError(f"--images={images}: the name {name!r} holds a line break; rename it")
+        if ".." in PurePath(name).parts:
+            raise UserError(
+                f"--images={images}: {name} leads out of --root by '..'; give --root=a folder above all images"
+            )
+        seen.add(name)
 
 
 def _with_boxes(images: ImageFiles, path: Path) -> ImageFiles:

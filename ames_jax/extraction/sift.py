@@ -87,11 +87,24 @@ class SiftStatistics:
             with path.open("rb") as file, np.load(file) as arrays:
                 spread = float(arrays["spread"]) if "spread" in arrays else 0.0
                 found = cls(arrays["mean"], arrays["centres"], spread, arrays.get("axes"))
-            if found.axes is not None and found.axes.shape != (*found.centres.shape, SIFT_WIDTH):
-                raise ValueError(f"axes {list(found.axes.shape)} do not fit centres {list(found.centres.shape)}")
+            found._check()
             return found
         except Exception as error:
             raise UserError(f"{path}: no SIFT statistics (mean, centres, axes) can be read from it: {error}") from error
+
+    def _check(self) -> None:
+        """Raises ValueError where the values are not those of statistics."""
+        shapes = {"mean": (SIFT_WIDTH,), "centres": (max(1, len(self.centres)), SIFT_WIDTH)}
+        if self.axes is not None:
+            shapes["axes"] = (*shapes["centres"], SIFT_WIDTH)
+        for name, shape in shapes.items():
+            values = getattr(self, name)
+            if values.shape != shape:
+                raise ValueError(f"{name} {list(values.shape)}, expected {list(shape)}")
+            if values.dtype.kind != "f" or not np.isfinite(values).all():
+                raise ValueError(f"{name} of {values.dtype}, expected finite floats")
+        if not 0 <= self.spread < 1:
+            raise ValueError(f"spread {self.spread}, expected 0 to 1")
 
 
 def describe(histogram: np.ndarray, statistics: SiftStatistics) -> np.ndarray:

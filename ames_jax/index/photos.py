@@ -18,14 +18,15 @@ import numpy as np
 
 from ames_jax.data.records import GEOMETRY, RecordFormat
 from ames_jax.extraction.backbone import Backbone
-from ames_jax.extraction.extracting import ExtractionJob, LoadedImage, extract, load
+from ames_jax.extraction.extracting import ExtractionJob, extract
 from ames_jax.extraction.listing import ImageFile, ImageFiles
+from ames_jax.extraction.loading import LoadedImage, load
+from ames_jax.extraction.stamps import stamps_of
 from ames_jax.index.building import KILOBYTE, Descriptors, build_index, refuse_taken
 from ames_jax.index.changes import change, changing
 from ames_jax.index.collection import SearchIndex
 from ames_jax.index.model_choice import ChosenModel
 from ames_jax.index.parts import NewImages
-from ames_jax.index.stamps import stamps_of
 from ames_jax.runtime.cache import home
 from ames_jax.runtime.cores import usable_cores
 from ames_jax.runtime.errors import UserError

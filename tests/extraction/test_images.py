@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from ames_jax.extraction import images
 from ames_jax.extraction.images import crop, load_image, resize, shrink
 from ames_jax.runtime.errors import UserError
 
@@ -76,6 +80,89 @@ def test_huge_images_are_no_bomb(tmp_path: Path) -> None:
     # Above 89 million pixels Pillow would warn of a decompression bomb, and a warning is an error here.
     path = saved(tmp_path / "a.png", Image.new("1", (9_600, 9_400)))
     assert load_image(path).shape == (9_400, 9_600, 3)
+
+
+def tiff(path: Path, values: np.ndarray, kind: int) -> Path:
+    """An uncompressed grey TIFF; kind: 1 unsigned, 2 signed, 3 floats."""
+    height, width = values.shape
+    bits, data = values.itemsize * 8, values.astype(values.dtype.newbyteorder("<")).tobytes()
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, 1), (273, 8), (277, 1), (278, height)]
+    tags += [(279, len(data)), (339, kind)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    head = b"II*\0" + struct.pack("<I", 8 + len(data))
+    path.write_bytes(head + data + struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "message"),
+    [
+        (GRADIENT.astype(np.int32), 2, "signed integers of 32 bits"),
+        (GRADIENT.astype(np.uint32) << 23, 1, "unsigned integers of 32 bits"),
+        (GRADIENT.astype(np.int16) * 128, 2, "signed integers of 16 bits"),
+        (GRADIENT.astype(np.int8), 2, "signed integers of 8 bits"),
+        (GRADIENT.astype(np.float32), 3, r"values from 0 to 255; expected floats of 0 to 1"),
+        (np.full((2, 2), np.nan, np.float32), 3, r"values from nan to nan"),
+        (GRADIENT.astype(np.float64), 3, r"cannot be read as an image"),
+    ],
+)
+def test_a_tiff_whose_white_is_not_known_is_no_black_picture(
+    tmp_path: Path, values: np.ndarray, kind: int, message: str
+) -> None:
+    with pytest.raises(UserError, match=rf"a\.tif: {message}"):
+        load_image(tiff(tmp_path / "a.tif", values, kind))
+
+
+def test_a_tiff_of_unsigned_integers_or_shares_is_read(tmp_path: Path) -> None:
+    for values, kind in ((GRADIENT, 1), (GRADIENT.astype(np.uint16) * 257, 1), (np.float32(GRADIENT) / 255, 3)):
+        np.testing.assert_array_equal(load_image(tiff(tmp_path / "a.tif", values, kind))[..., 0], GRADIENT)
+
+
+def test_a_header_that_claims_too_much_is_refused_before_decoding(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.png", Image.fromarray(COLOUR))
+    content = bytearray(path.read_bytes())
+    content[16:24] = struct.pack(">II", 40_000, 25_000)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.png: 40000 × 25000 pixels are more than 300,000,000; shrink it"):
+        load_image(path)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("block", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif\0\0garbage, no block at all"])
+def test_a_broken_exif_block_is_no_broken_picture(tmp_path: Path, block: bytes) -> None:
+    path = saved(tmp_path / "a.jpg", Image.fromarray(COLOUR), exif=block)
+    assert load_image(path).shape == COLOUR.shape
+
+
+def test_orientation_0_is_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 0
+    found = load_image(saved(tmp_path / "a.png", Image.fromarray(COLOUR), exif=exif))
+    np.testing.assert_array_equal(found, COLOUR)
+
+
+def test_folders_and_pipes_are_no_images(tmp_path: Path) -> None:
+    (tmp_path / "x.jpg").mkdir()
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for name in ("x.jpg", "pipe.jpg"):
+        with pytest.raises(UserError, match=f"{name}: a folder or a device"):
+            load_image(tmp_path / name)
+
+
+def test_the_package_that_reads_a_picture_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(images.UNREAD, ".heic", "pillow-heif")
+    (tmp_path / "a.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    with pytest.raises(UserError, match=r"a\.HEIC: cannot be read .*pip install pillow-heif"):
+        load_image(tmp_path / "a.HEIC")
+
+
+def test_too_little_memory_is_not_a_broken_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path / "a.png", Image.fromarray(COLOUR))
+    monkeypatch.setattr(Image.Image, "getexif", lambda _: {})
+    monkeypatch.setattr(images, "_as_rgb", lambda *_: (_ for _ in ()).throw(MemoryError))
+    with pytest.raises(UserError, match=r"a\.png: too large for the memory"):
+        load_image(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", None])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 
 import pytest
 
+from ames_jax.extraction import listing
 from ames_jax.extraction.listing import list_images
 from ames_jax.runtime.errors import UserError
 
@@ -62,6 +64,8 @@ def test_boxes_of_a_ground_truth_and_of_lines(tmp_path: Path) -> None:
     [
         ("", None, "the list is empty"),
         ("a.jpg\na.jpg\n", None, "a.jpg is listed twice"),
+        ("a.jpg\n../b.jpg\n", None, r"\.\./b\.jpg leads out of --root"),
+        ("a.jpg\nb\u2028c.jpg\n", None, r"b\\u2028c\.jpg' holds a line break"),
         ("a.jpg,1,2\nb.jpg,3\n", None, r"line 2: expected `id,width,height` as in line 1"),
         ("a.jpg\n", "1,2,3,4\n5,6,7,8\n", "2 boxes for 1 images"),
         ("a.jpg\n", "9,2,3,4\n", "line 1: expected left,top,right,bottom"),
@@ -79,3 +83,33 @@ def test_nothing_to_extract_is_an_error(tmp_path: Path) -> None:
         list_images(tmp_path)
     with pytest.raises(UserError, match="no such folder or list"):
         list_images(tmp_path / "none")
+
+
+def test_links_are_followed_and_what_is_left_out_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "SUFFIXES", frozenset((".jpg", ".jfif")))
+    monkeypatch.setattr(listing, "UNREAD", {".heic": "pillow-heif", ".jxl": "pillow-jxl-plugin"})
+    touch(tmp_path / "elsewhere", "1.jpg", "deep/2.jfif")
+    root = touch(tmp_path / "photos", "a.jpg", "b.heic", "c.HEIC", "d.jxl", "notes.txt", ".hidden.txt", "x.jpg/e.jpg")
+    (root / "linked").symlink_to(tmp_path / "elsewhere")
+    (root / "x.jpg" / "up").symlink_to(root)
+    (root / "gone.jpg").symlink_to(tmp_path / "nothing.jpg")
+    os.mkfifo(root / "pipe.jpg")
+    found = [file.id for file in list_images(root).files]
+    assert found == ["a.jpg", "linked/1.jpg", "linked/deep/2.jfif", "x.jpg/e.jpg"]
+    told = capsys.readouterr().err.strip()
+    assert told == (
+        f"{root}: left out 2 .heic (pip install pillow-heif reads them), 1 .jxl (pip install pillow-jxl-plugin reads "
+        "them), 1 .txt (no pictures), 1 links to a folder that they lie in, 1 links to nothing, 1 that are no regular files"
+    )
+
+
+@pytest.mark.parametrize("name", [b"\xff.jpg", b"a\nb.jpg", b"a\rb.jpg", b"a\r.jpg"])
+def test_names_that_cannot_be_ids_are_found_before_extraction(tmp_path: Path, name: bytes) -> None:
+    try:
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).touch()
+    except OSError:
+        pytest.skip("this file system does not take the name")
+    with pytest.raises(UserError, match=r"is not UTF-8; rename|holds a line break; rename"):
+        list_images(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -89,7 +90,7 @@ def test_statistics_survive_a_round_trip_and_name_a_damaged_file(image: np.ndarr
     np.testing.assert_array_equal(loaded.mean, statistics.mean)
     np.testing.assert_array_equal(loaded.centres, statistics.centres)
     replace(statistics, axes=np.zeros((1, 128, 128), np.float32)).save(path)
-    with pytest.raises(UserError, match=r"axes \[1, 128, 128\] do not fit centres \[2, 128\]"):
+    with pytest.raises(UserError, match=r"axes \[1, 128, 128\], expected \[2, 128, 128\]"):
         SiftStatistics.load(path)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match=r"statistics\.npz"):
@@ -154,3 +155,26 @@ def test_keypoints_lie_apart_where_asked(image: np.ndarray) -> None:
     assert distance.min() >= 8 - 1e-3
     assert apart.weight[0] == all_of_them.weight[0]
     assert (np.diff(apart.weight) <= 0).all()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"mean": np.full(128, np.nan, np.float32)},
+        {"mean": np.zeros((1, 128), np.float32)},
+        {"mean": np.array(["a"] * 128)},
+        {"centres": np.full((2, 128), np.inf, np.float32)},
+        {"centres": np.zeros((2, 64), np.float32)},
+        {"centres": np.zeros(128, np.float32)},
+        {"centres": np.zeros((0, 128), np.float32)},
+        {"centres": np.zeros((2, 128), np.int32)},
+        {"spread": np.nan},
+        {"axes": np.full((2, 128, 128), np.nan, np.float32)},
+    ],
+)
+def test_statistics_of_other_values_are_refused(tmp_path: Path, changed: dict) -> None:
+    whole = {"mean": np.zeros(128, np.float32), "centres": np.ones((2, 128), np.float32), "spread": 0.0}
+    np.savez(tmp_path / "s.npz", **(whole | changed))
+    with pytest.raises(UserError, match=r"s\.npz: no SIFT statistics .*expected") as caught:
+        SiftStatistics.load(tmp_path / "s.npz")
+    assert "\n" not in str(caught.value)

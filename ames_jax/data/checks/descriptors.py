@@ -48,10 +48,6 @@ LOCAL_FAULTS: dict[str, tuple[Callable[[LocalBlock], np.ndarray], str]] = {
         lambda block: block.blank,
         "are all zero with metadata and all: a chunk is missing or was not written; copy the file or its parts again",
     ),
-    "empty": (
-        lambda block: ~block.real.any(axis=1),
-        "have no real descriptor: leave them out or extract them again",
-    ),
     "order": (
         lambda block: ((np.diff(block.weight, axis=1) > 0) & block.real[:, 1:] & block.real[:, :-1]).any(axis=1),
         "are not sorted by falling weight: sort each image's descriptors, the strongest first",
@@ -70,7 +66,7 @@ GLOBAL_FAULTS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str]] = {
 def check_local(path: Path, report: Report, *, full: bool, block_bytes: int = BLOCK_BYTES) -> int:
     """Checks a file of local descriptors and gives its number of images; raises UserError where it cannot be opened."""
     source, faults = ReleaseSource(path), Faults()
-    images = padding = masked_first = 0
+    images = padding = masked_first = empty = 0
     low, high = np.inf, 0.0
     row_bytes = source.rows * (source.width // (8 if source.packed else 1) + 5) * 8
     for rows in sample_rows(path, len(source), row_bytes, block_bytes, full):
@@ -81,12 +77,14 @@ def check_local(path: Path, report: Report, *, full: bool, block_bytes: int = BL
         low, high = min(low, float(norms.min(initial=low))), max(high, float(norms.max(initial=high)))
         images += len(block.real)
         padding += int(np.count_nonzero(~block.real))
+        empty += int(np.count_nonzero(~block.real.any(axis=1)))  # pictures without key points
         masked_first += int(np.count_nonzero(~block.real[:, 0]))
     kind = f"{source.layout}{', virtual' if source.virtual else ''}{', packed bits' if source.packed else ''}"
     report.line(
         f"{path}: {kind}, {source.dtype} {len(source)} images × {source.rows} × {source.width}, "
         f"{100 * padding / max(1, images * source.rows):.1f} % padding"
-        f"{'' if source.packed else f', norms {low:.3g}–{high:.3g}'}{_sampled(images, len(source))}"
+        f"{'' if source.packed else f', norms {low:.3g}–{high:.3g}'}"
+        f"{f', {empty} images without descriptors' if empty else ''}{_sampled(images, len(source))}"
     )
     if 2 * masked_first > images:
         report.problem(
@@ -94,22 +92,34 @@ def check_local(path: Path, report: Report, *, full: bool, block_bytes: int = BL
             f"the strongest descriptor is masked in {masked_first} of {images} images: the mask is the wrong way "
             "round (1 must mark padding); write it as 1 - mask",
         )
-        faults.count.pop("empty", None)
     if source.virtual and "blank" in faults.count:
         faults.count.pop("zero", None)
     faults.tell(report, path, {kind: advice for kind, (_, advice) in LOCAL_FAULTS.items()})
     return len(source)
 
 
-def check_global(path: Path, report: Report, *, full: bool, block_bytes: int = BLOCK_BYTES) -> int:
-    """Checks a file of global descriptors (HDF5 or .npy) and gives its number of images."""
+def check_global(
+    path: Path,
+    report: Report,
+    *,
+    full: bool,
+    block_bytes: int = BLOCK_BYTES,
+    is_empty: Callable[[int], bool] = lambda row: False,
+) -> int:
+    """Checks a file of global descriptors (HDF5 or .npy) and gives its number of images.
+
+    is_empty: tells whether an image has no local descriptors, as a blank picture; its global one may be zero.
+    """
     values, faults = GlobalDescriptors([path]), Faults()
     count, width = values.shape
     images, low, high = 0, np.inf, 0.0
     for rows in sample_rows(path, count, width * 8, block_bytes, full):
         norms = np.linalg.norm(values[rows].astype(np.float32), axis=1)
         for kind, (fault, _) in GLOBAL_FAULTS.items():
-            faults.add(kind, np.arange(rows.start, rows.stop), fault(norms))
+            found = fault(norms)
+            if kind == "zero":
+                found[[row for row in np.flatnonzero(found) if is_empty(rows.start + int(row))]] = False
+            faults.add(kind, np.arange(rows.start, rows.stop), found)
         sound = norms[np.isfinite(norms) & (norms > 0)]
         low, high = min(low, sound.min(initial=low)), max(high, sound.max(initial=high))
         images += len(norms)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def _check_folder(root: Path, report: Report, **options: Any) -> None:
     for split in linked:
         counts[split] = check_local(open_split(root, split).path, report, **options)
     for path in sorted((root / "global").glob("*.npy")):
-        count = check_global(path, report, **options)
+        count = check_global(path, report, is_empty=partial(_is_empty, root, path.stem), **options)
         if counts.get(path.stem, count) != count:
             report.problem(
                 path, f"{count} images, but split {path.stem} has {counts[path.stem]}: write the split again"
@@ -137,6 +138,11 @@ def _check_folder(root: Path, report: Report, **options: Any) -> None:
             truth = read_json(path)
             sides = {"queries": counts.get(truth["query"]), "database": counts.get(truth["database"])}
             check_ground_truth(path, truth["queries"], report, **sides)
+
+
+def _is_empty(root: Path, split: str, row: int) -> bool:
+    """True where an image of a split, if there is such a split, has no local descriptors."""
+    return (root / "shards.json").exists() and not open_split(root, split)[row].descriptors.valid.any()
 
 
 def _check_shards(root: Path, split: str, entry: dict, report: Report) -> int:
