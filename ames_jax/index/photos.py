@@ -98,7 +98,8 @@ def sync_photos(path: str | Path, images: ImageFiles, *, remove: bool = True, sk
     picture counts as unchanged while path, size and time of change are the same.
 
     Args:
-      remove: images that are no longer in the folder leave the index.
+      remove: images that are not in the folder leave the index, but for those uploaded to a server, whose pictures lie in
+        the index itself.
 
     Raises:
       UserError: no index, a picture cannot be read, the disk has too little space, or another process is at it; if `remove`
@@ -146,6 +147,7 @@ class _Plan:
         paths = [file.path for file in images.files]
         stamps, folder = stamps_of(paths, hashed=False), images.root.resolve()
         kept, others = np.zeros(len(index), bool), []
+        uploaded = _lie_within(index)
         for place, file in enumerate(images.files):
             row = row_of.get(file.id)
             same = row is not None and known[row, 2:].any() and (known[row, :2] == stamps[place, :2]).all()
@@ -153,7 +155,7 @@ class _Plan:
                 kept[row], stamps[place] = True, known[row]
             else:
                 others.append(place)
-                if row is not None and not remove:
+                if row is not None and (uploaded[row] or not remove):
                     _refuse_clash(index, row, folder / file.id)
         stamps[others] = stamps_of([paths[place] for place in others])
         content = {(row[0], *row[2:]): number for number, row in enumerate(known.tolist()) if any(row[2:])}
@@ -166,9 +168,10 @@ class _Plan:
         copied = [place for place in others if found[place] is not None]
         extracted = [place for place in others if found[place] is None]
         names = [file.id for file in images.files]
-        if not remove:  # all stay but those whose picture is replaced
-            replaced = {row_of[names[place]] for place in others if names[place] in row_of}
-            kept[[row for row in range(len(index)) if row not in replaced]] = True
+        replaced = [row_of[names[place]] for place in others if names[place] in row_of]
+        stay = np.ones(len(index), bool) if not remove else uploaded
+        stay[replaced] = False
+        kept |= stay
         return cls(index, names, stamps, kept, copied, [found[place] for place in copied], extracted)
 
     def apply(self, index: SearchIndex, folder: str, descriptors: Descriptors | None) -> None:
@@ -203,6 +206,13 @@ class _Plan:
             unchanged=int(self.kept.sum()) + len(touched),
             broken=broken,
         )
+
+
+def _lie_within(index: SearchIndex) -> np.ndarray:
+    """bool [N], the images whose pictures lie in the index's own folder: uploads to a server, which no other folder holds."""
+    runs = index.runs_of_pictures(np.arange(len(index)))
+    within = [place is not None and Path(place["folder"]).is_relative_to(index.path) for _, place in runs]
+    return np.repeat(np.array(within, bool), [count for count, _ in runs])
 
 
 def _refuse_clash(index: SearchIndex, row: int, picture: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
@@ -26,6 +27,8 @@ from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.progress import Progress
 
 PICTURE_SIDE = 480
+# In place of a picture that is gone or broken.
+GREY = np.full((PICTURE_SIDE * 3 // 4, PICTURE_SIDE, 3), 200, np.uint8)
 PAGES, PICTURES = (".html", ".htm"), (".png",)
 FOLDER = "folder"
 
@@ -176,7 +179,7 @@ def write_gallery(
       pictures: folder of the index's pictures, where they are no longer in the one that they were extracted from.
 
     Raises:
-      UserError: another suffix; a picture that is not where it was.
+      UserError: another suffix; of a query no picture at all is where it was. Single ones that are gone or broken are grey.
     """
     check_suffix("--gallery", path)
     index = searcher.index
@@ -198,17 +201,28 @@ def _gallery_query(
 ) -> GalleryQuery:
     before, after = result.first_stage[:columns], result.hits[:columns]
     rows = list({hit.row for hit in (*before, *after)})
+
+    def picture(row: int) -> np.ndarray | UserError:
+        try:
+            return shrink(load_image(index.picture_path(row, pictures)), PICTURE_SIDE)
+        except UserError as error:
+            return error
+
     with ThreadPoolExecutor(usable_cores()) as pool:
-        paths = [query, *(index.picture_path(row, pictures) for row in rows)]
-        image, *images = pool.map(lambda path: shrink(load_image(path), PICTURE_SIDE), paths)
-    image_of = dict(zip(rows, images))
+        images = list(pool.map(picture, rows))
+    errors = [image for image in images if isinstance(image, UserError)]
+    if errors and len(errors) == len(images):
+        raise errors[0]
+    for error in errors:
+        print(f"{error}; grey in its place", file=sys.stderr)
+    image_of = {row: GREY if isinstance(image, UserError) else image for row, image in zip(rows, images)}
 
     def ranked(hit: Hit, score: float | None, old_place: int | None = None) -> RankedImage:
         right = labels.right(query, hit.id) if labels else None
         return RankedImage(image_of[hit.row], right, score, hit.id, old_place)
 
     return GalleryQuery(
-        image,
+        shrink(load_image(query), PICTURE_SIDE),
         [ranked(hit, hit.global_similarity) for hit in before],
         [ranked(hit, hit.score, hit.old_place) for hit in after],
         name=query.name,

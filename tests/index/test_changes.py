@@ -156,6 +156,22 @@ def test_a_sync_says_what_it_did(stub, tmp_path):
     assert SearchIndex.open(root / "index").picture(0).is_file()
 
 
+def test_uploads_stay(stub, tmp_path):
+    """Pictures that lie in the index itself are not those of a folder."""
+    root = stub(tmp_path)
+    uploads = root / "index" / "uploads"
+    uploads.mkdir()
+    (uploads / "u.jpg").write_text("3")
+    with changing(root / "index") as index:
+        changes.change(index, [stub_index.StubDescriptors.of({"u.jpg": 3}, uploads).images()])
+    for _ in range(2):
+        sync_photos(root / "index", list_images(root / "photos"))
+        check(SearchIndex.open(root / "index"), {"keep.jpg": 9, "u.jpg": 3}, stub.packer)
+    (root / "photos" / "u.jpg").write_text("4")
+    with pytest.raises(UserError, match=r"'u.jpg' is in the index already, as another picture"):
+        sync_photos(root / "index", list_images(root / "photos"))
+
+
 def test_many_small_additions_are_joined(stub, tmp_path):
     root = stub(tmp_path)
     for number in range(20):

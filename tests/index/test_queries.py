@@ -159,6 +159,20 @@ def test_folders_of_results_are_made(made, tmp_path):
         search.main(["explain", *query, "--id=scene1/0.jpg", "--out=why.svg"])
 
 
+def test_a_photo_that_is_gone_does_not_end_a_gallery(made, tmp_path, capsys):
+    pictures = photo_folder.write_pictures(tmp_path / "pictures", range(3))
+    (pictures / "scene1" / "1.jpg").unlink()
+    (pictures / "scene0" / "0.jpg").write_text("no picture")
+    query = ["query", f"--index={made / 'index'}", f"--image={made / 'asked' / 'scene1' / '5.jpg'}", "--columns=12"]
+    query += ["--query-descriptors=30", f"--gallery={tmp_path / 'found.html'}"]
+    assert search.main([*query, f"--pictures={pictures}"]) == 0
+    printed = capsys.readouterr().err
+    assert "1.jpg: the picture is no longer there" in printed
+    assert "0.jpg: cannot be read as an image" in printed
+    with pytest.raises(UserError, match="no longer there; give the pictures' folder"):
+        search.main([*query, f"--pictures={tmp_path}"])
+
+
 def test_odd_names_go_through(made, tmp_path, capsys):
     """Spaces, a backslash, an umlaut, a comma, a leading ./ of a list."""
     picture = (made / "pictures" / "scene0" / "0.jpg").read_bytes()
