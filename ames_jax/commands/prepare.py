@@ -12,7 +12,6 @@ from etils import epy
 
 from ames_jax.runtime.command_line import Count, CountOrZero, DataSetName, SplitName
 from ames_jax.runtime.errors import UserError
-from ames_jax.runtime.files import write_json
 
 with epy.lazy_imports():  # help needs none of them
     from ames_jax import scenes
@@ -29,15 +28,19 @@ with epy.lazy_imports():  # help needs none of them
 Paths = Annotated[list[Path], Parameter(consume_multiple=True)]
 
 
-def validate(files: list[Path], /, *, full: bool = False) -> int:
+def validate(files: list[Path], /, *, full: bool = False, record: bool = False) -> int:
     """Check release files, or data sets of ours, alone and together.
 
     Args:
       files: .hdf5, .npy, .pkl and .txt files of one data set, or folders of `prepare shards`.
       full: Read all values; without it files of gigabytes are sampled.
+      record: Keep sizes and checksums of the files beside them (CHECKSUMS) where there is no problem; whatever reads
+        them compares.
     """
     report = validation.validate(files, full=full)
     print(report)
+    if record and not report.problems:
+        validation.record_checksums(files)
     return 2 if report.problems else 0
 
 
@@ -183,7 +186,7 @@ def shards(
     if values is not None:
         facts["global"] = global_name or global_descriptors[0].stem
         values.save(root / "global" / f"{split}.npy")
-    write_json(root / "about.json", shard_files.read_about(root) | facts)
+    shard_files.write_about(root, shard_files.read_about(root) | facts)
     print(f"{root}: split {split} of {len(source)} images" + (" (read in place)" if in_place else ""))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ames_jax.data.release_hdf5 import features_of, open_hdf5
+from ames_jax.runtime.checksums import recorded
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import read_array, write_blocks
 from ames_jax.runtime.fingerprints import content_of
@@ -60,7 +61,7 @@ class GlobalDescriptors:
         """Writes all rows as one float32 .npy file, block by block, whole or not at all."""
         step = max(1, BLOCK_BYTES // (4 * self.shape[1]))
         starts = range(0, len(self), step)
-        with Progress(f"writing {path.name}", len(starts), "blocks") as progress:
+        with Progress(f"writing {path.name}", len(starts), "blocks") as progress, recorded(path.parent, path.name):
             write_blocks(path, (self[at : at + step] for at in progress.over(starts)), np.float32, self.shape)
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ames_jax.runtime.checksums import check
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import write_file
 
@@ -99,6 +100,7 @@ def read_lines(path: str | Path) -> list[str]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path} is missing")
+    check(path)
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -120,6 +122,7 @@ def read_ids(path: Path, count: int) -> list[str]:
     """The `count` ids that `write_ids` wrote; raises UserError where they are missing or of another number."""
     if not path.is_file():
         raise UserError(f"{path} is missing: what it belongs to was not written to its end; write it again")
+    check(path)
     try:
         ids = path.read_bytes().decode().split("\n")[:-1]
     except UnicodeDecodeError as error:

@@ -15,6 +15,7 @@ import numpy as np
 
 from ames_jax.data.neighbour_search import BLOCK, BlockSearch, Rows
 from ames_jax.runtime import cache
+from ames_jax.runtime.checksums import note_unchecked, recorded
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import (
     digest_of,
@@ -30,6 +31,7 @@ from ames_jax.runtime.progress import Progress
 
 UNFINISHED = ".unfinished"
 ARRAYS = {"indices": np.int32, "similarities": np.float32}
+FILES = (*(f"{name}.npy" for name in ARRAYS), "about.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +72,8 @@ def open_neighbours(folder: str | Path) -> Neighbours:
         )
     if indices.dtype.kind != "i":
         indices = _as_rows(indices, folder / "indices.npy")
+    if (folder / "about.json").exists():
+        note_unchecked(folder)
     about = read_json(folder / "about.json", keys={"global?": str}, missing={})
     return Neighbours(indices, similarities, about)
 
@@ -92,9 +96,10 @@ def save_neighbours(
     """Writes lists [Nq, k]: indices.npy (int32, or int64 past 2³¹), similarities.npy (dtype kept) and about.json."""
     folder = Path(folder)
     wide = indices.size and int(indices.max()) >= 2**31
-    write_array(folder / "indices.npy", np.asarray(indices, np.int64 if wide else np.int32))
-    write_array(folder / "similarities.npy", similarities)
-    write_json(folder / "about.json", dict(about or {}))
+    with recorded(folder, *FILES):
+        write_array(folder / "indices.npy", np.asarray(indices, np.int64 if wide else np.int32))
+        write_array(folder / "similarities.npy", similarities)
+        write_json(folder / "about.json", dict(about or {}))
 
 
 def search_to_folder(
@@ -175,11 +180,12 @@ def _join(folder: Path, starts: Sequence[int], shape: tuple[int, int], facts: Ma
     """Makes one file of the blocks of each array. Hosts may get here together: each makes its own, and they are equal."""
     own = folder / UNFINISHED / f"{socket.gethostname()}.{os.getpid()}"
     try:
-        for name, dtype in ARRAYS.items():
-            blocks = (read_array(_block(folder, name, start)) for start in starts)
-            write_blocks(own / f"{name}.npy", blocks, dtype, shape)
-            os.replace(own / f"{name}.npy", folder / f"{name}.npy")
-        write_json(folder / "about.json", facts)
+        with recorded(folder, *FILES):
+            for name, dtype in ARRAYS.items():
+                blocks = (read_array(_block(folder, name, start)) for start in starts)
+                write_blocks(own / f"{name}.npy", blocks, dtype, shape)
+                os.replace(own / f"{name}.npy", folder / f"{name}.npy")
+            write_json(folder / "about.json", facts)
     except (UserError, FileNotFoundError):
         if not (folder / "about.json").exists():  # else another host was first, and has removed the blocks
             raise

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from ames_jax.runtime.errors import UserError
 
 with epy.lazy_imports():  # does not exist for Windows, where all but shards works
     import tensorflow_datasets as tfds
+    from array_record.python import array_record_module
     from tensorflow_datasets import proto
     from tensorflow_datasets.core import example_serializer
 
@@ -174,6 +177,33 @@ def real_rows(descriptors: DescriptorSet) -> DescriptorSet:
     count = int(np.count_nonzero(valid))
     # Padding is nearly always at the end, where a slice costs no copy.
     return bare.truncate(count) if np.all(valid[:count]) else bare[np.flatnonzero(valid)]
+
+
+def read_shard(path: Path, records: int, sha256: str, record_format: RecordFormat) -> tuple[list[str], list[int]]:
+    """Ids and labels of all records of a shard.
+
+    Raises:
+      UserError: their number, or the checksum of their bytes, is another; or they cannot be read.
+    """
+    again = "delete it and write the data set again"
+    digest, ids, labels = hashlib.sha256(), [], []
+    try:
+        reader = array_record_module.ArrayRecordReader(str(path))
+        found = reader.num_records()
+        for row in range(found):
+            data = reader.read([row])[0]
+            digest.update(data)
+            image = record_format.decode(data)
+            ids.append(image.id)
+            labels.append(image.label)
+        reader.close()
+    except Exception as error:  # array_record raises RuntimeError and ValueError, and a bad record fails in many ways
+        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); {again}") from error
+    if found != records:
+        raise UserError(f"{path}: {found} records, expected {records}; {again}")
+    if digest.hexdigest() != sha256:
+        raise UserError(f"{path}: its records are not those that were written; {again}")
+    return ids, labels
 
 
 def quantize(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

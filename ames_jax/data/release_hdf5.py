@@ -11,6 +11,7 @@ import numpy as np
 from ames_jax.data.lists import RELEASE, ImageList, read_list
 from ames_jax.data.records import ImageRecord, RecordFormat
 from ames_jax.descriptors import DescriptorSet
+from ames_jax.runtime.checksums import check
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.fingerprints import content_of, fingerprint_of
 
@@ -32,6 +33,7 @@ def open_hdf5(path: str | Path) -> Any:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path} is missing")
+    check(path)
     try:
         # Rows that share a compressed chunk are then unpacked once.
         return h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE)

@@ -13,6 +13,7 @@ import numpy as np
 
 from ames_jax.data.safe_pickle import read_pickle
 from ames_jax.runtime import cache
+from ames_jax.runtime.checksums import recorded
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import lock, write_blocks, write_file, write_json
 from ames_jax.runtime.progress import Progress
@@ -21,6 +22,8 @@ GLDV2_PRIVATE = 750  # queries at the end of GLDv2's test set; the others are pu
 BLOCK_BYTES = 64 * 2**20
 # Whole numbers up to here are exact in float32; the release keeps row numbers as float32.
 EXACT_FLOAT32 = 2**24
+# A ground truth as it is imported: the two splits, and row lists of every query.
+TRUTH = {"query": str, "database": str, "queries": [dict]}
 # Two runs that need the same lists: one imports them, and the other waits so long for it.
 WAIT_SECONDS = 600
 
@@ -96,10 +99,11 @@ def import_neighbours(
                 "lists again with `python -m ames_jax.prepare neighbours`"
             )
         whole = (_whole_numbers(indices[rows, :columns], pickle, rows.start) for rows in progress.over(blocks))
-        write_blocks(folder / "indices.npy", whole, np.int64 if largest >= 2**31 else np.int32, shape)
         values = (_finite(similarities[rows, :columns], pickle, rows.start) for rows in progress.over(blocks))
-        write_blocks(folder / "similarities.npy", values, dtype, shape)
-        write_json(folder / "about.json", {"imported_from": Path(pickle).name, **(about or {})})
+        with recorded(folder, "indices.npy", "similarities.npy", "about.json"):
+            write_blocks(folder / "indices.npy", whole, np.int64 if largest >= 2**31 else np.int32, shape)
+            write_blocks(folder / "similarities.npy", values, dtype, shape)
+            write_json(folder / "about.json", {"imported_from": Path(pickle).name, **(about or {})})
     return shape
 
 
@@ -146,5 +150,7 @@ def import_ground_truth(
     for name, ids in (("query_ids", query_ids), ("database_ids", database_ids)):
         if ids is not None:
             truth[name] = list(ids)
-    write_file(Path(path), json.dumps(truth))
+    path = Path(path)
+    with recorded(path.parent, path.name):
+        write_file(path, json.dumps(truth))
     return len(queries)

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import ml_dtypes
 import numpy as np
 
+from ames_jax.runtime.checksums import check
 from ames_jax.runtime.errors import UserError
 
 # Bytes of a pickle from this size on stay in the file.
@@ -49,6 +50,7 @@ def read_pickle(path: str | Path) -> Any:
         raise UserError(f"{path} is missing")
     if not path.stat().st_size:
         raise UserError(f"{path} is empty: copy or download it again")
+    check(path)
     with path.open("rb") as file:
         data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     try:

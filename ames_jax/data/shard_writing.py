@@ -24,8 +24,9 @@ import numpy as np
 from etils import epy
 
 from ames_jax.data.lists import write_ids
-from ames_jax.data.records import GEOMETRY, ImageRecord, RecordFormat
+from ames_jax.data.records import GEOMETRY, ImageRecord, RecordFormat, read_shard
 from ames_jax.runtime import cache
+from ames_jax.runtime.checksums import recorded
 from ames_jax.runtime.cores import usable_cores
 from ames_jax.runtime.errors import UserError, requires
 from ames_jax.runtime.files import lock, read_json, refuse_other, same_job, whole_file, write_array, write_json
@@ -171,48 +172,24 @@ def verify_shard(task: ShardTask) -> None:
     write_json(task.receipt, {**receipt, "ids": ids, "labels": labels})
 
 
-def read_shard(path: Path, records: int, sha256: str, record_format: RecordFormat) -> tuple[list[str], list[int]]:
-    """Ids and labels of all records of a shard.
-
-    Raises:
-      UserError: their number, or the checksum of their bytes, is another; or they cannot be read.
-    """
-    again = "delete it and write the data set again"
-    digest, ids, labels = hashlib.sha256(), [], []
-    try:
-        reader = array_record_module.ArrayRecordReader(str(path))
-        found = reader.num_records()
-        for row in range(found):
-            data = reader.read([row])[0]
-            digest.update(data)
-            image = record_format.decode(data)
-            ids.append(image.id)
-            labels.append(image.label)
-        reader.close()
-    except Exception as error:  # array_record raises RuntimeError and ValueError, and a bad record fails in many ways
-        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); {again}") from error
-    if found != records:
-        raise UserError(f"{path}: {found} records, expected {records}; {again}")
-    if digest.hexdigest() != sha256:
-        raise UserError(f"{path}: its records are not those that were written; {again}")
-    return ids, labels
-
-
 def finish(tasks: Sequence[ShardTask]) -> None:
     """Adds the splits whose shards were all written and verified to the data set's metadata."""
     for split, group in itertools.groupby(tasks, lambda task: task.split):
         own = list(group)
         root, folder = own[0].root, own[0].receipt.parent
         receipts = [read_json(task.receipt) for task in own]
-        write_ids(root / "images" / f"{split}.ids.txt", [name for receipt in receipts for name in receipt["ids"]])
-        labels = np.array([label for receipt in receipts for label in receipt["labels"]], np.int64)
-        write_array(root / "images" / f"{split}.labels.npy", labels)
+        ids, labels = ([value for receipt in receipts for value in receipt[key]] for key in ("ids", "labels"))
+        lists = root / "images"
+        with recorded(lists, f"{split}.ids.txt", f"{split}.labels.npy"):
+            write_ids(lists / f"{split}.ids.txt", ids)
+            write_array(lists / f"{split}.labels.npy", np.array(labels, np.int64))
         files = {task.path.name: {key: receipt[key] for key in RECEIPT} for task, receipt in zip(own, receipts)}
         finished = read_json(root / "shards.json", missing={}) | {
             split: {"settings": read_json(folder / "settings.json"), "files": files}
         }
-        _write_metadata(root, own[0].name, own[0].format, finished)
-        write_json(root / "shards.json", finished)
+        with recorded(root, "dataset_info.json", "features.json", "shards.json"):
+            _write_metadata(root, own[0].name, own[0].format, finished)
+            write_json(root / "shards.json", finished)
         shutil.rmtree(folder)
         with contextlib.suppress(OSError):  # another split is unfinished
             folder.parent.rmdir()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from ames_jax.data.records import ImageRecord, RecordFormat
 from ames_jax.data.release_hdf5 import ReleaseSource
 from ames_jax.data.shard_writing import write_shards
 from ames_jax.descriptors import DescriptorSet
+from ames_jax.runtime.checksums import check, note_unchecked, recorded
 from ames_jax.runtime.errors import UserError, requires
 from ames_jax.runtime.files import read_array, read_json, write_json
 from ames_jax.runtime.fingerprints import content_of, fingerprint_of
@@ -36,6 +38,8 @@ with epy.lazy_imports():  # neither exists for Windows, where all else works
 __all__ = ["DescriptorSource", "ImageRecord", "link_split", "open_split", "read_about", "write_shards"]
 
 LINK = ".source.json"
+ARGUMENTS = {"features": str, "images": str | None, "descriptors": int | None}
+ABOUT = {"name?": str, "backbone?": str, "width?": int, "global?": str}
 
 
 class DescriptorSource:
@@ -50,6 +54,7 @@ class DescriptorSource:
         info = _builder(self.root).info
         if split not in info.splits:
             raise UserError(f"{root}: no split {split!r}; it has: {', '.join(sorted(info.splits)) or 'none'}")
+        note_unchecked(self.root)
         self.format = RecordFormat.of_features(info.features)
         self._length = info.splits[split].num_examples
         self._files = info.splits[split].file_instructions
@@ -68,7 +73,16 @@ class DescriptorSource:
         row = int(row)
         if not 0 <= row < self._length:
             raise IndexError(f"{self.root} {self.split}: row {row} of {self._length}")
-        return self.format.decode(self._open()[row])
+        try:
+            return self.format.decode(self._open()[row])
+        except UserError:
+            raise
+        except Exception as error:  # a damaged record fails in the reader's checksums, or in any part of its parsing
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{self.root} {self.split}: record {row} cannot be read ({reason}): copy its shard again; "
+                "`python -m ames_jax.prepare validate` names it"
+            ) from error
 
     def read(self, rows: np.ndarray, count: int) -> DescriptorSet:
         """As `DescriptorReader`; rows in any order. Raises UserError for a shard that is gone."""
@@ -119,14 +133,21 @@ def open_split(root: str | Path, split: str) -> DescriptorSource | ReleaseSource
     Raises UserError: when `root` holds no data set, or a data set without this split.
     """
     link = _link(Path(root), split)
-    return ReleaseSource(**read_json(link)) if link.exists() else DescriptorSource(Path(root), split)
+    if not link.exists():
+        return DescriptorSource(Path(root), split)
+    arguments = read_json(link, keys=ARGUMENTS)
+    if arguments.keys() - {name.removesuffix("?") for name in ARGUMENTS}:
+        raise UserError(f"{link}: unknown keys {', '.join(arguments)}; write the split again")
+    return ReleaseSource(**arguments)
 
 
 def link_split(root: str | Path, split: str, source: ReleaseSource) -> None:
     """Makes a release's HDF5 file a split of the data set as it is: no copy, and as fast as the file can be read."""
     if (Path(root) / "images" / f"{split}.ids.txt").exists():
         raise UserError(f"{root}: split {split!r} has shards already; take another name, or delete them")
-    write_json(_link(Path(root), split), source.arguments)
+    link = _link(Path(root), split)
+    with recorded(link.parent, link.name):
+        write_json(link, source.arguments)
 
 
 def _link(root: Path, split: str) -> Path:
@@ -135,7 +156,13 @@ def _link(root: Path, split: str) -> Path:
 
 def read_about(root: str | Path) -> dict[str, Any]:
     """The free facts about a data set (about.json); empty when there are none."""
-    return read_json(Path(root) / "about.json", missing={})
+    return read_json(Path(root) / "about.json", keys=ABOUT, missing={})
+
+
+def write_about(root: str | Path, facts: Mapping[str, Any]) -> None:
+    """Writes about.json with its checksum."""
+    with recorded(Path(root), "about.json"):
+        write_json(Path(root) / "about.json", facts)
 
 
 @functools.lru_cache(maxsize=16)
@@ -151,4 +178,14 @@ def _builder(root: Path) -> tfds.core.DatasetBuilder:
             f"{root} holds no data set: {info.name} is missing; make one with "
             "`python -m ames_jax.prepare shards`, or name the folder that holds it"
         )
-    return _builder_at(root.resolve(), info.stat().st_mtime_ns)
+    for name in ("dataset_info.json", "features.json"):
+        check(root / name)
+    try:
+        return _builder_at(root.resolve(), info.stat().st_mtime_ns)
+    except UserError:
+        raise
+    except Exception as error:  # damaged metadata can fail in any part of TFDS
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{root}: dataset_info.json or features.json cannot be read ({reason}): copy the data set again"
+        ) from error

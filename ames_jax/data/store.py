@@ -26,8 +26,9 @@ import numpy as np
 from ames_jax.data.lists import read_ids, write_ids
 from ames_jax.data.readers import DescriptorReader
 from ames_jax.descriptors import DescriptorSet
+from ames_jax.runtime.checksums import READ_ON_OPENING, checksum
 from ames_jax.runtime.errors import UserError
-from ames_jax.runtime.files import checksum, read_array, read_json, whole_folder, write_array, write_blocks, write_json
+from ames_jax.runtime.files import read_array, read_json, whole_folder, write_array, write_blocks, write_json
 from ames_jax.runtime.progress import Progress
 
 FORMAT, VERSION = "ames_jax packed store", 1
@@ -156,7 +157,7 @@ def open_store(path: str | Path, binarizer: str | None = None) -> PackedStore:
     path = Path(path)
     header = _read_header(path)
     for name in header["files"]:
-        _check_file(path, header, name, whole=name in ("counts.npy", "sums.npy"))
+        _check_file(path, header, name, whole=header["files"][name]["bytes"] <= READ_ON_OPENING)
     bits, counts = read_array(path / "bits.npy", mapped=True), read_array(path / "counts.npy")
     expected = (header["images"], header["descriptors"], header["bits"] // 8)
     if bits.shape != expected or bits.dtype != np.uint8 or counts.shape != expected[:1]:

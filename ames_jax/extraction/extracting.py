@@ -28,7 +28,7 @@ import numpy as np
 from ames_jax.data import shard_writing
 from ames_jax.data.records import GEOMETRY, ImageRecord, RecordFormat
 from ames_jax.data.shard_writing import ShardTask
-from ames_jax.data.shards import read_about
+from ames_jax.data.shards import read_about, write_about
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.extraction.backbone import STATISTICS_FILE, Backbone, ExtractedImage
 from ames_jax.extraction.listing import ImageFiles
@@ -284,7 +284,7 @@ def _finish(job: ExtractionJob, tasks: Sequence[ShardTask]) -> None:
     folders = {**read_about(job.root).get("images", {}), job.split: str(job.images.root.resolve())}
     about = {"name": tasks[0].name, "backbone": job.backbone.name, "width": job.backbone.width}
     about |= {"global": job.backbone.global_name, "extraction": job.backbone.settings, "images": folders}
-    files.write_json(job.root / "about.json", about)
+    write_about(job.root, about)
     files.write_json(job.facts_file, {**job.facts(), "written": written, "broken": broken})
     shard_writing.finish(tasks)
 

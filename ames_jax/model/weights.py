@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import path_of, write_file
 
 MODEL_FILE = "model.safetensors"
+LONGEST_HEADER = 100 << 20  # of a safetensors file, by its definition
 
 
 def save_model(model: Model, directory: Path, facts: dict[str, Any] | None = None) -> Path:
@@ -32,9 +34,12 @@ def save_model(model: Model, directory: Path, facts: dict[str, Any] | None = Non
     """
     directory = path_of(directory)
     metadata = {"config": json.dumps(fields_of(model.config)), "facts": json.dumps(facts or {})}
+    weights = weights_of(model)
+    metadata["crc32"] = _crc32(metadata)
+    metadata["weights_crc32"] = _weights_crc32(weights)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        write_file(directory / MODEL_FILE, save(weights_of(model), metadata))
+        write_file(directory / MODEL_FILE, _ordered(save(weights, metadata)))
     except (OSError, SafetensorError) as error:
         raise UserError(f"{directory}: cannot write the model: {error}") from error
     return directory
@@ -63,10 +68,14 @@ def facts_of(directory: Path) -> dict[str, Any]:
 def read_model(directory: Path) -> Model:
     """The model in a model directory; raises UserError naming the file and every weight that is missing or does not fit."""
     path = path_of(directory) / MODEL_FILE
-    config = config_of(json.loads(_metadata(path)["config"]))
+    metadata = _metadata(path)
     try:
-        return model_of(config, load(path.read_bytes()))
-    except (UserError, SafetensorError) as error:
+        config = config_of(json.loads(metadata["config"]))
+        weights = load(path.read_bytes())
+        if metadata.get("weights_crc32", _weights_crc32(weights)) != _weights_crc32(weights):
+            raise UserError("the checksum of the weights is wrong: the file is damaged; copy it again")
+        return model_of(config, weights)
+    except (UserError, SafetensorError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path}: {error}") from error
 
 
@@ -74,13 +83,38 @@ def _metadata(path: Path) -> dict[str, str]:
     """The metadata in the header of a safetensors file: its length in 8 bytes, then JSON."""
     try:
         with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(length, LONGEST_HEADER)))
         metadata = header.get("__metadata__", {})
-    except (OSError, ValueError, OverflowError, MemoryError) as error:
-        raise UserError(f"{path}: cannot be read as a model: {error}") from error
-    if "config" not in metadata:
-        raise UserError(f"{path}: holds weights without a configuration; it was not written by ames_jax")
+        if "config" not in metadata:
+            raise UserError(f"{path}: holds weights without a configuration; it was not written by ames_jax")
+        if metadata.get("crc32", _crc32(metadata)) != _crc32(metadata):
+            raise UserError(f"{path}: the checksum of the configuration is wrong: the file is damaged; copy it again")
+        if not isinstance(json.loads(metadata["config"]), dict) or not isinstance(json.loads(metadata["facts"]), dict):
+            raise ValueError("config and facts must be JSON objects")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as a model: {error}: copy it again") from error
     return metadata
+
+
+def _ordered(content: bytes) -> bytes:
+    """The same safetensors file with the keys of its header in order: equal models are equal files."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the weights stay aligned
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
+
+
+def _crc32(metadata: Mapping[str, str]) -> str:
+    return str(zlib.crc32(f"{metadata['config']}\n{metadata['facts']}".encode()))
+
+
+def _weights_crc32(weights: Mapping[str, np.ndarray]) -> str:
+    value = 0
+    for name in sorted(weights):
+        value = zlib.crc32(np.ascontiguousarray(weights[name]), zlib.crc32(name.encode(), value))
+    return str(value)
 
 
 def model_of(config: Config, weights: Mapping[str, np.ndarray], names: Mapping[str, str] | None = None) -> Model:

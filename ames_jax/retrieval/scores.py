@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from ames_jax.retrieval.grid import Counts
 from ames_jax.retrieval.matchers import Matcher
 from ames_jax.retrieval.scoring import in_threads, queries_at_a_time
 from ames_jax.retrieval.sets import RetrievalSet
+from ames_jax.runtime.checksums import check, forget, record
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import read_array, write_array, write_file
 from ames_jax.runtime.processes import as_lead, is_lead, join_shares, own_share
@@ -63,6 +65,7 @@ class ScoreKeeper:
         fill(kept, own, data, matcher, counts, memory_bytes=self.memory_bytes)
         joined = join_shares(np.array(kept[mine, : shape[1]]), len(needed))
         if is_lead():
+            _unrecord(whole)
             whole[:, : shape[1]] = joined
             _flush(whole)
         return joined
@@ -99,6 +102,7 @@ def fill(
         images = cache.gather(np.asarray(data.ranks[query, columns], np.int64))
         return matcher.shortlist(data.queries.read(np.array([query]), counts.query)[0], images)
 
+    _unrecord(scores)
     label = f"{data.name}, {matcher.name}, {counts.query} × {counts.database} descriptors"
     with Progress(label, total, "pairs") as progress:
         for (query, columns), found in zip(work, in_threads(score, work, threads)):
@@ -166,8 +170,8 @@ class DatabaseCache:
 def _open_scores(folder: Path | None, facts: dict[str, Any], shape: tuple[int, int, int]) -> np.ndarray:
     """float32 [Nq, ≥ C, F]: what the folder has under these facts, NaN for pairs without a score; without a folder, memory.
 
-    A file on disk is written through, so a killed process keeps all that it had scored. Of a file that is cut short
-    nothing is taken.
+    A file on disk is written through, so a killed process keeps all that it had scored. Of a file that is cut short or
+    damaged nothing is taken. (Its checksum is kept once a run has gone to its end.)
     """
     if folder is None:
         return np.full(shape, np.nan, np.float32)
@@ -175,7 +179,13 @@ def _open_scores(folder: Path | None, facts: dict[str, Any], shape: tuple[int, i
     path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.npy"
     try:
         kept = read_array(path)
-    except UserError:
+        check(path, whole=True)
+    except UserError as error:
+        if path.exists():
+            print(f"{error}; its pairs are scored again", file=sys.stderr)
+            forget(folder, path.name)
+        kept = np.empty((shape[0], 0, shape[2]), np.float32)
+    if kept.dtype != np.float32 or kept.ndim != 3 or (kept.shape[0], kept.shape[2]) != (shape[0], shape[2]):
         kept = np.empty((shape[0], 0, shape[2]), np.float32)
     if kept.shape[1] < shape[1]:
         grown = np.full(shape, np.nan, np.float32)
@@ -185,6 +195,13 @@ def _open_scores(folder: Path | None, facts: dict[str, Any], shape: tuple[int, i
     return np.load(path, mmap_mode="r+")
 
 
+def _unrecord(scores: np.ndarray) -> None:
+    """Drops the checksum of a file that is about to be written through."""
+    if isinstance(scores, np.memmap):
+        forget(Path(scores.filename).parent, Path(scores.filename).name)
+
+
 def _flush(scores: np.ndarray) -> None:
     if isinstance(scores, np.memmap):
         scores.flush()
+        record(Path(scores.filename).parent, Path(scores.filename).name)

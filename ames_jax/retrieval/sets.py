@@ -12,6 +12,7 @@ import numpy as np
 
 from ames_jax.data.neighbours import open_neighbours
 from ames_jax.data.readers import DescriptorReader, MemoryReader, PartReader
+from ames_jax.data.release_pickles import TRUTH
 from ames_jax.data.shards import open_split, read_about
 from ames_jax.retrieval.judgements import Judged, find_hits, judge
 from ames_jax.retrieval.metrics import Protocol, average_precision, percent, protocol_score, recall_at
@@ -205,7 +206,7 @@ def read_ground_truth(path: Path) -> dict[str, Any]:
 
     Raises UserError, naming the file and the key, where it holds something else.
     """
-    return read_json(path, keys={"query": str, "database": str, "queries": list})
+    return read_json(path, keys=TRUTH)
 
 
 def _check_similarities(similarities: np.ndarray, where: str) -> None:

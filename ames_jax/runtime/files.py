@@ -13,7 +13,6 @@ import math
 import os
 import shutil
 import socket
-import zlib
 from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,10 +22,9 @@ import filelock
 import numpy as np
 from etils import epath
 
+from ames_jax.runtime.checksums import check, entries, recorded
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.schema import check_keys
-
-BLOCK_BYTES = 1 << 22
 
 
 def path_of(text: str | os.PathLike) -> Path:
@@ -46,7 +44,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield partial
-        os.replace(partial, path)
+        with recorded(path.parent, *entries(path.parent).keys() & {path.name}):  # what is known of it stays true
+            os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -101,6 +100,7 @@ def read_json(
     """
     if missing is not None and not path.exists():
         return missing
+    check(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except (OSError, ValueError, RecursionError) as error:
@@ -146,6 +146,7 @@ def read_array(path: str | Path, *, mapped: bool = False) -> np.ndarray:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path} is missing")
+    check(path)
     try:
         values = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
     except Exception as error:  # a damaged header can fail in any part of its parser
@@ -199,15 +200,6 @@ def refuse_other(
     ]
     if differs:
         raise UserError(f"{where}: was begun with other settings: {'; '.join(differs)}. {advice}")
-
-
-def checksum(path: Path) -> int:
-    """CRC-32 of a file, read in blocks."""
-    value = 0
-    with path.open("rb") as stream:
-        while block := stream.read(BLOCK_BYTES):
-            value = zlib.crc32(block, value)
-    return value
 
 
 def digest_of(*arrays: np.ndarray) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,8 @@ from ames_jax.runtime.errors import UserError
 def check_keys(values: Mapping[str, Any], keys: Mapping[str, Any], where: str) -> None:
     """Raises UserError, naming `where` and the key, unless values read from JSON are of these types.
 
-    keys: name → type. `int` takes numbers from 0 to 2⁵³ alone, `float` finite ones, a set the values it holds. A mapping
+    keys: name → type. `int` takes numbers from 0 to 2⁵³ alone, `float` finite ones, a set the values it holds, `T | None`
+      null as well. A mapping
       stands for an object with its keys, a list of one type for a list of such; a name that ends in "?" may be missing.
     """
     for name, kind in keys.items():
@@ -26,7 +28,10 @@ def check_keys(values: Mapping[str, Any], keys: Mapping[str, Any], where: str) -
 
 
 def _check_value(value: Any, kind: Any, where: str) -> None:
-    if isinstance(kind, list):
+    if isinstance(kind, types.UnionType):
+        if value is not None:
+            _check_value(value, next(choice for choice in kind.__args__ if choice is not type(None)), where)
+    elif isinstance(kind, list):
         _check_value(value, list, where)
         for item in value:
             _check_value(item, kind[0], where)

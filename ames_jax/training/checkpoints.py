@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath, epy
 from flax import nnx
 
@@ -47,6 +49,7 @@ class RunCheckpoints:
         Raises:
           UserError: the disk is full or not writable (perhaps from the save before); older checkpoints stay good.
         """
+        position = {**position, "crc32": _crc32(_plain(state))}
         args = ocp.args.Composite(state=ocp.args.StandardSave(_plain(state)), position=ocp.args.JsonSave(position))
         try:
             self._manager.save(step, args=args)
@@ -107,7 +110,15 @@ class RunCheckpoints:
 
     def _read(self, step: int, like: dict[str, jax.ShapeDtypeStruct]) -> Any:
         args = ocp.args.Composite(state=ocp.args.StandardRestore(like), position=ocp.args.JsonRestore())
-        return self._manager.restore(step, args=args)
+        damaged = f"{self.directory / str(step)}: the checkpoint is damaged: delete it to go on from the one before"
+        try:
+            found = self._manager.restore(step, args=args)
+            expected = found["position"].get("crc32")
+        except Exception as error:  # a damaged file can fail in any part of orbax
+            raise UserError(f"{damaged} ({' '.join(str(error).split())[:200]})") from error
+        if expected is not None and _crc32(found["state"]) not in (None, expected):
+            raise UserError(f"{damaged} (its checksum is wrong)")
+        return found
 
     def close(self) -> None:
         """Waits for a save in progress; raises as `save` does."""
@@ -131,3 +142,13 @@ class RunCheckpoints:
 def _plain(state: TrainState) -> dict[str, Any]:
     """A training state as a list of arrays in tree order: independent of the classes that hold them."""
     return {f"{i:04d}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}
+
+
+def _crc32(plain: dict[str, jax.Array]) -> int | None:
+    """A checksum of all values; None where no process holds them all."""
+    if not all(array.is_fully_replicated for array in plain.values()):
+        return None
+    value = 0
+    for key in sorted(plain):
+        value = zlib.crc32(np.ascontiguousarray(plain[key].addressable_data(0)), value)
+    return value

@@ -123,6 +123,9 @@ def check_ground_truth(
     end = np.inf if database is None else database
     for i, entry in enumerate(kinds):
         for kind, rows in entry.items():
+            if not isinstance(rows, list) or not all(type(row) is int for row in rows):
+                report.problem(path, f"query {i}: {kind} is no list of rows: copy it again")
+                return
             outside = [row for row in rows if not 0 <= row < end]
             if outside:
                 report.problem(

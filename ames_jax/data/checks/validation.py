@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -21,15 +22,20 @@ from ames_jax.data.checks.lists import (
 from ames_jax.data.checks.reports import Report
 from ames_jax.data.lists import RELEASE, ImageList, read_list
 from ames_jax.data.neighbours import Neighbours, open_neighbours
-from ames_jax.data.records import RecordFormat
+from ames_jax.data.records import RecordFormat, read_shard
 from ames_jax.data.release_hdf5 import ReleaseSource, open_hdf5
-from ames_jax.data.release_pickles import read_ground_truth, read_neighbours
-from ames_jax.data.shard_writing import read_shard
+from ames_jax.data.release_pickles import TRUTH, read_ground_truth, read_neighbours
 from ames_jax.data.shards import LINK, open_split
+from ames_jax.runtime import checksums
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import read_json
 from ames_jax.runtime.progress import Progress
 
+# Of a data set, what has no checksums of its own; shards have those of shards.json.
+RECORDED = (
+    *("about.json", "shards.json", "dataset_info.json", "features.json", "*.source.json", "images/*.*", "global/*.npy"),
+    *("neighbours/*/*.npy", "neighbours/*/about.json", "ground_truth/*.json"),
+)
 ROLES = ("query", "gallery", "train")
 
 
@@ -71,7 +77,17 @@ def validate(paths: Sequence[str | Path], *, full: bool = False, block_bytes: in
     return report
 
 
+def record_checksums(paths: Sequence[str | Path]) -> None:
+    """Keeps sizes and checksums of files, and of the lists, global descriptors, neighbours and facts of data sets."""
+    for path in map(Path, paths):
+        places = [path] if path.is_file() else [file for pattern in RECORDED for file in sorted(path.glob(pattern))]
+        for folder, group in itertools.groupby(places, lambda place: place.parent):
+            checksums.record(folder, *(place.name for place in group))
+
+
 def _check_file(path: Path, files: Files, report: Report, **options: Any) -> None:
+    if path.is_file():
+        checksums.check(path, whole=True)
     role = next((role for role in ROLES if role in path.stem), "train")
     if path.is_dir():
         _check_folder(path, report, **options)
@@ -119,6 +135,12 @@ def _check_folder(root: Path, report: Report, **options: Any) -> None:
     linked = [link.name.removesuffix(LINK) for link in sorted(root.glob(f"*{LINK}"))]
     if not path.exists() and not linked:
         raise UserError(f"{root} is no finished data set (no shards.json): run `prepare shards` to its end")
+    for folder in (root, *(path for path in sorted(root.rglob("*")) if path.is_dir())):
+        for name in checksums.entries(folder):
+            with report.gathering():
+                checksums.check(folder / name, whole=True)
+                if not (folder / name).exists():
+                    raise UserError(f"{folder / name} is missing: copy it again")
     counts: dict[str, int] = {}
     for split, entry in read_json(path).items() if path.exists() else ():
         counts[split] = _check_shards(root, split, entry, report)
@@ -135,7 +157,7 @@ def _check_folder(root: Path, report: Report, **options: Any) -> None:
             _check_lists(root, folder, counts, report, options["full"])
     for path in sorted((root / "ground_truth").glob("*.json")):
         with report.gathering():
-            truth = read_json(path)
+            truth = read_json(path, keys=TRUTH)
             sides = {"queries": counts.get(truth["query"]), "database": counts.get(truth["database"])}
             check_ground_truth(path, truth["queries"], report, **sides)
 

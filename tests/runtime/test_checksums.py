@@ -1,0 +1,102 @@
+"""A file that changed after it was written is named when it is opened."""
+
+import json
+
+import numpy as np
+import pytest
+import synthetic
+from flax import nnx
+
+from ames_jax.data.shards import open_split, read_about
+from ames_jax.model.ames import AMES, AMESConfig
+from ames_jax.model.weights import MODEL_FILE, facts_of, read_model, save_model
+from ames_jax.prepare import main
+from ames_jax.retrieval.sets import RetrievalSet
+from ames_jax.runtime.checksums import CHECKSUMS, check, entries, forget, record, recorded
+from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.files import read_array, read_json, write_array, write_json
+
+
+def test_what_was_recorded_is_compared_on_reading(tmp_path):
+    with recorded(tmp_path, "a.npy", "b.json"):
+        write_array(tmp_path / "a.npy", np.arange(5))
+        write_json(tmp_path / "b.json", {"a": 1})
+    assert read_array(tmp_path / "a.npy").tolist() == [0, 1, 2, 3, 4]
+    for name, read in (("a.npy", read_array), ("b.json", read_json)):
+        data = bytearray((tmp_path / name).read_bytes())
+        data[-2] ^= 1
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UserError, match=f"{name}: its checksum is wrong"):
+            read(tmp_path / name)
+        (tmp_path / name).write_bytes(data[:-1])
+        with pytest.raises(UserError, match=f"{name} has .* bytes, expected"):
+            read(tmp_path / name)
+
+
+def test_our_writers_keep_what_is_known_true(tmp_path):
+    with recorded(tmp_path, "a.npy"):
+        write_array(tmp_path / "a.npy", np.arange(5))
+    write_array(tmp_path / "a.npy", np.arange(6))
+    assert len(read_array(tmp_path / "a.npy")) == 6
+    forget(tmp_path, "a.npy")
+    assert entries(tmp_path) == {}
+
+
+def test_a_kill_while_a_file_is_written_leaves_no_wrong_entry(tmp_path):
+    (tmp_path / "a").write_bytes(b"old")
+    record(tmp_path, "a")
+
+    def killed() -> None:
+        with recorded(tmp_path, "a"):
+            (tmp_path / "a").write_bytes(b"half of the new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        killed()
+    check(tmp_path / "a", whole=True)
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"files": {}, "crc32": 1}', b"\xff"])
+def test_damaged_checksums_are_named(tmp_path, damage):
+    (tmp_path / "a").write_bytes(b"x")
+    (tmp_path / CHECKSUMS).write_bytes(damage)
+    with pytest.raises(UserError, match=r"CHECKSUMS is damaged"):
+        check(tmp_path / "a")
+
+
+def test_a_data_set_is_whole_or_named(tmp_path, capsys):
+    root = synthetic.write(tmp_path / "set")
+
+    def read() -> None:
+        RetrievalSet.load(root, "test"), read_about(root), read_json(root / "shards.json")
+        open_split(root, "train").ids(), open_split(root, "train").labels()
+
+    assert main(["validate", str(root), "--record"]) == 0
+    capsys.readouterr()
+    names = (
+        "images/train.ids.txt", "images/train.labels.npy", "neighbours/test_query.test_gallery/indices.npy", "shards.json",
+        "neighbours/test_query.test_gallery/similarities.npy", "ground_truth/test.json", "about.json", "dataset_info.json",
+    )  # fmt: skip
+    for name in names:
+        whole = (root / name).read_bytes()
+        (root / name).write_bytes(whole[:-3] + bytes([whole[-3] ^ 4]) + whole[-2:])
+        with pytest.raises(UserError, match=name.rpartition("/")[2]):
+            read()
+        assert main(["validate", str(root)]) == 2
+        assert name in capsys.readouterr().out
+        (root / name).write_bytes(whole)
+    assert main(["validate", str(root)]) == 0
+
+
+def test_a_model_is_the_same_file_every_time_and_told_when_it_changed(tmp_path):
+    model = AMES(AMESConfig(descriptor_width=8, model_width=16, layers=1, heads=2, feed_forward=8), nnx.Rngs(0))
+    facts = {letter: letter for letter in "abcdefgh"}
+    contents = {(save_model(model, tmp_path / str(i), facts) / MODEL_FILE).read_bytes() for i in range(4)}
+    assert len(contents) == 1
+    (whole,) = contents
+    assert json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")])["__metadata__"]["facts"]
+    assert facts_of(tmp_path / "0") == facts
+    for place in range(0, len(whole), 97):
+        (tmp_path / "0" / MODEL_FILE).write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+        with pytest.raises(UserError, match=MODEL_FILE):
+            read_model(tmp_path / "0")
