@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ames_jax.runtime.checksums import checksum
 from ames_jax.runtime.errors import UserError
-from ames_jax.runtime.files import checksum, read_json, whole_file
+from ames_jax.runtime.files import read_json, whole_file
 
 FORMAT, VERSION, READ = "ames_jax search index", 2, (1, 2)
 FACTS, MODEL, EMPTY, GLOBAL, STAMPS = "index.json", "model", "empty.faiss", "global.faiss", "pictures.npy"
