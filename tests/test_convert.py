@@ -157,3 +157,28 @@ def test_a_model_that_the_release_cannot_run_is_refused(tmp_path):
     save_model(small_model(bits=16, match_weight=1.0), tmp_path / "start")
     with pytest.raises(UserError, match="cannot score such a model"):
         main([f"--from={tmp_path / 'start'}", f"--to={tmp_path / 'model.pt'}"])
+
+
+def test_an_ending_that_no_model_is_written_as_is_refused(tmp_path):
+    save_model(small_model(), tmp_path / "start")
+    with pytest.raises(UserError, match="no model is written as .onnx"):
+        main([f"--from={tmp_path / 'start'}", f"--to={tmp_path / 'x.onnx'}"])
+    assert not (tmp_path / "x.onnx").exists()
+
+
+def test_weights_of_wrapped_models_are_read(tmp_path):
+    weights = {f"_orig_mod.module.{name}": array for name, array in to_torch(small_model()).items()}
+    write_checkpoint(tmp_path / "wrapped.pt", weights, dataclasses.asdict(small_model().config))
+    assert_same(load_model(tmp_path / "wrapped.pt"), small_model())
+
+
+@pytest.mark.parametrize("length", [0, 3, 8, 60, 500])
+def test_safetensors_cut_short_are_named(tmp_path, length):
+    save_model(small_model(), tmp_path / "start")
+    main([f"--from={tmp_path / 'start'}", f"--to={tmp_path / 'a.safetensors'}"])
+    for path in (tmp_path / "a.safetensors", tmp_path / "start" / "model.safetensors"):
+        path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(UserError, match=r"a.safetensors: cannot be read"):
+        read(str(tmp_path / "a.safetensors"))
+    with pytest.raises(UserError, match=r"model.safetensors: "):
+        read(str(tmp_path / "start"))

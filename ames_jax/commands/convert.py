@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -88,6 +89,11 @@ def write(model: kinds.Model, target: Path, source: str) -> None:
         _write_safetensors(model, target)
     elif target.suffix == ".stablehlo":
         exporting.write_scorer(model, target)
+    elif re.fullmatch(r"\.[A-Za-z]+", target.suffix) and not target.is_dir():
+        raise UserError(
+            f"--to={target}: expected a directory, or a name that ends in .pt, .safetensors or .stablehlo; no model is "
+            f"written as {target.suffix}"
+        )
     else:
         weights.save_model(model, target, {"converted_from": source})
 
@@ -97,9 +103,10 @@ def _read_safetensors(path: Path) -> tuple[dict, kinds.Config | None]:
         with safetensors.safe_open(path, "numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read as safetensors: {error}") from error
-    return arrays, kinds.config_of(json.loads(metadata["config"])) if "config" in metadata else None
+        config = json.loads(metadata["config"]) if "config" in metadata else None
+    except (OSError, ValueError, TypeError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read as safetensors: {error}: copy it again") from error
+    return arrays, None if config is None else kinds.config_of(config)
 
 
 def _write_safetensors(model: kinds.Model, target: Path) -> None:

@@ -46,11 +46,16 @@ class GlobalDescriptors:
     def __getitem__(self, rows: slice) -> np.ndarray:
         start, stop, _ = rows.indices(len(self))
         pieces = []
-        for part, end in zip(self._parts, self._ends):
+        for path, part, end in zip(self._paths, self._parts, self._ends):
             first = end - len(part)
             low, high = max(start, first), min(stop, end)
             if low < high:
-                pieces.append(part[low - first : high - first])
+                try:
+                    pieces.append(part[low - first : high - first])
+                except OSError as error:
+                    raise UserError(
+                        f"{path}: rows from {low - first} cannot be read ({error}): copy it again"
+                    ) from None
         return np.concatenate(pieces) if pieces else np.empty((0, self.shape[1]), np.float32)
 
     def content(self) -> str:

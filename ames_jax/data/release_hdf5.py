@@ -21,6 +21,7 @@ X, Y, SCALE, MASK, WEIGHT = range(METADATA)
 CHUNK_CACHE = 64 * 2**20
 # Reading this much in vain costs about as much as one more call.
 GAP_BYTES = 2**14
+MOST_BYTES = 2**30  # of an image
 
 
 def open_hdf5(path: str | Path) -> Any:
@@ -37,7 +38,11 @@ def open_hdf5(path: str | Path) -> Any:
     try:
         # Rows that share a compressed chunk are then unpacked once.
         return h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE)
-    except OSError as error:
+    except Exception as error:  # a damaged file can fail in any part of HDF5
+        if "unable to lock" in str(error):
+            raise UserError(
+                f"{path} is open in another process that writes it ({error}): wait until it has finished, or stop it"
+            ) from None
         if "truncated" in str(error):
             size = path.stat().st_size
             raise UserError(f"{path} is cut short at {size} bytes: copy or download it again ({error})") from None
@@ -45,19 +50,52 @@ def open_hdf5(path: str | Path) -> Any:
 
 
 def features_of(file: Any, path: Path) -> Any:
-    """The dataset `features` of an open file; raises UserError where there is none."""
-    if "features" not in file:
-        raise UserError(f"{path}: no dataset `features`; it has {sorted(file)}")
-    return file["features"]
+    """The dataset `features` of an open file; raises UserError where there is none, or it lies in another file."""
+    return _dataset_of(file, "features", path)
+
+
+def _dataset_of(file: Any, name: str, path: Path) -> Any:
+    """A dataset that is in the file itself: a link, or storage outside, could lead to any file of the machine."""
+    import h5py
+
+    try:
+        link = file.get(name, getlink=True)
+        if link is None:
+            raise UserError(f"{path}: no dataset `{name}`; it has {sorted(file)}")
+        if not isinstance(link, h5py.HardLink):
+            raise UserError(f"{path}: `{name}` is a link to another place; expected the dataset itself")
+        dataset = file[name]
+        if not isinstance(dataset, h5py.Dataset) or dataset.shape is None:
+            raise UserError(
+                f"{path}: `{name}` is a {type(dataset).__name__.lower()} without values, expected a dataset"
+            )
+        if dataset.external:
+            raise UserError(
+                f"{path}: `{name}` is stored in other files ({dataset.external[0][0]}); copy it into one file"
+            )
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file can fail in any part of HDF5
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: `{name}` cannot be read ({reason}): copy or download the file again") from None
+    return dataset
 
 
 def check_parts(path: Path, dataset: Any) -> list[Path]:
     """Opens every file that a virtual dataset maps, and names them; HDF5 itself gives zeros for what is not there.
 
-    Raises UserError: a part is missing, cut short, or not what the virtual file maps.
+    Raises UserError: a part is missing, cut short, in another folder, virtual itself, or not what the virtual file maps.
     """
-    sources = [source for source in dataset.virtual_sources() if source.file_name != "."]
-    parts = {source.file_name: _part_path(path, source.file_name) for source in sources}
+    sources = list(dataset.virtual_sources())
+    parts = {
+        source.file_name: path if source.file_name == "." else path.parent / source.file_name for source in sources
+    }
+    for part in parts.values():
+        if part.parent.resolve() != path.parent.resolve():
+            raise UserError(
+                f"{path} is a virtual file and maps {part}; parts are read from its own folder alone: copy them there, and "
+                "make the virtual file anew"
+            )
     gone = [part for part in parts.values() if not part.exists()]
     if gone:
         raise UserError(
@@ -67,19 +105,17 @@ def check_parts(path: Path, dataset: Any) -> list[Path]:
     for source in sources:
         part, name = parts[source.file_name], source.dset_name
         with open_hdf5(part) as file:
-            held = file[name].size if name in file else 0
+            values = _dataset_of(file, name, part)
+            if values.is_virtual:
+                raise UserError(f"{path} maps `{name}` of {part}, which is virtual itself: map the files that hold it")
+            held = values.size
         mapped = source.vspace.get_select_npoints()
         if held < mapped:
             raise UserError(
                 f"{path} maps {mapped} values of `{name}` of {part}, which holds {held}: copy that part again, or make the "
                 "virtual file anew"
             )
-    return list(parts.values())
-
-
-def _part_path(path: Path, name: str) -> Path:
-    beside = path.parent / name
-    return Path(name) if not beside.exists() and Path(name).exists() else beside
+    return [part for part in parts.values() if part != path]
 
 
 class ReleaseSource:
@@ -146,6 +182,14 @@ class ReleaseSource:
                 raise UserError(f"{self.path}: fields of shape {descriptor}, expected [images, descriptors, D]")
             self.layout, self.dtype, shape = "structured", fields["descriptor"][0].base, descriptor
         self.packed = self.dtype == np.uint8
+        if self.dtype.kind != "f" and not self.packed:
+            raise UserError(f"{self.path}: descriptors are {self.dtype}; expected floats, or bits packed in uint8")
+        if 0 in shape:
+            raise UserError(f"{self.path}: holds no descriptors: `features` has the shape {self._dataset.shape}")
+        if (shape[1] * (shape[2] + METADATA)) * self.dtype.itemsize > MOST_BYTES:
+            raise UserError(
+                f"{self.path}: {shape[1]} descriptors of {shape[2]} values per image take more than 1 GiB each"
+            )
         self._images, self.rows, self.width = shape[0], shape[1], shape[2] * (8 if self.packed else 1)
 
     def __len__(self) -> int:
@@ -193,7 +237,7 @@ class ReleaseSource:
             # HDF5 is not safe in threads of its own accord, and h5py's lock covers single calls only.
             with self._lock:
                 values = self._dataset[rows, :count] if self._dataset.ndim > 1 else self._dataset[rows]
-        except OSError as error:
+        except Exception as error:  # a damaged file can fail in any part of HDF5
             raise UserError(f"{self.path}: images {rows} cannot be read ({error}): copy or download it again") from None
         if self.layout == "structured":
             metadata, features = values["metadata"][..., :count, :], values["descriptor"][..., :count, :]

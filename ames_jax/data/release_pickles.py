@@ -34,7 +34,8 @@ def read_neighbours(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     Raises UserError: the file holds something else than one tensor [2, Nq, k].
     """
     values = read_pickle(path)
-    if not isinstance(values, np.ndarray) or values.ndim != 3 or values.shape[0] != 2:
+    numbers = isinstance(values, np.ndarray) and (values.dtype.kind in "iuf" or values.dtype == ml_dtypes.bfloat16)
+    if not numbers or values.ndim != 3 or values.shape[0] != 2 or 0 in values.shape:
         found = f"shape {values.shape}" if isinstance(values, np.ndarray) else f"a {type(values).__name__}"
         raise UserError(f"{path}: expected a tensor [2, queries, neighbours], found {found}")
     return values[0], values[1]
@@ -48,15 +49,43 @@ def read_ground_truth(path: str | Path) -> tuple[list[dict[str, list]], list[str
     values = read_pickle(path)
     if not isinstance(values, Mapping) or "gnd" not in values:
         raise UserError(f"{path}: expected a dict with the key gnd, found a {type(values).__name__}")
+    if not isinstance(values["gnd"], list | tuple) or not values["gnd"]:
+        raise UserError(f"{path}: expected a list under gnd with an entry per query")
     truth = []
     for i, entry in enumerate(values["gnd"]):
         if not isinstance(entry, Mapping) or not ({"ok"} <= set(entry) or {"easy", "hard", "junk"} <= set(entry)):
             raise UserError(f"{path}: query {i} has neither `ok` nor `easy`, `hard`, `junk`")
-        kinds = {kind: [int(row) for row in entry[kind]] for kind in ("ok", "easy", "hard", "junk") if kind in entry}
+        kinds = {
+            kind: _rows(entry[kind], f"{path}: query {i}: {kind}")
+            for kind in ("ok", "easy", "hard", "junk")
+            if kind in entry
+        }
         if "bbx" in entry:
-            kinds["bbx"] = [float(value) for value in entry["bbx"]]
+            kinds["bbx"] = _numbers(entry["bbx"], f"{path}: query {i}: bbx").tolist()
         truth.append(kinds)
+    for key in ("imlist", "qimlist"):
+        names = values.get(key)
+        if names is not None and not (isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)):
+            raise UserError(f"{path}: expected a list of names under {key}")
     return truth, values.get("imlist"), values.get("qimlist")
+
+
+def _numbers(values: Any, where: str) -> np.ndarray:
+    """float64 [n] of a list or an array; raises UserError for anything else."""
+    try:
+        numbers = np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        numbers = np.array(np.nan)
+    if numbers.ndim != 1 or isinstance(values, str | bytes | Mapping) or not np.isfinite(numbers).all():
+        raise UserError(f"{where}: expected a list of numbers, found a {type(values).__name__} of something else")
+    return numbers
+
+
+def _rows(values: Any, where: str) -> list[int]:
+    numbers = _numbers(values, where)
+    if (numbers != np.floor(numbers)).any() or (numbers < 0).any() or (numbers >= 2**53).any():
+        raise UserError(f"{where}: expected database rows, whole numbers from 0 on")
+    return numbers.astype(np.int64).tolist()
 
 
 def import_neighbours(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 import mmap
 import pickle
 import struct
@@ -19,11 +20,23 @@ from typing import Any, ClassVar
 import ml_dtypes
 import numpy as np
 
+from ames_jax.data.pickled_arrays import (
+    NoArray,
+    array_state,
+    byte_array,
+    dtype_state,
+    encode,
+    plain_dict,
+    plain_dtype,
+    reconstruct,
+    scalar,
+)
 from ames_jax.runtime.checksums import check
 from ames_jax.runtime.errors import UserError
 
 # Bytes of a pickle from this size on stay in the file.
 MAPPED = 2**20
+DEEPEST = 1000
 STORAGES = {
     "FloatStorage": np.float32,
     "DoubleStorage": np.float64,
@@ -56,9 +69,8 @@ def read_pickle(path: str | Path) -> Any:
     try:
         if data[:4] == b"PK\x03\x04":
             return _read_zip(path, data)
-        if bytes(data[:15]) == TORCH_MAGIC:
-            return _read_legacy(data)
-        return _Unpickler(_View(data)).load()
+        value = _Unpickler(_View(data)).load()
+        return _read_legacy(data) if type(value) is int and value == TORCH_MAGIC else value
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except Exception as error:  # a damaged pickle can fail in any of its operations
@@ -104,8 +116,9 @@ class _Unpickler(pickle._Unpickler):
     dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
 
     def __init__(self, file: _View, storages: Callable[[Any], _Storage] | None = None) -> None:
-        super().__init__(file)
+        super().__init__(file, encoding="latin1")  # of Python 2's texts, NumPy's bytes among them
         self._view, self._storages = file, storages
+        self._depth: dict[int, int] = {}  # of tuples by their identity: hashing one recurses without a bound
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in STORAGES:
@@ -120,15 +133,19 @@ class _Unpickler(pickle._Unpickler):
 
     def persistent_load(self, pid: Any) -> _Storage:
         if self._storages is None or not isinstance(pid, tuple) or pid[0] != "storage":
-            raise UserError(f"refused: it refers to something outside of the file ({str(pid)[:60]})")
-        return self._storages(pid)
+            raise UserError("refused: it refers to something outside of the file")
+        storage = self._storages(pid)
+        if not isinstance(storage.dtype, np.dtype) or type(storage.count) is not int or storage.count < 0:
+            raise UserError("refused: a storage without a type or a size")
+        return storage
 
     def load_build(self) -> None:
         state = self.stack.pop()
         target = self.stack[-1]
-        if isinstance(target, np.ndarray | np.dtype):
-            # An array takes its bytes as bytes: of all that is mapped, these alone are read in full.
-            target.__setstate__(tuple(bytes(part) if isinstance(part, memoryview) else part for part in state))
+        if isinstance(target, np.dtype):
+            target.__setstate__(dtype_state(target, state))
+        elif isinstance(target, np.ndarray):
+            target.__setstate__(array_state(state))
         elif not isinstance(target, collections.OrderedDict):  # a state dict's `_metadata` is of no use here
             raise UserError(f"refused: it sets attributes of a {type(target).__name__}")
 
@@ -137,13 +154,29 @@ class _Unpickler(pickle._Unpickler):
         framed = self._unframer.current_frame is not None
         self.append(self._view.take(count) if count >= MAPPED and not framed else kind(self.read(count)))
 
+    def load_mark(self) -> None:
+        if len(self.metastack) > DEEPEST:
+            raise UserError(f"refused: its containers are nested more than {DEEPEST} deep")
+        super().load_mark()
+
+    def load_tuple_with(self, load: Callable[[Any], None]) -> None:
+        load(self)
+        inside = self.stack[-1]
+        depth = 1 + max((self._depth.get(id(part), 0) for part in inside if type(part) is tuple), default=0)
+        if depth > DEEPEST:
+            raise UserError(f"refused: its containers are nested more than {DEEPEST} deep")
+        self._depth[id(inside)] = depth
+
     dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.MARK[0]] = load_mark
+    for _code in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3):
+        dispatch[_code[0]] = lambda self, load=dispatch[_code[0]]: self.load_tuple_with(load)
     dispatch[pickle.BINBYTES[0]] = lambda self: self.load_large("<I")
     dispatch[pickle.BINBYTES8[0]] = lambda self: self.load_large("<Q")
     dispatch[pickle.BYTEARRAY8[0]] = lambda self: self.load_large("<Q", bytearray)
 
 
-TORCH_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
+TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # the first of the pickles of the old format
 
 
 def _read_legacy(data: memoryview) -> Any:
@@ -188,9 +221,14 @@ def _read_zip(path: Path, data: memoryview) -> Any:
         start = entry.header_offset + 30 + name_length + extra_length
         return data[start : start + entry.file_size]
 
+    big = "byteorder" in members and bytes(content("byteorder")) == b"big"
+
     def storage(pid: tuple) -> _Storage:
         _, dtype, key, _, count = pid
-        return _Storage(dtype, count, np.frombuffer(content(f"data/{key}"), dtype, count))
+        if not isinstance(dtype, np.dtype):
+            raise UserError("refused: a storage without a type")
+        stored = dtype.newbyteorder(">") if big else dtype
+        return _Storage(dtype, count, np.frombuffer(content(f"data/{key}"), stored, count))
 
     return _Unpickler(_View(content("data.pkl")), storage).load()
 
@@ -200,6 +238,8 @@ def _rebuild_tensor(storage: _Storage, offset: int, size: tuple, stride: tuple, 
         return None
     if any(length < 0 or step < 0 for length, step in zip(size, stride)) or offset < 0 or len(size) != len(stride):
         raise UserError("a tensor with negative sizes or strides")
+    if math.prod(size) > len(storage.data):  # a repeated value could fill any memory
+        raise UserError(f"a tensor of {math.prod(size)} values in a storage of {len(storage.data)}")
     last = offset + sum((length - 1) * step for length, step in zip(size, stride))
     if 0 not in size and last >= len(storage.data):
         raise UserError(f"a tensor reaches to value {last} of a storage of {len(storage.data)}")
@@ -217,25 +257,20 @@ def _load_from_bytes(data: bytes | memoryview) -> Any:
     return _read_legacy(memoryview(data))
 
 
-def _encode(text: str, encoding: str) -> bytes:
-    """Bytes as protocol 2 writes them."""
-    if encoding not in ("latin1", "latin-1"):
-        raise UserError(f"refused: bytes in the encoding {encoding}")
-    return text.encode(encoding)
-
-
 ALLOWED: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
     ("torch.storage", "_load_from_bytes"): _load_from_bytes,
     ("collections", "OrderedDict"): collections.OrderedDict,
-    ("_codecs", "encode"): _encode,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
+    ("_codecs", "encode"): encode,
+    ("collections", "Counter"): plain_dict,
+    ("collections", "defaultdict"): plain_dict,
+    ("numpy", "ndarray"): NoArray,
+    ("numpy", "dtype"): plain_dtype,
     **{(module, name): kind for module in ("builtins", "__builtin__") for name, kind in
-       {"set": set, "frozenset": frozenset, "list": list, "dict": dict, "tuple": tuple, "bytearray": bytearray}.items()},
-    **{(f"numpy.{core}.multiarray", name): getattr(np._core.multiarray, name)
-       for core in ("core", "_core") for name in ("_reconstruct", "scalar")},
+       {"set": set, "frozenset": frozenset, "list": list, "dict": dict, "bytearray": byte_array}.items()},
+    **{(f"numpy.{core}.multiarray", name): function
+       for core in ("core", "_core") for name, function in {"_reconstruct": reconstruct, "scalar": scalar}.items()},
     **{(f"numpy.{core}.numeric", "_frombuffer"): np._core.numeric._frombuffer for core in ("core", "_core")},
 }  # fmt: skip

@@ -14,6 +14,7 @@ import hashlib
 import itertools
 import math
 import multiprocessing
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -132,7 +133,12 @@ def plan_shards(
 ) -> list[ShardTask]:
     """The shards of the splits that are not finished, and the folder made ready for them; arguments as `write_shards`."""
     root = Path(root)
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise UserError(
+            f"name {name!r} of a data set: expected lower-case letters, digits and underscores, a letter first"
+        )
     for split, source in splits.items():
+        check_split(split)
         if not len(source):
             raise UserError(f"{root}: split {split!r} has no images")
     first = next(iter(splits.values()))[0].descriptors
@@ -146,6 +152,12 @@ def plan_shards(
         if not _claim(own, source):
             tasks += own
     return tasks
+
+
+def check_split(split: str) -> None:
+    """Raises UserError for a name that file names and TFDS could not hold."""
+    if not re.fullmatch(r"[A-Za-z]\w*", split, re.ASCII):
+        raise UserError(f"split {split!r}: expected letters, digits and underscores, a letter first, e.g. test_query")
 
 
 def write_shard(task: ShardTask, images: Iterable[ImageRecord]) -> None:

@@ -24,7 +24,7 @@ from etils import epy
 from ames_jax.data.lists import read_ids
 from ames_jax.data.records import ImageRecord, RecordFormat
 from ames_jax.data.release_hdf5 import ReleaseSource
-from ames_jax.data.shard_writing import write_shards
+from ames_jax.data.shard_writing import check_split, write_shards
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.runtime.checksums import check, note_unchecked, recorded
 from ames_jax.runtime.errors import UserError, requires
@@ -143,6 +143,7 @@ def open_split(root: str | Path, split: str) -> DescriptorSource | ReleaseSource
 
 def link_split(root: str | Path, split: str, source: ReleaseSource) -> None:
     """Makes a release's HDF5 file a split of the data set as it is: no copy, and as fast as the file can be read."""
+    check_split(split)
     if (Path(root) / "images" / f"{split}.ids.txt").exists():
         raise UserError(f"{root}: split {split!r} has shards already; take another name, or delete them")
     link = _link(Path(root), split)

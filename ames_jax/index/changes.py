@@ -18,8 +18,9 @@ from ames_jax.index.facts import GLOBAL, publish, recorded
 from ames_jax.index.parts import NewImages, remove_leftovers, write_images
 from ames_jax.model.packing import BitPacker
 from ames_jax.runtime.cache import home
+from ames_jax.runtime.checksums import checksum
 from ames_jax.runtime.errors import UserError
-from ames_jax.runtime.files import checksum, lock, write_array
+from ames_jax.runtime.files import lock, write_array
 
 # Of all stored images, the share of removed ones above which their space is given back.
 MOST_REMOVED = 0.25

@@ -19,6 +19,7 @@ from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import write_file
 
 KEY = "state"  # where the release keeps the weights, beside `optim` and `epoch`
+WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before every name
 CONFIG = "config"  # where we keep, as JSON, what weights do not show; the release does not look there
 
 
@@ -31,13 +32,24 @@ def read_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
     state = content.get(KEY) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(value, np.ndarray) for value in state.values()):
         raise UserError(f"{path}: expected a checkpoint with the weights under {KEY!r}; it is of another kind")
+    for prefix in WRAPPERS * 2:  # in any order
+        if state and all(str(name).startswith(prefix) for name in state):
+            state = {str(name).removeprefix(prefix): value for name, value in state.items()}
     return {str(name): np.asarray(value) for name, value in state.items()}
 
 
 def read_config(path: str | Path) -> dict[str, Any] | None:
     """The configuration that `write_checkpoint` put beside the weights; None in a file of the release."""
     content = read_pickle(path)
-    return json.loads(content[CONFIG]) if isinstance(content, Mapping) and CONFIG in content else None
+    if not isinstance(content, Mapping) or CONFIG not in content:
+        return None
+    try:
+        config = json.loads(content[CONFIG])
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: its {CONFIG!r} is no JSON ({error}): copy the file again") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: expected a JSON object under {CONFIG!r}, found {type(config).__name__}")
+    return config
 
 
 def write_checkpoint(

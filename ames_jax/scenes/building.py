@@ -11,8 +11,9 @@ import numpy as np
 
 from ames_jax.extraction.keypoints import Keypoints
 from ames_jax.runtime import cache
+from ames_jax.runtime.checksums import checksum
 from ames_jax.runtime.errors import UserError
-from ames_jax.runtime.files import checksum, lock, whole_folder
+from ames_jax.runtime.files import lock, whole_folder
 from ames_jax.runtime.progress import Progress
 from ames_jax.scenes.rendering import Task, run_tasks
 from ames_jax.scenes.settings import Settings, preset

@@ -1,7 +1,10 @@
 """Every layout of the release's files, read by row and in part, and one clear line for each way it can be broken."""
 
 import pickle
+import subprocess
+import sys
 
+import h5py
 import numpy as np
 import pytest
 
@@ -192,3 +195,78 @@ def test_nan_in_padding_rows_reads_as_zeros(release):
     np.testing.assert_array_equal(read.features[padding], 0)
     np.testing.assert_array_equal(read.features[~padding], release.features[~padding])
     assert np.isfinite(source[2].descriptors.features).all()
+
+
+def outside(release):
+    (release.folder / "secret").write_bytes(bytes(range(256)) * 8)
+    return release.folder / "secret"
+
+
+def external_link(release, file):
+    file["features"] = h5py.ExternalLink(str(release.hdf5("other.hdf5")), "features")
+
+
+def external_storage(release, file):
+    file.create_dataset("features", (1, 1, 9), np.float32, external=[(str(outside(release)), 0, 36)])
+
+
+def maps_itself(release, file):
+    layout = h5py.VirtualLayout((2, 1, 9), np.float32)
+    layout[:] = h5py.VirtualSource(".", "features", (2, 1, 9), np.float32)
+    file.create_virtual_dataset("features", layout)
+
+
+def maps_another_folder(release, file):
+    (release.folder / "sub").mkdir()
+    layout = h5py.VirtualLayout(release.flat.shape, np.float16)
+    layout[:] = h5py.VirtualSource(str(release.hdf5("sub/part.hdf5")), "features", release.flat.shape, np.float16)
+    file.create_virtual_dataset("features", layout)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (external_link, "is a link to another place"),
+        (lambda release, file: file.__setitem__("features", h5py.SoftLink("/features")), "is a link to another place"),
+        (lambda release, file: file.create_group("features"), "is a group without values"),
+        (lambda release, file: file.create_dataset("features", data=h5py.Empty("f4")), "is a dataset without values"),
+        (external_storage, "is stored in other files"),
+        (maps_itself, "which is virtual itself"),
+        (maps_another_folder, "parts are read from its own folder alone"),
+        (lambda release, file: file.create_dataset("features", (0, 2, 9), np.float32), "holds no descriptors"),
+        (lambda release, file: file.create_dataset("features", (2, 0, 9), np.float32), "holds no descriptors"),
+        (lambda release, file: file.create_dataset("features", (9, 10**5, 5000), np.float32), "more than 1 GiB each"),
+        (lambda release, file: file.create_dataset("features", (), np.float32), "expected floats"),
+    ],
+)
+def test_what_is_no_data_of_the_file_itself_is_refused(release, make, message):
+    with h5py.File(release.folder / "strange.hdf5", "w") as file:
+        make(release, file)
+    with pytest.raises(UserError, match=f"strange.hdf5.*{message}") as caught:
+        ReleaseSource(release.folder / "strange.hdf5")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_being_written_is_told_as_such(release):
+    """HDF5's locks are between processes."""
+    path = release.hdf5()
+    code = f"from ames_jax.data.release_hdf5 import ReleaseSource; ReleaseSource({str(path)!r})"
+    with h5py.File(path, "r+"):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "is open in another process that writes it" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "truth",
+    [
+        {"gnd": None}, {"gnd": {}}, {"gnd": []}, {"gnd": [None]}, {"gnd": [{"ok": None}]}, {"gnd": [{"ok": 3}]},
+        {"gnd": [{"ok": ["a"]}]}, {"gnd": [{"ok": "12"}]}, {"gnd": [{"ok": b"12"}]}, {"gnd": [{"ok": [0.5]}]},
+        {"gnd": [{"ok": [-1]}]}, {"gnd": [{"ok": [1e20]}]}, {"gnd": [{"ok": [1], "bbx": "all"}]}, {"gnd": 3},
+        {"gnd": [{"ok": {"a": 1}}]}, {"gnd": [{"ok": [1], "bbx": [float("nan")] * 4}]}, [1], None, b"gnd",
+        {"gnd": [{"ok": [1]}], "imlist": 3}, {"gnd": [{"ok": [1]}], "imlist": [3]},
+    ],
+)  # fmt: skip
+def test_ground_truth_of_another_shape_is_named(release, truth):
+    with pytest.raises(UserError, match=r"gnd_x.pkl") as caught:
+        read_ground_truth(release.pickle("gnd_x.pkl", truth))
+    assert "\n" not in str(caught.value)

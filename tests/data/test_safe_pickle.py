@@ -76,7 +76,7 @@ class Attack:
     [
         (Attack(), "posix.system"),
         (functools.partial(print, "x"), "functools.partial"),
-        (collections.Counter("ab"), "collections.Counter"),
+        (collections.ChainMap({}), "collections.ChainMap"),
         (eval, "builtins.eval"),
         (np.load, "numpy.load"),
     ],
@@ -127,3 +127,62 @@ def test_damaged_files_are_named(tmp_path):
         read_pickle(path)
     with pytest.raises(UserError, match=r"absent.pkl is missing"):
         read_pickle(tmp_path / "absent.pkl")
+
+
+def test_counts_and_defaults_come_as_plain_dicts(tmp_path):
+    """Schedulers keep such things in a checkpoint."""
+    defaults = collections.defaultdict(list)
+    defaults["x"].append(1)
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"milestones": collections.Counter([3, 3]), "groups": defaults}))
+    assert read_pickle(tmp_path / "a.pkl") == {"milestones": {3: 2}, "groups": {"x": [1]}}
+
+
+def test_pickles_of_python_2_and_numpy_1(tmp_path):
+    """Protocol 2, where arrays hold their bytes in a text of Latin-1 and names are texts of bytes."""
+    array = (
+        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR(K\x01(K\x02tcnumpy\ndtype\n(U\x02f8K\x00K\x01tR"
+        b"(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89U\x10" + np.array([1.5, -2.0]).tobytes() + b"tb."
+    )
+    (tmp_path / "old.pkl").write_bytes(array)
+    assert read_pickle(tmp_path / "old.pkl").tolist() == [1.5, -2.0]
+
+
+DTYPE = b"cnumpy\ndtype\n(X\x02\x00\x00\x00f8K\x00K\x01tR"
+EMPTY = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        DTYPE + b"(K\x03X\x01\x00\x00\x00<NNN(X\x01\x00\x00\x00ad)J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb.",  # fields
+        DTYPE + b"(K\x03X\x01\x00\x00\x00<(" + DTYPE + b"(I1000000000\nttNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb.",
+        b"cnumpy\ndtype\n(X\x05\x00\x00\x00f8,O8K\x00K\x01tR.",
+        b"cnumpy\ndtype\n(](X\x01\x00\x00\x00aX\x01\x00\x00\x00OtatR.",
+        b"cnumpy\nndarray\n(I1000000000000\ntR.",
+        b"cnumpy\nndarray\n(I1000000000000\nt\x81.",
+        EMPTY + b"(I1000000000000\ntX\x01\x00\x00\x00b\x87R.",
+        EMPTY + b"(K\x00tX\x01\x00\x00\x00b\x87R(K\x01(K\x09tcnumpy\ndtype\n(X\x01\x00\x00\x00OK\x00K\x01tR\x89]tb.",
+        b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(X\x01\x00\x00\x00OK\x00K\x01tRC\x08AAAAAAAAtR.",
+        b"cbuiltins\nbytearray\n(I1000000000000\ntR.",
+        b"(" * 2_000_000 + b"." ,
+        b"N" + b"\x85" * 2_000_000 + b"K\x01d.",
+        b"]" + b"N" + b"\x85" * 900 + b"cbuiltins\ntuple\n.",
+    ],
+)  # fmt: skip
+def test_what_could_crash_hang_or_fill_the_memory_is_refused(tmp_path, content):
+    (tmp_path / "hostile.pkl").write_bytes(content)
+    with pytest.raises(UserError, match=r"hostile.pkl: (refused|cannot be read as a pickle)") as caught:
+        read_pickle(tmp_path / "hostile.pkl")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tensor_of_one_repeated_value_is_refused(tmp_path):
+    whole = (GOLDEN / "torch_tensors.pkl").read_bytes()
+    position = whole.index(b"K\x05K\x04\x86")
+    stride = whole.index(b"K\x04K\x01\x86", position)
+    large = (
+        whole[:position] + b"K\xffK\xff\x86" + whole[position + 5 : stride] + b"K\x00K\x00\x86" + whole[stride + 5 :]
+    )
+    (tmp_path / "bomb.pkl").write_bytes(large)
+    with pytest.raises(UserError, match="a tensor of 65025 values in a storage of 20"):
+        read_pickle(tmp_path / "bomb.pkl")

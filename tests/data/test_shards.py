@@ -214,3 +214,9 @@ def test_errors_name_what_is_missing(written, tmp_path):
         open_split(written, "tset")
     with pytest.raises(UserError, match="has no images"):
         write(tmp_path, splits={"train": []})
+
+
+@pytest.mark.parametrize("split", ["a/b", "a b", "a[1]", "..", "", "1a", "a.b", "ä"])
+def test_names_that_files_cannot_hold_are_refused(tmp_path, split):
+    with pytest.raises(UserError, match=r"split .*expected letters, digits"):
+        write(tmp_path, splits={split: images(3)})

@@ -23,7 +23,7 @@ from ames_jax.data.checks.reports import Report
 from ames_jax.data.lists import RELEASE, ImageList, read_list
 from ames_jax.data.neighbours import Neighbours, open_neighbours
 from ames_jax.data.records import RecordFormat, read_shard
-from ames_jax.data.release_hdf5 import ReleaseSource, open_hdf5
+from ames_jax.data.release_hdf5 import ReleaseSource, features_of, open_hdf5
 from ames_jax.data.release_pickles import TRUTH, read_ground_truth, read_neighbours
 from ames_jax.data.shards import LINK, open_split
 from ames_jax.runtime import checksums
@@ -107,7 +107,8 @@ def _check_file(path: Path, files: Files, report: Report, **options: Any) -> Non
 
 def _is_global(path: Path) -> bool:
     with open_hdf5(path) as file:
-        return "features" in file and file["features"].ndim == 2 and not file["features"].dtype.names
+        features = features_of(file, path)
+        return features.ndim == 2 and not features.dtype.names
 
 
 def _check_pickles(files: Files, report: Report, full: bool) -> None:
