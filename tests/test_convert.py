@@ -161,7 +161,7 @@ def test_a_model_that_the_release_cannot_run_is_refused(tmp_path):
 
 def test_an_ending_that_no_model_is_written_as_is_refused(tmp_path):
     save_model(small_model(), tmp_path / "start")
-    with pytest.raises(UserError, match="no model is written as .onnx"):
+    with pytest.raises(UserError, match=r"no model is written as \.onnx"):
         main([f"--from={tmp_path / 'start'}", f"--to={tmp_path / 'x.onnx'}"])
     assert not (tmp_path / "x.onnx").exists()
 
