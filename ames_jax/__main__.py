@@ -39,7 +39,7 @@ def main() -> int:
 def overview() -> str:
     """The commands with a line each, the version, and what this machine gives."""
     devices = jax.devices()
-    lines = [__doc__.strip(), "", *(f"  {name:<10} {text}" for name, text in COMMANDS.items()), ""]
+    lines = [(__doc__ or "").strip(), "", *(f"  {name:<10} {text}" for name, text in COMMANDS.items()), ""]
     lines += ["COMMAND --help lists its flags.", "", f"version  {__version__} (jax {jax.__version__})"]
     lines += [f"devices  {len(devices)} × {devices[0].device_kind}", f"cache    {cache.home()}"]
     return "\n".join(lines)

@@ -182,3 +182,12 @@ def test_safetensors_cut_short_are_named(tmp_path, length):
         read(str(tmp_path / "a.safetensors"))
     with pytest.raises(UserError, match=r"model.safetensors: "):
         read(str(tmp_path / "start"))
+
+
+def test_what_is_no_checkpoint_is_not_kept(server, tmp_path):
+    """A login page in place of the file."""
+    address, _, folder = server
+    (folder / "dinov2_ames.pt").write_text("<html>please log in</html>")
+    with pytest.raises(UserError, match=r"dinov2_ames.pt: cannot be read"):
+        fetch("dinov2_ames", (address,))
+    assert not list((tmp_path / "home" / "weights").glob("dinov2_ames.*"))

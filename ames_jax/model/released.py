@@ -82,7 +82,7 @@ def load_released(name: str) -> Model:
 
 
 def fetch(name: str, addresses: Sequence[str] | None = None) -> Path:
-    """The released file `NAME.pt` in the cache, downloaded if it is not there; HTTPS is tried before HTTP.
+    """The released file `NAME.pt` in the cache, downloaded if it is not there; over HTTPS, unless AMES_JAX_ALLOW_HTTP is 1.
 
     Raises UserError: unknown name; no server answers (says where to put the file by hand); a file that is not the one
     of its first use.
@@ -92,4 +92,4 @@ def fetch(name: str, addresses: Sequence[str] | None = None) -> Path:
         hint = did_you_mean(name, known)
         raise UserError(f"no released file {name!r}: expected one of {', '.join(known)}{hint}")
     folders = tuple(a.replace("/ames/", "/elvis/") for a in ADDRESSES) if name in ELVIS else ADDRESSES
-    return fetch_file(f"{name}.pt", addresses or folders)
+    return fetch_file(f"{name}.pt", addresses or folders, read_checkpoint)

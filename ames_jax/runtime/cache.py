@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import platformdirs
@@ -19,17 +19,22 @@ with epy.lazy_imports():  # processes that only render need neither
     import pooch
 
 # The server of the authors of AMES. They publish no checksums, so a file is pinned by what it was on first use.
-ADDRESSES = (
-    "https://ptak.felk.cvut.cz/personal/sumapave/public/ames/networks",
-    "http://ptak.felk.cvut.cz/personal/sumapave/public/ames/networks",
-)
+ADDRESSES = ("https://ptak.felk.cvut.cz/personal/sumapave/public/ames/networks",)
+# Set to 1 where HTTPS cannot be had: anybody on the way could then change what is fetched.
+ALLOW_HTTP = "AMES_JAX_ALLOW_HTTP"
 TIMEOUT_SECONDS = 30
 
 
 def home() -> Path:
-    """AMES_JAX_HOME (`~` stands for the user's folder), else the platform's cache directory for ames_jax."""
+    """AMES_JAX_HOME (`~` stands for the user's folder), else the platform's cache directory for ames_jax.
+
+    Raises UserError where AMES_JAX_HOME is a file.
+    """
     if folder := os.environ.get("AMES_JAX_HOME"):
-        return Path(folder).expanduser()
+        path = Path(folder).expanduser()
+        if path.exists() and not path.is_dir():
+            raise UserError(f"AMES_JAX_HOME={folder} is a file; expected a folder")
+        return path
     return Path(platformdirs.user_cache_dir("ames_jax", appauthor=False))
 
 
@@ -46,18 +51,27 @@ def start() -> None:
             os.environ[name.upper()] = str(value)
 
 
-def fetch_file(name: str, addresses: Sequence[str]) -> Path:
+def fetch_file(name: str, addresses: Sequence[str], check: Callable[[Path], object] | None = None) -> Path:
     """The file `name` in the cache; where it is not there, it is downloaded from the first server that answers.
 
     Args:
       name: of the file in the cache and, as ADDRESS/NAME, on the servers.
+      check: reads the file before it is pinned, and raises UserError for a login page or an empty file, which is removed.
 
     Raises:
       UserError: no server answers (says where to put the file by hand), or the file differs from that of its first use.
     """
     path = home() / "weights" / name
-    if not path.is_file():
+    new = not path.is_file()
+    if new:
         _download(path, addresses)
+    if check is not None and not pin_of(path).is_file():
+        try:
+            check(path)
+        except UserError:
+            if new:
+                path.unlink()
+            raise
     _check(path)
     return path
 
@@ -65,6 +79,9 @@ def fetch_file(name: str, addresses: Sequence[str]) -> Path:
 def _download(path: Path, addresses: Sequence[str]) -> None:
     pooch.get_logger().setLevel("WARNING")
     failures = []
+    addresses = list(addresses)
+    if os.environ.get(ALLOW_HTTP) == "1":
+        addresses += [address.replace("https://", "http://") for address in addresses if address.startswith("https://")]
     for address in addresses:
         downloader = pooch.HTTPDownloader(progressbar=True, timeout=TIMEOUT_SECONDS)
         try:
@@ -74,7 +91,8 @@ def _download(path: Path, addresses: Sequence[str]) -> None:
         except (OSError, ValueError) as error:  # requests' errors are OSErrors
             failures.append(f"{address.partition('://')[0]}: {' '.join(str(error).split())[:160]}")
     raise UserError(
-        f"{path.name} could not be downloaded ({'; '.join(failures)}); get it elsewhere and put it at {path}"
+        f"{path.name} could not be downloaded ({'; '.join(failures)}); get it elsewhere and put it at {path}, or set "
+        f"{ALLOW_HTTP}=1 to fetch it without encryption"
     )
 
 

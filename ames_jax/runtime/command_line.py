@@ -139,7 +139,7 @@ class Command:
     workdir: Path
 
 
-def parse(description: str, default_config: str, argv: Sequence[str] | None = None) -> Command:
+def parse(description: str | None, default_config: str, argv: Sequence[str] | None = None) -> Command:
     """Reads the command line of an entry point.
 
     Args:
@@ -247,8 +247,8 @@ def is_among(key: str, names: Container[str]) -> bool:
     return any(".".join(parts[:end]) in names for end in range(1, len(parts) + 1))
 
 
-def _help(description: str, location: str, keys: Mapping[str, Any], comments: Mapping[str, str]) -> str:
-    lines = [description.strip(), "", "flags:"]
+def _help(description: str | None, location: str, keys: Mapping[str, Any], comments: Mapping[str, str]) -> str:
+    lines = [(description or "").strip(), "", "flags:"]  # python -OO has no docstrings
     lines += ["  --config=FILE[:variant]", "  --workdir=DIR", "", f"keys of {location} (--config.KEY=VALUE):"]
     for key, value in keys.items():
         # A whole configuration may be a section of another: train_teacher.seed is explained as seed.

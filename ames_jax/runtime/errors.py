@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 
 # Of the system's errors, those that the user can mend wherever they arise.
 SYSTEM = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)
+
+STOPPED_BY_HAND, PIPE_CLOSED = 130, 141  # as shells tell SIGINT and SIGPIPE
 
 
 class UserError(Exception):
@@ -32,18 +37,43 @@ def requires(packages: str, purpose: str) -> Iterator[None]:
 
 
 def run_main(main: Callable[[], int | None]) -> None:
-    """Runs an entry point and exits with its code: 0 done, 2 user error (one line on stderr), 1 bug (traceback).
+    """Runs an entry point and exits with its code.
 
-    A full disk and a path that may not be written count as the user's.
+    0 done; 2 user error, one line on stderr; 130 stopped by Ctrl-C; 1 bug (traceback). A full disk, a path that may not be
+    written, memory that is used up and devices that are not there count as the user's.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without our signs shows ? for them
     try:
-        code = main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
-    except OSError as error:
-        if error.errno not in SYSTEM:
+        code = main() or 0
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = PIPE_CLOSED
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C; what was finished is kept, and the same command goes on from there", file=sys.stderr)
+        code = STOPPED_BY_HAND
+    except Exception as error:
+        told = _line_of(error)
+        if told is None:
             raise
-        print(f"error: {error.filename or 'the disk'}: {error.strerror}", file=sys.stderr)
+        print(f"error: {told}", file=sys.stderr)
         code = 2
-    sys.exit(code or 0)
+    sys.exit(code)
+
+
+def _line_of(error: Exception) -> str | None:
+    """What to tell the user of an error that can be mended, None for a bug."""
+    text = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in SYSTEM:
+        return f"{error.filename or 'the disk'}: {error.strerror}"
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
+        return f"out of memory ({text[:200] or 'of this machine'}): ask for less at a time, or free some"
+    if isinstance(error, BrokenExecutor):
+        return "a working process ended before its time, perhaps for want of memory: run the command again with fewer processes"
+    if isinstance(error, RuntimeError) and re.match("Unable to initialize backend|Unknown backend", text):
+        return f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: {text[:200]}: set it to cpu, or leave it out"
+    return None

@@ -11,6 +11,7 @@ from ames_jax.data.checks.validation import validate
 from ames_jax.data.neighbours import save_neighbours
 from ames_jax.data.release_hdf5 import ReleaseSource
 from ames_jax.data.shards import link_split, write_shards
+from ames_jax.runtime.checksums import forget
 
 
 def problems(*paths, **options):
@@ -253,6 +254,8 @@ def test_a_data_set_of_ours(release):
     assert "float16 60 images × 6 × 8" in str(report)
     labels = root / "images" / "train.labels.npy"
     np.save(labels, np.load(labels)[::-1])
+    only(problems(root), "labels.npy: its checksum is wrong")
+    forget(labels.parent, labels.name)
     only(problems(root), "ids or labels of train are not those of its records")
     shard = root / "toy-train.array_record-00001-of-00002"
     data = bytearray(shard.read_bytes())

@@ -1,0 +1,80 @@
+"""What the user can mend ends in one line and an exit code; a bug in its traceback."""
+
+import errno
+import io
+import os
+import subprocess
+import sys
+from concurrent.futures.process import BrokenProcessPool
+
+import pytest
+
+from ames_jax.runtime import cache
+from ames_jax.runtime.errors import UserError, run_main
+
+
+def raising(error):
+    def main():
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (UserError("x.json: wrong"), 2, "error: x.json: wrong\n"),
+        (KeyboardInterrupt(), 130, "stopped by Ctrl-C"),
+        (OSError(errno.ENOSPC, "No space left on device", "out.npy"), 2, "error: out.npy: No space left on device\n"),
+        (MemoryError("Unable to allocate 9 GiB"), 2, "error: out of memory (Unable to allocate 9 GiB)"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating"), 2, "error: out of memory"),
+        (BrokenProcessPool("A process in the process pool was terminated"), 2, "error: a working process ended"),
+        (RuntimeError("Unable to initialize backend 'foo': none"), 2, "error: JAX_PLATFORMS="),
+        (RuntimeError("Unknown backend foo"), 2, "error: JAX_PLATFORMS="),
+    ],
+)
+def test_one_line_and_a_code(capsys, error, code, text):
+    with pytest.raises(SystemExit) as caught:
+        run_main(raising(error))
+    assert caught.value.code == code
+    told = capsys.readouterr().err
+    assert told.startswith(text)
+    assert told.count("\n") == 1
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(KeyError):
+        run_main(raising(KeyError("x")))
+
+
+def test_a_terminal_without_our_signs_shows_others(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    with pytest.raises(SystemExit):
+        run_main(lambda: print("a → b – c"))
+    stream.flush()
+    assert stream.buffer.getvalue() == b"a ? b ? c\n"
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    code = "from ames_jax.runtime.errors import run_main; run_main(lambda: print('x\\n' * 10**6))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 141
+
+
+def test_a_home_that_is_a_file_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("AMES_JAX_HOME", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"AMES_JAX_HOME=.* is a file"):
+        cache.home()
+
+
+def test_help_without_docstrings():
+    code = "from ames_jax.evaluate import main; main(['--help'])"
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run([sys.executable, "-OO", "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "--workdir" in done.stdout
