@@ -12,9 +12,10 @@ Written by `write_shards`, read by `open_split` or, by anyone, with
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +52,14 @@ class DescriptorSource:
 
     def __init__(self, root: Path, split: str) -> None:
         self.root, self.split = Path(root), split
-        info = _builder(self.root).info
-        if split not in info.splits:
-            raise UserError(f"{root}: no split {split!r}; it has: {', '.join(sorted(info.splits)) or 'none'}")
+        with _reading_metadata(self.root):
+            info = _builder(self.root).info
+            if split not in info.splits:
+                raise UserError(f"{root}: no split {split!r}; it has: {', '.join(sorted(info.splits)) or 'none'}")
+            self.format = RecordFormat.of_features(info.features)
+            self._length = info.splits[split].num_examples
+            self._files = info.splits[split].file_instructions
         note_unchecked(self.root)
-        self.format = RecordFormat.of_features(info.features)
-        self._length = info.splits[split].num_examples
-        self._files = info.splits[split].file_instructions
         self._open_lock = threading.Lock()
         self._records: Any = None
 
@@ -181,11 +183,17 @@ def _builder(root: Path) -> tfds.core.DatasetBuilder:
         )
     for name in ("dataset_info.json", "features.json"):
         check(root / name)
+    return _builder_at(root.resolve(), info.stat().st_mtime_ns)
+
+
+@contextlib.contextmanager
+def _reading_metadata(root: Path) -> Iterator[None]:
+    """In this block, what TFDS makes of damaged metadata is one UserError."""
     try:
-        return _builder_at(root.resolve(), info.stat().st_mtime_ns)
+        yield
     except UserError:
         raise
-    except Exception as error:  # damaged metadata can fail in any part of TFDS
+    except Exception as error:  # it can fail in any part of TFDS
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{root}: dataset_info.json or features.json cannot be read ({reason}): copy the data set again"

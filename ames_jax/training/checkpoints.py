@@ -113,7 +113,7 @@ class RunCheckpoints:
         damaged = f"{self.directory / str(step)}: the checkpoint is damaged: delete it to go on from the one before"
         try:
             found = self._manager.restore(step, args=args)
-            expected = found["position"].get("crc32")
+            expected = found["position"].pop("crc32", None)
         except Exception as error:  # a damaged file can fail in any part of orbax
             raise UserError(f"{damaged} ({' '.join(str(error).split())[:200]})") from error
         if expected is not None and _crc32(found["state"]) not in (None, expected):

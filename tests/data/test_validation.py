@@ -63,7 +63,7 @@ def test_parts_of_a_virtual_file_that_would_read_as_zeros(release):
         "xab_local.hdf5, which holds 546: copy that part again",
     )
     part.write_bytes(whole.replace(b"features", b"featured"))
-    only(problems(path), "xab_local.hdf5, which holds 0")
+    only(problems(path), "xab_local.hdf5: no dataset `features`; it has ['featured']")
 
 
 def test_bits_that_were_not_written(release):

@@ -13,6 +13,7 @@ import photo_folder
 import pytest
 
 from ames_jax import search
+from ames_jax.data.shards import write_about
 from ames_jax.extraction.backbone import STATISTICS_FILE
 from ames_jax.index import parts
 from ames_jax.index.building import Descriptors, build_index
@@ -125,11 +126,11 @@ def test_what_does_not_belong_together_is_refused(made, grown, tmp_path):
         build_index(tmp_path / "new", descriptors, ChosenModel.load(strange, "sift"))
     about = json.loads((grown / "set" / "about.json").read_text())
     about["images"] = {"images": str(tmp_path)}
-    (grown / "set" / "about.json").write_text(json.dumps(about))
+    write_about(grown / "set", about)
     with pytest.raises(UserError, match="is in the index already, as another picture"):
         add_images(grown / "index", Descriptors.open(grown / "set"))
     about["extraction"]["max_side"] = 100
-    (grown / "set" / "about.json").write_text(json.dumps(about))
+    write_about(grown / "set", about)
     with pytest.raises(UserError, match="extracted with max_side = 100"):
         add_images(grown / "index", Descriptors.open(grown / "set"))
     statistics = dict(np.load(made / "statistics.npz"))

@@ -33,7 +33,9 @@ class Report:
         try:
             yield
         except UserError as error:
-            self.problems.append(" ".join(str(error).split()))
+            text = " ".join(str(error).split())
+            if text not in self.problems:  # several checks may meet the same damaged file
+                self.problems.append(text)
 
     def __str__(self) -> str:
         problems = [f"PROBLEM {text}" for text in self.problems]
