@@ -30,6 +30,7 @@ from ames_jax.retrieval.opening import open_set
 from ames_jax.retrieval.sets import RetrievalSet
 from ames_jax.runtime.command_line import load_config
 from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.files import write_array
 
 REPO = Path(__file__).resolve().parents[2]
 REFERENCE = REPO.parent / "shared" / "reference" / "evaluation"
@@ -296,7 +297,7 @@ def test_the_command_ends_with_code_2_and_one_line():
 
 def foreign_lists(data):
     ranks = np.load(data / "neighbours" / "indices.npy")
-    np.save(data / "neighbours" / "indices.npy", ranks + 1)
+    write_array(data / "neighbours" / "indices.npy", ranks + 1)
 
 
 def short_truth(data):

@@ -13,6 +13,7 @@ from ames_jax.data.neighbours import save_neighbours
 from ames_jax.data.release_pickles import import_neighbours
 from ames_jax.retrieval.opening import open_set
 from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.files import write_array
 
 QUERIES, IMAGES = 3, 12
 
@@ -61,7 +62,7 @@ def replace_text(name: str, old: str, new: str, count: int = -1):
 def array(name: str, edit):
     def damage(folder: Path) -> None:
         path = folder / "neighbours" / f"{name}.npy"
-        np.save(path, edit(np.load(path)))
+        write_array(path, edit(np.load(path)))
 
     return damage
 
