@@ -408,15 +408,6 @@ def test_a_folder_of_one_picture_is_a_data_set(pictures: Path, statistics: Path,
     assert open_split(tmp_path / "out", "images").ids() == ["4.jfif"]
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating")])
-def test_full_memory_is_one_line(
-    pictures: Path, statistics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    monkeypatch.setattr(SiftBackbone, "extract", lambda *_: (_ for _ in ()).throw(error))
-    with pytest.raises(UserError, match=r"sift: out of memory; make --batch or --max-side smaller"):
-        sift(pictures, tmp_path / "out", statistics)
-
-
 def test_a_job_is_built_from_names() -> None:
     with pytest.raises(TypeError, match="positional"):
         extracting.ExtractionJob(None, None, Path("out"))

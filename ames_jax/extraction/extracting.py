@@ -30,7 +30,7 @@ from ames_jax.data.records import GEOMETRY, ImageRecord, RecordFormat
 from ames_jax.data.shard_writing import ShardTask
 from ames_jax.data.shards import read_about, write_about
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.extraction.backbone import STATISTICS_FILE, Backbone, ExtractedImage
+from ames_jax.extraction.backbone import STATISTICS_FILE, Backbone
 from ames_jax.extraction.listing import ImageFiles
 from ames_jax.extraction.loading import LoadedImage, load
 from ames_jax.extraction.sift import SiftStatistics
@@ -233,7 +233,7 @@ def _write(job: ExtractionJob, task: ShardTask, loaded: Iterator[LoadedImage | s
             images = list(zip(listed, loaded))
             broken.update({file.id: image for file, image in images if isinstance(image, str)})
             whole = [(file, image) for file, image in images if isinstance(image, LoadedImage)]
-            extracted = _extract(job.backbone, [image.pixels for _, image in whole])
+            extracted = job.backbone.extract([image.pixels for _, image in whole])
             for (file, image), found in zip(whole, extracted):
                 xy = image.share[0] + image.share[1] * found.local.xy
                 features = found.local.features.astype(np.float16)  # int8 is made of these, too
@@ -247,16 +247,6 @@ def _write(job: ExtractionJob, task: ShardTask, loaded: Iterator[LoadedImage | s
     shard_writing.verify_shard(task)
     files.write_array(task.receipt.with_suffix(".npy"), np.concatenate(global_descriptors))
     files.write_json(task.receipt, {**files.read_json(task.receipt), "sizes": sizes, "broken": broken})
-
-
-def _extract(backbone: Backbone, images: Sequence[np.ndarray]) -> list[ExtractedImage]:
-    """As the backbone does it; raises UserError where memory, of the host or of a device, is full."""
-    try:
-        return backbone.extract(images)
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise UserError(f"{backbone.name}: out of memory; make --batch or --max-side smaller") from error
 
 
 def _finish(job: ExtractionJob, tasks: Sequence[ShardTask]) -> None:

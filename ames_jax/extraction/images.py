@@ -29,7 +29,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_BITS, _KINDS, _SIGNED = 258, 339, 2  # tags of TIFF: bits and kind of a value, and the kind "signed integer"
+# Tags of TIFF: bits of a value, what 0 means (0: white), and the kind of a value (2: signed).
+_BITS, _MEANING, _KINDS, _SIGNED = 258, 262, 339, 2
 
 
 def _imports(module: str) -> bool:
@@ -127,19 +128,20 @@ def _to_8_bits(image: Image.Image, name: str) -> np.ndarray:
 
     Raises UserError where nothing says which value is white.
     """
-    values = np.asarray(image)
+    values, tags = np.asarray(image), image.tag_v2 if image.format == "TIFF" else {}
+    white_first = tags.get(_MEANING) == 0  # Pillow turns such values around in 8 bits alone
     if values.dtype.kind == "f":
         low, high = float(values.min()), float(values.max())
         if not (low >= 0 and high <= 1):  # NaN is neither
             raise UserError(f"{name}: values from {low:g} to {high:g}; expected floats of 0 to 1, or save it in 8 bits")
-        return np.rint(values * 255.0).astype(np.uint8)
-    tags = image.tag_v2 if image.format == "TIFF" else {}
+        return np.rint((1 - values if white_first else values) * 255.0).astype(np.uint8)
     unknown = image.mode == "I" and image.format != "PPM"  # which Pillow scales to 16 bits
     bits = tags.get(_BITS, (32 if unknown else 16,))[0]
     if bits > 16 or _SIGNED in tags.get(_KINDS, ()):
         sign = "signed" if _SIGNED in tags.get(_KINDS, ()) else "unsigned"
         raise UserError(f"{name}: {sign} integers of {bits} bits; which is white is not known: save it in 8 or 16 bits")
-    return np.clip(np.rint(values * (255.0 / (2**bits - 1))), 0, 255).astype(np.uint8)
+    grey = np.clip(np.rint(values * (255.0 / (2**bits - 1))), 0, 255).astype(np.uint8)
+    return 255 - grey if white_first else grey
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:

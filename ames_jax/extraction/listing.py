@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from ames_jax.extraction.images import SUFFIXES, UNREAD
 from ames_jax.runtime.errors import UserError
 
 Box = tuple[float, float, float, float]
+MOST = 1e9  # pixels, of an edge of a box
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,21 +171,18 @@ def read_boxes(path: Path) -> list[Box | None]:
       UserError: the file holds something else.
     """
     if path.suffix == ".pkl":
-        truth = read_ground_truth(path)[0]
-        missing = [i for i, query in enumerate(truth) if len(query.get("bbx", ())) != 4]
-        if missing:
-            raise UserError(f"--boxes={path}: query {missing[0]} has no box (bbx)")
-        return [tuple(query["bbx"]) for query in truth]
-    return [_box_of(line, path, i) for i, line in enumerate(read_lines(path))]
+        queries = read_ground_truth(path)[0]
+        return [_box_of(query.get("bbx"), f"{path} query {i}") for i, query in enumerate(queries)]
+    lines = [line.strip() for line in read_lines(path)]
+    return [_box_of(line.split(","), f"{path} line {i + 1}") if line else None for i, line in enumerate(lines)]
 
 
-def _box_of(line: str, path: Path, row: int) -> Box | None:
-    if not line.strip():
-        return None
+def _box_of(values: Any, where: str) -> Box:
     try:
-        left, top, right, bottom = (float(value) for value in line.split(","))
-    except ValueError:
+        left, top, right, bottom = map(float, values)
+    except (TypeError, ValueError):
         left = right = top = bottom = np.nan
-    if not (left < right and top < bottom):
-        raise UserError(f"--boxes={path} line {row + 1}: expected left,top,right,bottom in pixels, found {line!r}")
+    if not (-MOST < left < right < MOST and -MOST < top < bottom < MOST):
+        found = str(values)[:80]
+        raise UserError(f"--boxes={where}: expected left,top,right,bottom in pixels, found {found}")
     return left, top, right, bottom

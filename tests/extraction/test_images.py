@@ -82,11 +82,11 @@ def test_huge_images_are_no_bomb(tmp_path: Path) -> None:
     assert load_image(path).shape == (9_400, 9_600, 3)
 
 
-def tiff(path: Path, values: np.ndarray, kind: int) -> Path:
-    """An uncompressed grey TIFF; kind: 1 unsigned, 2 signed, 3 floats."""
+def tiff(path: Path, values: np.ndarray, kind: int, black: int = 1) -> Path:
+    """An uncompressed grey TIFF; kind: 1 unsigned, 2 signed, 3 floats; black 0: small values are white."""
     height, width = values.shape
     bits, data = values.itemsize * 8, values.astype(values.dtype.newbyteorder("<")).tobytes()
-    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, 1), (273, 8), (277, 1), (278, height)]
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, black), (273, 8), (277, 1), (278, height)]
     tags += [(279, len(data)), (339, kind)]
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
     head = b"II*\0" + struct.pack("<I", 8 + len(data))
@@ -116,6 +116,8 @@ def test_a_tiff_whose_white_is_not_known_is_no_black_picture(
 def test_a_tiff_of_unsigned_integers_or_shares_is_read(tmp_path: Path) -> None:
     for values, kind in ((GRADIENT, 1), (GRADIENT.astype(np.uint16) * 257, 1), (np.float32(GRADIENT) / 255, 3)):
         np.testing.assert_array_equal(load_image(tiff(tmp_path / "a.tif", values, kind))[..., 0], GRADIENT)
+        turned = load_image(tiff(tmp_path / "a.tif", values, kind, black=0))
+        np.testing.assert_array_equal(turned[..., 0], 255 - GRADIENT)
 
 
 def test_a_header_that_claims_too_much_is_refused_before_decoding(tmp_path: Path) -> None:

@@ -69,6 +69,9 @@ def test_boxes_of_a_ground_truth_and_of_lines(tmp_path: Path) -> None:
         ("a.jpg,1,2\nb.jpg,3\n", None, r"line 2: expected `id,width,height` as in line 1"),
         ("a.jpg\n", "1,2,3,4\n5,6,7,8\n", "2 boxes for 1 images"),
         ("a.jpg\n", "9,2,3,4\n", "line 1: expected left,top,right,bottom"),
+        ("a.jpg\n", "1,2,inf,4\n", "line 1: expected left,top,right,bottom"),
+        ("a.jpg\n", "1,2,nan,4\n", "line 1: expected left,top,right,bottom"),
+        ("a.jpg\n", "--7,2,1e20,²\n", "line 1: expected left,top,right,bottom"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, content: str, boxes: str | None, message: str) -> None:
@@ -113,3 +116,12 @@ def test_names_that_cannot_be_ids_are_found_before_extraction(tmp_path: Path, na
         pytest.skip("this file system does not take the name")
     with pytest.raises(UserError, match=r"is not UTF-8; rename|holds a line break; rename"):
         list_images(tmp_path)
+
+
+@pytest.mark.parametrize("box", [[1, 2, 3], [1, 2, float("inf"), 4], [4, 2, 1, 3]])
+def test_boxes_of_a_ground_truth_that_are_none(tmp_path: Path, box: list) -> None:
+    (tmp_path / "list.txt").write_text("a.jpg\n")
+    truth = [{"bbx": box, "easy": [], "hard": [], "junk": []}]
+    (tmp_path / "gnd_x.pkl").write_bytes(pickle.dumps({"gnd": truth, "imlist": [], "qimlist": []}))
+    with pytest.raises(UserError, match=r"gnd_x\.pkl"):
+        list_images(tmp_path / "list.txt", boxes=tmp_path / "gnd_x.pkl")
