@@ -89,6 +89,8 @@ class SearchIndex:
             check_files(folder, part.get("files", {}))
         fingerprint = binarizer_fingerprint(model)
         stores = tuple(open_store(folder, fingerprint) for folder in folders)
+        for store in stores if facts["version"] == 1 else ():
+            check_files(store.path, store.header["files"])
         held, ids = sum(map(len, stores)), [name for store in stores for name in store.ids()]
         kept = _kept_rows(path, facts["removed"], held)
         if kept is not None:

@@ -211,7 +211,8 @@ class _Plan:
 def _lie_within(index: SearchIndex) -> np.ndarray:
     """bool [N], the images whose pictures lie in the index's own folder: uploads to a server, which no other folder holds."""
     runs = index.runs_of_pictures(np.arange(len(index)))
-    within = [place is not None and Path(place["folder"]).is_relative_to(index.path) for _, place in runs]
+    path = index.path.resolve()
+    within = [place is not None and Path(place["folder"]).resolve().is_relative_to(path) for _, place in runs]
     return np.repeat(np.array(within, bool), [count for count, _ in runs])
 
 

@@ -85,6 +85,16 @@ def test_fields_of_another_type(tmp_path, value):
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["bits.npy", "counts.npy", "ids.txt"])
+def test_local_descriptors_of_an_earlier_version_have_checksums(tmp_path, name):
+    shutil.copytree(GOLDEN, tmp_path / "index")
+    file = tmp_path / "index" / "part-00001" / name
+    data = file.read_bytes()
+    file.write_bytes(data[:-2] + bytes([data[-2] ^ 1]) + data[-1:])
+    with pytest.raises(UserError, match=name):
+        SearchIndex.open(tmp_path / "index")
+
+
 def test_an_index_of_an_earlier_version_gets_checksums(tmp_path, capsys):
     shutil.copytree(GOLDEN, tmp_path / "index")
     index = SearchIndex.open(tmp_path / "index")
