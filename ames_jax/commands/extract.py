@@ -24,7 +24,7 @@ class BackboneFlags:
 
     Attributes:
       backbone: Of the local descriptors: sift (no download), xfeat, dinov2, cvnet, dinov2_small, dinov2_base, dinov2_large,
-        and the last three with _reg.
+        and the last three with _reg; or package.module:Class of your own.
       global_: The backbone whose global descriptor is taken (default: its own; of xfeat, dinov2_small).
       global_weights: File of its network, from its authors (default: downloaded).
       global_block: Of a DINOv2 network, its class token is taken after so many blocks (default: all).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -52,7 +53,7 @@ def open_backbone(
     """Opens a backbone.
 
     Args:
-      name: one of `BACKBONES`.
+      name: one of `BACKBONES`, or `package.module:Class` for a class of one's own with this name (docs/extending.md).
       weights: file of the network's authors (by default downloaded once; cvnet: needed).
       detector: `*_detector.pt` of the release or of `python -m ames_jax.train --config=configs/detector.py` (by
         default the release's, downloaded once).
@@ -82,6 +83,11 @@ def open_backbone(
     for key in options.keys() - set(known):
         raise UserError(f"--{key.replace('_', '-')}: the backbone {name} has no such option; it has {', '.join(known)}")
     local = backbone.open(**options)
+    if ":" in name and (local.name, local.settings.get("name")) != (name, name):
+        raise UserError(
+            f"--backbone={name}: its name is {local.name!r}, in its settings {local.settings.get('name')!r}; both must be "
+            f"{name!r}, by which its queries are extracted later"
+        )
     if global_backbone is None and local.global_width:
         return local
     other = dict(global_backbone or {"name": DEFAULT_GLOBAL})
@@ -177,6 +183,21 @@ def open_network(name: str, weights: str, dtype: str, side: int) -> network.Feat
 
 
 def _class_of(name: str, flag: str) -> type[Backbone]:
+    if ":" in name:
+        return _class_elsewhere(name, flag)
     if name not in BACKBONES:
         raise UserError(f"{flag}={name}: expected one of {', '.join(BACKBONES)}{did_you_mean(name, BACKBONES)}")
     return BACKBONES[name]()
+
+
+def _class_elsewhere(name: str, flag: str) -> type[Backbone]:
+    """The class `package.module:Class`; its module is imported, so it may run code."""
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{flag}={name}: expected package.module:Class on Python's path; {error}") from error
+    missing = [key for key in ("open", "fit", "extract") if not callable(getattr(found, key, None))]
+    if missing:
+        raise UserError(f"{flag}={name}: a backbone needs {', '.join(missing)}; see ames_jax/extraction/backbone.py")
+    return found
