@@ -44,6 +44,9 @@ def get_config(variant: str = "benchmarks") -> ConfigDict:
     config.gamma = ""  # γ ≥ 0, scale of the logit, comma list; "" for the released model's value
     config.tune_on = ""  # data set on which one λ, γ of the lists is chosen for `dataset`; release: gldv2-val
 
+    config.plan = (
+        ""  # coarse to fine, comma list of COARSE@HEAD: kernel@40, 100x50@100; measured from the scores of `rerank`
+    )
     config.sweep_memory = False  # also at T = 10 … 600: tradeoff.png and a table of mAP against bytes per image
     config.match_kernel = True  # in sweep_memory: the hand-made opponent on the same descriptors
     config.logits = ""  # logits.npz of an earlier run: sweep from it, score nothing, need no model

@@ -20,12 +20,13 @@ from ames_jax.model.released import load_model
 from ames_jax.report.comparison import compare
 from ames_jax.report.memory_sweep import memory_sweep
 from ames_jax.report.results import fit_notes, result_rows, results_table
-from ames_jax.report.tables import markdown_table
+from ames_jax.report.tables import markdown, markdown_table
 from ames_jax.retrieval.grid import GAMMAS, LAMBDAS, Counts, Grid
 from ames_jax.retrieval.matchers import KernelMatcher, Matcher, ModelMatcher
 from ames_jax.retrieval.maxsim import MaxSimMatcher
 from ames_jax.retrieval.opening import open_set
 from ames_jax.retrieval.pair_logits import PairLogits
+from ames_jax.retrieval.plans import measure_plans
 from ames_jax.retrieval.refinement import refined_set
 from ames_jax.retrieval.scores import ScoreKeeper
 from ames_jax.retrieval.sets import RetrievalSet
@@ -75,6 +76,8 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     results |= {"model": pairs.model, "rows": result_rows(rows, pairs), "config": flatten(config)}
     if config.sweep_memory:
         results["memory"] = _memory(config, keeper, matcher, validation, test, rows, workdir)
+    if config.plan:
+        results["plans"] = _plans(config, keeper, matcher, validation, test, grid)
     if not is_lead():
         return results
     pairs.save(workdir / "logits.npz", test)
@@ -82,9 +85,26 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     table = results_table(results)
     write_file(workdir / "results.md", table)
     print(f"{table}\nwritten to {workdir}: results.json, results.md, logits.npz")
+    if config.plan:
+        print(markdown(results["plans"], {key: key for key in results["plans"][0]} | {"pairs": "share of pairs"}))
     for note in fit_notes(results, tuned=bool(config.tune_on or config.lam or config.gamma)):
         print(note)
     return results
+
+
+def _plans(
+    config: ConfigDict,
+    keeper: ScoreKeeper,
+    matcher: ModelMatcher | None,
+    validation: RetrievalSet | None,
+    test: RetrievalSet,
+    grid: Grid,
+) -> list[dict[str, Any]]:
+    if matcher is None or validation is None:
+        raise UserError(f"--config.plan={config.plan} needs a model, and --config.tune_on: both stages are tuned on it")
+    plans = [text.strip() for text in config.plan.split(",") if text.strip()]
+    kernel = opponent(matcher, validation)
+    return measure_plans(plans, keeper, matcher, kernel, validation, test, max(grid.rerank), counts_of(config))
 
 
 def compare_matchers(config: ConfigDict, workdir: Path) -> dict[str, Any]:

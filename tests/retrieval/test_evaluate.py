@@ -403,3 +403,21 @@ def test_a_result_below_the_first_stage_says_so():
     assert notes[0].startswith("note: Medium is 75.00 re-ranked and 80.00 by the first stage alone. Likely causes: ")
     assert "chosen after dinov2 or cvnet or superglobal; the first stage here is CLIP" in notes[1]
     assert fit_notes({"first_stage": {**stage, "name": "superglobal", "Medium": 70.0}, "rows": rows}, tuned=False) == []
+
+
+def test_plans_from_coarse_to_fine(own_data, models, tmp_path):
+    fields = {"tune_on": "custom", "query_descriptors": 4, "database_descriptors": 4, "rerank": "10"}
+    results = run(own_data, tmp_path / "run", models["bits"], **fields, plan="kernel@9,2x4@3")
+    assert [row["plan"] for row in results["plans"]] == ["4x4", "kernel@9", "2x4@3"]
+    assert [row["pairs"] for row in results["plans"]] == [1.0, 0.9, 0.3]
+    everything = run(own_data, tmp_path / "run", models["bits"], **fields, plan="kernel@1")["plans"]
+    assert everything[0] == results["plans"][0]
+    for plan, message in (
+        ("kernel@10", "saves nothing"),
+        ("4x4@3", "saves nothing"),
+        ("few@3", "expected kernel@HEAD"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run(own_data, tmp_path / "run", models["bits"], **fields, plan=plan)
+    with pytest.raises(UserError, match="both stages are tuned"):
+        run(own_data, tmp_path / "none", models["bits"], lam="0.5", gamma="1", rerank="10", plan="kernel@3")
