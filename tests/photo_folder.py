@@ -12,7 +12,8 @@ from flax import nnx
 from ames_jax import extract as extraction
 from ames_jax.extraction.keypoints import detect
 from ames_jax.extraction.sift import SiftStatistics
-from ames_jax.model.ames import AMES, AMESConfig
+from ames_jax.model.ames import AMESConfig
+from ames_jax.model.kinds import Config, new_model
 from ames_jax.model.weights import save_model
 
 SCENES, VIEWS, DESCRIPTORS = 4, 3, 40
@@ -63,8 +64,10 @@ def extract(pictures: Path, out: Path, statistics: Path) -> Path:
     return out
 
 
-def write_model(folder: Path, statistics: Path, /, seed: int = 0, **facts: object) -> Path:
-    """An untrained binary model of 32 bits that says it was trained with these statistics."""
-    shape = AMESConfig(descriptor_width=128, bits=32, model_width=16, layers=2, feed_forward=16)
+def write_model(
+    folder: Path, statistics: Path, /, seed: int = 0, config: Config | None = None, **facts: object
+) -> Path:
+    """An untrained binary model (by default an AMES of 32 bits) that says it was trained with these statistics."""
+    config = config or AMESConfig(descriptor_width=128, bits=32, model_width=16, layers=2, feed_forward=16)
     known = {"backbone": "sift", "statistics": SiftStatistics.load(statistics).fingerprint(), "lam": 0.6, "gamma": 0.3}
-    return save_model(AMES(shape, nnx.Rngs(seed)), folder, {**known, **facts})
+    return save_model(new_model(config, nnx.Rngs(seed)), folder, {**known, **facts})

@@ -1,4 +1,4 @@
-"""Reasons why an image was found: the correspondences that the model's cross-attention sees between it and the query."""
+"""Reasons why an image was found: correspondences with the query in AMES's cross-attention or ELViS's transport plan."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ames_jax.extraction.images import load_image
 from ames_jax.index.reranking import Hit, ranked
 from ames_jax.index.searcher import Searcher
 from ames_jax.model.attention import CrossWeights
+from ames_jax.model.elvis import ELViS
 from ames_jax.model.packing import BitPacker
 from ames_jax.runtime.errors import UserError
 
@@ -31,7 +32,9 @@ class Explanation:
       hit: the image's id and scores; lam, gamma: λ and γ of its score.
       query_xy [Q, 2], xy [T, 2]: positions of the descriptors as a share of width and height.
       pairs: int [P, 2], query and image descriptor of each correspondence, the strongest first; strengths: float [P].
-      query_attention [Q], attention [T]: the matching token's attention to each descriptor in the last layer.
+      query_attention [Q], attention [T]: the matching token's attention to each descriptor in the last layer; of ELViS the
+        largest share of each descriptor, which its vote comes from.
+      transport: whether this is of ELViS's transport plan.
     """
 
     query: str
@@ -46,6 +49,7 @@ class Explanation:
     strengths: np.ndarray
     query_attention: np.ndarray
     attention: np.ndarray
+    transport: bool = False
 
 
 def explain(searcher: Searcher, query: Path | np.ndarray, image_id: str, pictures: Path | None = None) -> Explanation:
@@ -70,22 +74,32 @@ def explain(searcher: Searcher, query: Path | np.ndarray, image_id: str, picture
     # Of one shape, so that one program is compiled for all pairs of images.
     query_set = stack([DescriptorSet(local.features, np.ones(local.count, bool))], searcher.query_descriptors)
     database = stack([DescriptorSet(stored.features, np.ones(stored.count, bool))], index.facts["descriptors"])
-    logit, weights = _look(*nnx.split(index.model), query_set, database)
-    weights = [_without_padding(layer, local.count, stored.count) for layer in weights]
+    logit, seen = _look(*nnx.split(index.model), query_set, database)
     similarity = np.array([asking.global_descriptor @ asked_for.global_descriptor], np.float32)
     [hit] = ranked([image_id], np.array([row]), similarity, np.asarray(logit), searcher.lam, searcher.gamma)
-    pairs, strengths = correspondences(weights)
-    last = np.asarray(weights[-1].matching[0].mean(axis=0))
-    attention = last[: local.count], last[local.count + 1 :]
+    transport = isinstance(index.model, ELViS)
+    if transport:
+        plan = np.asarray(seen)[0, : local.count, : stored.count]
+        pairs, strengths = mutual_pairs(plan)
+        attention = plan.max(axis=1, initial=0), plan.max(axis=0, initial=0)
+    else:
+        weights = [_without_padding(layer, local.count, stored.count) for layer in seen]
+        pairs, strengths = correspondences(weights)
+        last = np.asarray(weights[-1].matching[0].mean(axis=0))
+        attention = last[: local.count], last[local.count + 1 :]
     setting = searcher.lam, searcher.gamma
-    return Explanation(name, *images, hit, *setting, local.xy, again.xy, pairs, strengths, *attention)
+    return Explanation(name, *images, hit, *setting, local.xy, again.xy, pairs, strengths, *attention, transport)
 
 
 @partial(jax.jit, static_argnums=0)
 def _look(
     graph: nnx.GraphDef, params: nnx.State, query: DescriptorSet, database: DescriptorSet
-) -> tuple[jax.Array, list[CrossWeights]]:
+) -> tuple[jax.Array, list[CrossWeights] | jax.Array]:
+    """The logit, and the cross-attention's weights (AMES) or the transport plan [1, Q, T] (ELViS)."""
     model = nnx.merge(graph, params)
+    if isinstance(model, ELViS):
+        found = model(query, database)
+        return found.logit, found.plan
     return model.pair_logits(query, database), model.cross_weights(query, database)
 
 
@@ -109,10 +123,15 @@ def correspondences(weights: list[CrossWeights]) -> tuple[np.ndarray, np.ndarray
     for layer in jax.tree.map(np.asarray, weights):
         towards, back = layer.query[0, :, :, 1:], layer.database[0, :, :, :queries]
         strength += np.sqrt(towards * back.transpose(0, 2, 1)).mean(axis=0) / len(weights)
+    return mutual_pairs(strength)
+
+
+def mutual_pairs(strength: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of a matrix [Q, T] that are each other's strongest: int [P, 2] and strength [P], falling."""
     if not strength.size:
         return np.zeros((0, 2), np.int64), np.zeros(0, np.float32)
     best = strength.argmax(axis=1)
-    mutual = np.flatnonzero(strength.argmax(axis=0)[best] == np.arange(queries))
+    mutual = np.flatnonzero(strength.argmax(axis=0)[best] == np.arange(len(strength)))
     pairs = np.stack([mutual, best[mutual]], axis=1)
     values = strength[pairs[:, 0], pairs[:, 1]]
     order = np.argsort(-values, kind="stable")

@@ -16,11 +16,14 @@ SIDE = 5.2  # inches of an image's longer side
 ATTENTION_COLOR, LINES = "#E69F00", "viridis"
 LARGEST_CIRCLE = 260  # points², of the descriptor that the matching token attends to most
 LEGEND = "lines: descriptors that attend to each other, brighter is stronger   circles: the matching token's attention"
+PLAN_LEGEND = (
+    "lines: what the transport plan moves, brighter is more   circles: the largest share of a descriptor, its vote"
+)
 
 
 def draw_explanation(explained: Explanation, path: str | Path, lines: int = 30) -> None:
     """Writes a PNG: query left, image right, the `lines` strongest correspondences, and circles whose areas are the
-    matching token's attention."""
+    matching token's attention (of ELViS: the largest shares)."""
     shapes = [picture.shape[:2] for picture in (explained.query_image, explained.image)]
     sizes = [(SIDE * w / max(h, w), SIDE * h / max(h, w)) for h, w in shapes]
     width, height = sizes[0][0] + sizes[1][0] + 0.5, max(size[1] for size in sizes) + 1.1
@@ -46,7 +49,7 @@ def draw_explanation(explained: Explanation, path: str | Path, lines: int = 30) 
         pairs = explained.pairs[:lines]
         start = _pixels(explained.query_xy[pairs[:, 0]], explained.query_image)
         _lines(left, right, start, _pixels(explained.xy[pairs[:, 1]], explained.image), explained.strengths[:lines])
-        figure.supxlabel(LEGEND, fontsize=8, color=INK, x=0.01, ha="left")
+        figure.supxlabel(PLAN_LEGEND if explained.transport else LEGEND, fontsize=8, color=INK, x=0.01, ha="left")
 
 
 def _pixels(xy: np.ndarray, picture: np.ndarray) -> np.ndarray:

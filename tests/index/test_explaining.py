@@ -10,8 +10,11 @@ import photo_folder
 import pytest
 
 from ames_jax import scenes, search
-from ames_jax.index.explaining import correspondences
+from ames_jax.index.explaining import correspondences, explain
+from ames_jax.index.searcher import Searcher
 from ames_jax.model.attention import CrossWeights
+from ames_jax.model.elvis import ELViSConfig
+from ames_jax.report.explanation import draw_explanation
 
 
 def test_descriptors_that_look_at_each_other_correspond():
@@ -52,3 +55,20 @@ def test_quality_and_speed_are_printed(few_landmarks, tmp_path, monkeypatch, cap
     facts = json.loads((tmp_path / "figures.json").read_text())
     header_of_npy = 128
     assert facts["bytes_per_image"]["local bits"] * 300 == 300 * 32 + header_of_npy
+
+
+@pytest.mark.usefixtures("one_device")
+def test_an_index_of_elvis_explains_by_its_plan(made, tmp_path):
+    config = ELViSConfig(descriptor_width=128, bits=32, model_width=16)
+    photo_folder.write_model(tmp_path / "model", made / "statistics.npz", config=config)
+    command = ["index", f"--descriptors={made / 'set'}", f"--model={tmp_path / 'model'}", f"--out={tmp_path / 'index'}"]
+    assert search.main([*command, "--budget=80B"]) == 0
+    searcher = Searcher(tmp_path / "index", query_descriptors=30)
+    explained = explain(searcher, made / "asked" / "scene1" / "5.jpg", "scene1/0.jpg")
+    assert explained.transport
+    assert 0 < explained.hit.logit < 50  # a vote of each of 30 + 20 descriptors
+    assert len(explained.pairs) > 0
+    assert 0 < explained.attention.max() <= 1 + 1e-5
+    np.testing.assert_array_less(explained.strengths[1:], explained.strengths[:-1] + 1e-9)
+    draw_explanation(explained, tmp_path / "why.png")
+    assert cv2.imread(str(tmp_path / "why.png")).std() > 1
