@@ -1,5 +1,6 @@
 """`python -m ames_jax.benchmark`: every benchmark on tiny shapes, with and without PyTorch."""
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -17,6 +18,7 @@ from ames_jax.data.shards import open_split
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.extraction.vit import ViTConfig
 from ames_jax.model.ames import AMESConfig
+from ames_jax.model.elvis import ELViSConfig
 from ames_jax.report.tables import markdown
 from ames_jax.retrieval.scoring import score_shortlist
 from ames_jax.runtime.errors import UserError
@@ -60,6 +62,18 @@ def test_score_alone(capsys):
     assert "| pairs/s |" in text
     assert "PyTorch pairs/s" not in text
     assert "left out" in text
+
+
+def test_score_of_elvis(torch_python):
+    config = ELViSConfig(descriptor_width=24, model_width=16)
+    flags = ScoreFlags(**SCORE, matcher="elvis", torch_pairs=5, torch_python=torch_python)
+    for row in scoring.measure(flags, config)["rows"]:
+        assert row["difference"] <= 1e-6 * (12 + 7)
+        # Every database descriptor is projected (24 × 16), compared with all of the query and, twice in each of ten
+        # iterations, weighed; the dust bins' network has 16 × 16 and 16, the votes' 2 × 16 per descriptor.
+        assert row["gflop_per_pair"] * 1e9 > 2 * 7 * (24 * 16 + 12 * 16 + 20 * 12)
+    with pytest.raises(UserError, match="--dtype=bfloat16: ELViS"):
+        scoring.measure(dataclasses.replace(flags, dtype="bfloat16"), config)
 
 
 def test_score_beside_torch(torch_python, capsys):

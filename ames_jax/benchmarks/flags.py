@@ -78,6 +78,7 @@ class ScoreFlags(ComputeFlags):
     """Flags of `benchmark score`.
 
     Attributes:
+      matcher: The model, full precision of the released size.
       shortlist: Images per query, with commas between.
       queries: Queries that ours scores in one timing; PyTorch scores one.
       torch_pairs: PyTorch scores no more pairs in one timing.
@@ -93,6 +94,7 @@ class ScoreFlags(ComputeFlags):
     torch_batch: Count = 300
     torch_compile: bool = False
     skip_first_call: bool = False
+    matcher: Literal["ames", "elvis"] = "ames"
 
 
 @Parameter(name="*")

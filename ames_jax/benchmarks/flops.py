@@ -17,6 +17,7 @@ from jax.extend.core import jaxprs_in_params
 
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.model.ames import AMES, AMESConfig
+from ames_jax.model.kinds import Config, Model, new_model
 from ames_jax.training.batch import TripletArrays
 from ames_jax.training.step import Recipe, make_loss
 
@@ -49,13 +50,15 @@ def pair(config: AMESConfig, q: int, t: int) -> int:
     return _of_model(config, lambda model, *sides: model(*sides).tokens, *sides)
 
 
-def shortlist(config: AMESConfig, q: int, t: int, images: int, packed: bool = False) -> int:
+def shortlist(config: Config, q: int, t: int, images: int, packed: bool = False) -> int:
     """Scoring one query against `images` database images, which are stored as bits (`packed`) or as descriptors."""
 
-    def score(model: AMES, query: DescriptorSet, database: DescriptorSet) -> jax.Array:
+    def score(model: Model, query: DescriptorSet, database: DescriptorSet) -> jax.Array:
         return model.logits(model.share_query(query), database)
 
     work = _of_model(config, score, _side(config, q), _side(config, t, (images,), packed))
+    if not isinstance(config, AMESConfig):
+        return work
     # Not needed, and not worth leaving out of the program: the query's q, k, v in the first cross block are the same for
     # all images, and in the first self block nobody reads the matching token's q.
     again = (images - 1) * q * 3 if config.layers > 1 else 0
@@ -89,13 +92,13 @@ def train_pair(config: AMESConfig, q: int, t: int, teacher: AMESConfig | None, f
     return work + pair(teacher, full, full) - 4 * d * unread * (d + teacher.feed_forward + full + 1)
 
 
-def _of_model(config: AMESConfig, function: Callable, *sides: DescriptorSet) -> int:
-    graph, parameters = nnx.split(nnx.eval_shape(lambda: AMES(config, nnx.Rngs(0))))
+def _of_model(config: Config, function: Callable, *sides: DescriptorSet) -> int:
+    graph, parameters = nnx.split(nnx.eval_shape(lambda: new_model(config, nnx.Rngs(0))))
     return matrix_products(
         lambda parameters, *sides: function(nnx.merge(graph, parameters), *sides), parameters, *sides
     )
 
 
-def _side(config: AMESConfig, count: int, images: tuple[int, ...] = (), packed: bool = False) -> DescriptorSet:
+def _side(config: Config, count: int, images: tuple[int, ...] = (), packed: bool = False) -> DescriptorSet:
     width, dtype = (config.bits // 8, jnp.uint8) if packed else (config.descriptor_width, jnp.float32)
     return DescriptorSet(jax.ShapeDtypeStruct((*images, count, width), dtype))

@@ -20,7 +20,8 @@ from flax import nnx
 from ames_jax.benchmarks.flags import Flags
 from ames_jax.benchmarks.measuring import peak_bytes, reset_peak
 from ames_jax.benchmarks.opponent import Opponent
-from ames_jax.model.ames import AMES, AMESConfig
+from ames_jax.model.ames import AMESConfig
+from ames_jax.model.kinds import Config, Model, new_model
 from ames_jax.model.torch_weights import from_torch, to_torch
 from ames_jax.report.tables import markdown
 from ames_jax.runtime.errors import UserError
@@ -193,19 +194,23 @@ def use_devices(count: int | None) -> None:
         raise UserError(f"--devices={count}: this machine has {jax.local_device_count()}")
 
 
-def comparable(config: AMESConfig, dtype: str) -> AMESConfig:
+def comparable(config: Config, dtype: str) -> Config:
     """The configuration in which both sides compute in `dtype`, and no rounding stands between their logits.
 
     Full precision stores database tokens in float16. A token that falls on the border between two float16 values goes to
     either by the last bit of float32, which two programs never share, and the step is a thousand times that bit. So both
     sides leave this rounding out (it is no work worth counting); the golden files of the release check it.
     """
-    return dataclasses.replace(config, dtype=dtype, round_stored=False)
+    if isinstance(config, AMESConfig):
+        return dataclasses.replace(config, dtype=dtype, round_stored=False)
+    if dtype != "float32":
+        raise UserError(f"--dtype={dtype}: ELViS computes in float32 alone")
+    return dataclasses.replace(config, round_stored=False)
 
 
-def random_model(config: AMESConfig, seed: int = 0) -> tuple[AMES, dict[str, np.ndarray]]:
+def random_model(config: Config, seed: int = 0) -> tuple[Model, dict[str, np.ndarray]]:
     """A model with random weights, and the same weights under the release's names."""
-    weights = to_torch(AMES(config, nnx.Rngs(seed)))
+    weights = to_torch(new_model(config, nnx.Rngs(seed)))
     wide = {
         name for name, array in weights.items() if array.ndim == 2 and "in_proj" not in name and not name.endswith("W")
     }

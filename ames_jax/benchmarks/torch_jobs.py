@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, nullcontext
 import numpy as np
 import torch
 from measuring import peak_bytes, read_times, reset_peak
-from torch_models import ReleaseAMES, vision_transformer
+from torch_models import LogDomainELViS, ReleaseAMES, vision_transformer
 
 METADATA = 5  # columns before a descriptor in the release's files
 BATCHES = (2, 8, 32)  # pairs at a time among which the fastest is looked for
@@ -168,9 +168,10 @@ def memory_peak(device: str) -> int:
     return torch.cuda.max_memory_allocated() if device == "cuda" else peak_bytes()
 
 
-def load(config: dict, arrays: dict, prefix: str, device: str) -> ReleaseAMES:
+def load(config: dict, arrays: dict, prefix: str, device: str) -> torch.nn.Module:
     """A model with the weights that stand under `prefix`; raises where one is missing or left over."""
-    model, names = ReleaseAMES(config), [name for name in arrays if name.startswith(prefix)]
+    model = LogDomainELViS(config) if config.get("kind") == "elvis" else ReleaseAMES(config)
+    names = [name for name in arrays if name.startswith(prefix)]
     model.load_state_dict({name.removeprefix(prefix): torch.from_numpy(arrays[name]) for name in names})
     return model.to(device)
 

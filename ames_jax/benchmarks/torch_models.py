@@ -83,6 +83,40 @@ class ReleaseAMES(nn.Module):
         return self.classifier(x[:, 0]).squeeze(-1), x
 
 
+class LogDomainELViS(nn.Module):
+    """ELViS with Sinkhorn's algorithm on logarithms; `config`: the fields of `ELViSConfig` (full precision, no padding)."""
+
+    def __init__(self, config: dict) -> None:
+        super().__init__()
+        width, votes, head = config["model_width"], config["vote_width"], config["head_width"]
+        self.iterations = config["iterations"]
+        self.remap_local = nn.Sequential(nn.Linear(config["descriptor_width"], width), nn.LayerNorm(width))
+        self.dust_bin_mlp = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
+        self.dust_bin = nn.Parameter(torch.empty(()))
+        self.f = nn.Sequential(nn.Linear(1, votes), nn.LayerNorm(votes, eps=1e-6), nn.GELU(), nn.Linear(votes, 1))
+        self.g = nn.Sequential(nn.Linear(1, head), nn.GELU(), nn.Linear(head, 1))
+
+    def forward(self, query: torch.Tensor, database: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """query [B, Q, D], database [B, T, D] to sums of votes [B] and the plan [B, Q, T]."""
+        query, database = (F.normalize(self.remap_local(side), dim=-1) for side in (query, database))
+        (batch, q, _), t = query.shape, database.shape[1]
+        right, below = (torch.tanh(self.dust_bin_mlp(side)) for side in (query, database))
+        core = torch.cat([query @ database.mT, right], dim=2)
+        bins = torch.cat([below.mT, self.dust_bin.expand(batch, 1, 1)], dim=2)
+        scores = 10 * torch.cat([core, bins], dim=1)
+        # All masses are shares of Q + T: of a descriptor 1, of a dust bin those of the whole other side.
+        rows, columns = (torch.zeros(count + 1, device=scores.device) - math.log(q + t) for count in (q, t))
+        rows[-1] += math.log(t)
+        columns[-1] += math.log(q)
+        u, v = torch.zeros_like(scores[:, :, 0]), torch.zeros_like(scores[:, 0])
+        for _ in range(self.iterations):
+            u = rows - torch.logsumexp(scores + v[:, None], dim=2)
+            v = columns - torch.logsumexp(scores + u[:, :, None], dim=1)
+        plan = torch.exp((scores + u[:, :, None] + v[:, None] + math.log(q + t))[:, :-1, :-1])
+        largest = torch.cat([plan.amax(2), plan.amax(1)], dim=1)
+        return torch.sigmoid(self.f(largest[..., None])).flatten(1).sum(1), plan
+
+
 def vision_transformer(weights: Mapping[str, torch.Tensor], config: dict, images: torch.Tensor) -> torch.Tensor:
     """Images [B, 3, H, W] to final tokens [B, 1 + R + P, d]: class, registers, patches.
 

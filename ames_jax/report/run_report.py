@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ames_jax.data.readers import DescriptorReader
+from ames_jax.model.elvis import ELViS
 from ames_jax.model.kinds import Model
 from ames_jax.report.comparison import KILOBYTE, compare
 from ames_jax.report.curves import draw_training, training_run
@@ -66,13 +67,14 @@ def matchers(teacher: Model | None, student: Model, training: DescriptorReader) 
 
     training: images that the whitening of the floats is learned from.
     """
-    binary = ModelMatcher(student, "student")
+    kind = "ELViS, " if isinstance(student, ELViS) else ""
+    binary = ModelMatcher(student, f"{kind}student")
     found = [
         binary,
         KernelMatcher.on_floats("hand-made, floats", training),
         KernelMatcher("hand-made, bits", packer=binary.packer),
     ]
-    return found if teacher is None else [ModelMatcher(teacher, "teacher"), *found]
+    return found if teacher is None else [ModelMatcher(teacher, f"{kind}teacher"), *found]
 
 
 def plan(
