@@ -30,7 +30,16 @@ from ames_jax.runtime import cache
 from ames_jax.runtime.checksums import recorded
 from ames_jax.runtime.cores import usable_cores
 from ames_jax.runtime.errors import UserError, requires
-from ames_jax.runtime.files import lock, read_json, refuse_other, same_job, whole_file, write_array, write_json
+from ames_jax.runtime.files import (
+    lock,
+    need_space,
+    read_json,
+    refuse_other,
+    same_job,
+    whole_file,
+    write_array,
+    write_json,
+)
 from ames_jax.runtime.progress import Progress
 
 with epy.lazy_imports():  # neither exists for Windows, where all else works
@@ -106,12 +115,12 @@ def write_shards(
       beam: write with Apache Beam and these options, e.g. `["--runner=FlinkRunner"]` (none: its direct runner); the
         workers must see the folder, and the files behind the splits, under the same paths.
 
-    Raises:
-      UserError: `root` was begun with other settings, or another process writes there; an image does not fit; a shard
-        does not hold what was written to it; a package is missing.
+    Raises UserError: `root` was begun with other settings, or another process writes there; an image, or all of it, does not
+      fit; a shard does not hold what was written to it; a package is missing.
     """
     with lock(Path(root) / "shards.json", cache.home()), requires("tensorflow-datasets array-record", "writing shards"):
         tasks = plan_shards(root, name, splits, descriptors=descriptors, width=width, dtype=dtype, shards=shards)
+        need_space(Path(root), sum(_bytes_left(tasks)))
         if beam is not None:
             _complete_with_beam(tasks, splits, beam)
         else:
@@ -286,5 +295,9 @@ def _write_metadata(root: Path, name: str, record_format: RecordFormat, finished
 
 
 def _process_count(tasks: Sequence[ShardTask]) -> int:
-    sizes = [(task.stop - task.start) * task.format.record_bytes for task in tasks if not task.is_written()]
+    sizes = _bytes_left(tasks)
     return 1 if sum(sizes) < PARALLEL_BYTES else min(usable_cores(), len(sizes))
+
+
+def _bytes_left(tasks: Sequence[ShardTask]) -> list[int]:
+    return [(task.stop - task.start) * task.format.record_bytes for task in tasks if not task.is_written()]

@@ -67,7 +67,7 @@ def _open_release(data_dir: Path, dataset: str, backbone: str, first_stage: str,
         queries=ReleaseSource(_existing(folder, f"{backbone}_query_local.hdf5")),
         database=database,
         global_files=_global_files(folder, first_stage, distractors.parent if dataset.endswith("+1m") else None),
-        truth=functools.partial(judge, ground_truth=ground_truth),
+        truth=functools.partial(judge, ground_truth=ground_truth, images=len(database)),
     )
 
 

@@ -46,6 +46,8 @@ def recorded(folder: Path, *names: str) -> Iterator[None]:
 
 def record(folder: Path, *names: str) -> None:
     """Keeps the sizes and checksums of these files of a folder."""
+    if not names:
+        return
     facts = {name: {"bytes": (folder / name).stat().st_size, "crc32": checksum(folder / name)} for name in names}
     _replace(folder, {**entries(folder), **facts})
 

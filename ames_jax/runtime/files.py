@@ -117,6 +117,16 @@ def _refuse_constant(text: str) -> None:
     raise ValueError(f"{text} is no JSON")
 
 
+def need_space(path: Path, size: int) -> None:
+    """Raises UserError, before the work is done, where the disk of `path` has not this many bytes free."""
+    place = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(place).free
+    if size > free:
+        raise UserError(
+            f"{path} needs {size / 1e6:,.1f} MB, and its disk has {free / 1e6:,.1f} MB free: make room first"
+        )
+
+
 def write_array(path: Path, values: np.ndarray) -> None:
     """Writes a .npy file, whole or not at all."""
     write_blocks(path, [values], values.dtype, values.shape)
@@ -126,8 +136,10 @@ def write_blocks(path: Path, blocks: Iterable[np.ndarray], dtype: np.typing.DTyp
     """Writes a .npy file of this type and shape from blocks of its rows in their order, whole or not at all.
 
     It is written, not mapped: on a full disk that raises OSError, where writing to a mapped file would kill the process.
+    Raises UserError, before it begins, where the disk has not the space.
     """
     dtype, rows = np.dtype(dtype), 0
+    need_space(path, dtype.itemsize * math.prod(shape))
     with whole_file(path) as partial, partial.open("wb") as file:
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)

@@ -1,10 +1,12 @@
 """Arrays on disk: the bytes of numpy.save, whole or not at all, and one line for whatever else lies there."""
 
 import io
+import types
 
 import numpy as np
 import pytest
 
+from ames_jax.runtime import files
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import read_array, write_array, write_blocks
 
@@ -96,3 +98,11 @@ def test_what_is_no_file_is_one_line(tmp_path):
     for path in (tmp_path, tmp_path / "absent.npy"):
         with pytest.raises(UserError, match="is missing"):
             read_array(path)
+
+
+def test_a_disk_that_is_too_small_is_told_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=5000))
+    write_array(tmp_path / "fits.npy", np.zeros(100))
+    with pytest.raises(UserError, match=r"new/large.npy needs 8.0 MB, and its disk has 0.0 MB free"):
+        write_blocks(tmp_path / "new" / "large.npy", iter([]), np.float64, (10**6,))
+    assert [path.name for path in tmp_path.iterdir()] == ["fits.npy"]
