@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,12 @@ def real_rows(descriptors: DescriptorSet) -> DescriptorSet:
     count = int(np.count_nonzero(valid))
     # Padding is nearly always at the end, where a slice costs no copy.
     return bare.truncate(count) if np.all(valid[:count]) else bare[np.flatnonzero(valid)]
+
+
+def check_split(split: str) -> None:
+    """Raises UserError for a name that file names and TFDS could not hold."""
+    if not re.fullmatch(r"[A-Za-z]\w*", split, re.ASCII):
+        raise UserError(f"split {split!r}: expected letters, digits and underscores, a letter first, e.g. test_query")
 
 
 def read_shard(path: Path, records: int, sha256: str, record_format: RecordFormat) -> tuple[list[str], list[int]]:

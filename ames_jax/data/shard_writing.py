@@ -25,7 +25,7 @@ import numpy as np
 from etils import epy
 
 from ames_jax.data.lists import write_ids
-from ames_jax.data.records import GEOMETRY, ImageRecord, RecordFormat, read_shard
+from ames_jax.data.records import GEOMETRY, ImageRecord, RecordFormat, check_split, read_shard
 from ames_jax.runtime import cache
 from ames_jax.runtime.checksums import recorded
 from ames_jax.runtime.cores import usable_cores
@@ -161,12 +161,6 @@ def plan_shards(
         if not _claim(own, source):
             tasks += own
     return tasks
-
-
-def check_split(split: str) -> None:
-    """Raises UserError for a name that file names and TFDS could not hold."""
-    if not re.fullmatch(r"[A-Za-z]\w*", split, re.ASCII):
-        raise UserError(f"split {split!r}: expected letters, digits and underscores, a letter first, e.g. test_query")
 
 
 def write_shard(task: ShardTask, images: Iterable[ImageRecord]) -> None:

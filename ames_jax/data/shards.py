@@ -23,9 +23,9 @@ import numpy as np
 from etils import epy
 
 from ames_jax.data.lists import read_ids
-from ames_jax.data.records import ImageRecord, RecordFormat
+from ames_jax.data.records import ImageRecord, RecordFormat, check_split
 from ames_jax.data.release_hdf5 import ReleaseSource
-from ames_jax.data.shard_writing import check_split, write_shards
+from ames_jax.data.shard_writing import write_shards
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.runtime.checksums import check, note_unchecked, recorded
 from ames_jax.runtime.errors import UserError, requires
