@@ -41,7 +41,7 @@ def get_config(variant: str = "landmarks") -> ConfigDict:
 
 def _model() -> ConfigDict:
     model = ConfigDict()
-    model.kind = "elvis"
+    model.kind = "elvis"  # kind of the model: "elvis"
     model.bits = config_dict.placeholder(int)  # bits stored per descriptor; None = full precision
     model.model_width = 128  # d, width of the vectors that are compared; authors: 128
     model.padding = "counted"  # "counted" (padding takes no part) or "released" (it does); authors: "released"
