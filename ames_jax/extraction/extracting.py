@@ -36,6 +36,7 @@ from ames_jax.extraction.loading import LoadedImage, load
 from ames_jax.extraction.sift import SiftStatistics
 from ames_jax.extraction.stamps import changed_rows, stamps_of
 from ames_jax.runtime import cache, files
+from ames_jax.runtime.checksums import recorded
 from ames_jax.runtime.cores import usable_cores
 from ames_jax.runtime.errors import UserError, requires
 from ames_jax.runtime.progress import Progress, write
@@ -178,7 +179,7 @@ def _refuse_changed(job: ExtractionJob) -> None:
     """Raises UserError where pictures of the finished split were replaced; earlier versions did not keep their stamps."""
     if not job.stamps_file.exists():
         return
-    changed = changed_rows(files.read_array(job.stamps_file), job.paths())
+    changed = changed_rows(job.stamps_file, job.paths())
     if len(changed):
         raise UserError(
             f"{job.root} {job.split}: {len(changed)} pictures are others than those that were extracted, the first "
@@ -191,7 +192,7 @@ def _is_done(job: ExtractionJob, task: ShardTask) -> bool:
     broken = files.read_json(task.receipt).get("broken") if task.is_written() else None
     if broken is None or (broken and not job.skip_broken):
         return False
-    return not len(changed_rows(files.read_array(_stamps_file(task)), job.paths(task.start, task.stop)))
+    return not len(changed_rows(_stamps_file(task), job.paths(task.start, task.stop)))
 
 
 def _stamps_file(task: ShardTask) -> Path:
@@ -260,11 +261,14 @@ def _finish(job: ExtractionJob, tasks: Sequence[ShardTask]) -> None:
         raise UserError(f"none of the {len(broken)} images can be read; the first: {next(iter(broken.values()))}")
     blocks = (files.read_array(task.receipt.with_suffix(".npy")) for task in tasks)
     shape = (written, job.backbone.global_width)
-    files.write_blocks(job.root / "global" / f"{job.split}.npy", blocks, np.float32, shape)
+    vectors = job.root / "global" / f"{job.split}.npy"
+    with recorded(vectors.parent, vectors.name):
+        files.write_blocks(vectors, blocks, np.float32, shape)
     lists = job.root / "images"
     sizes = np.array([size for receipt in receipts for size in receipt["sizes"]], np.int64)
-    files.write_array(lists / f"{job.split}.sizes.npy", sizes)
-    files.write_array(job.stamps_file, np.concatenate([files.read_array(_stamps_file(task)) for task in tasks]))
+    with recorded(lists, f"{job.split}.sizes.npy", job.stamps_file.name):
+        files.write_array(lists / f"{job.split}.sizes.npy", sizes)
+        files.write_array(job.stamps_file, np.concatenate([files.read_array(_stamps_file(task)) for task in tasks]))
     if job.images.label_names:
         files.write_file(
             lists / f"{job.split}.label_names.txt", "".join(f"{name}\n" for name in job.images.label_names)

@@ -11,7 +11,7 @@ from PIL import ExifTags, Image, features
 
 from ames_jax.runtime.errors import UserError
 
-# Pillow refuses images as small as 179 million pixels, which panoramas and scans pass; this much takes it 2 GB.
+# Pillow refuses images as small as 179 million pixels, which panoramas and scans pass; this much takes 3 GB.
 MOST_PIXELS = 300_000_000
 Image.MAX_IMAGE_PIXELS = None
 # What Pillow reads once a package is installed and its module imported.

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from ames_jax.runtime.cores import usable_cores
+from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.files import read_array
 from ames_jax.runtime.progress import Progress
 
 
@@ -32,8 +34,17 @@ def stamps_of(paths: Sequence[Path], hashed: bool = True) -> np.ndarray:
     return stamps
 
 
-def changed_rows(before: np.ndarray, paths: Sequence[Path]) -> np.ndarray:
-    """Rows of `stamps_of` these files whose content is another by now; hashed are only those of another size or time."""
+def changed_rows(file: Path, paths: Sequence[Path]) -> np.ndarray:
+    """Rows of these files whose content is another than when `stamps_of` them were written to a file.
+
+    Hashed are only those of another size or time. Raises UserError where the file does not hold their stamps.
+    """
+    before = read_array(file)
+    if before.shape != (len(paths), 4) or before.dtype != np.uint64:
+        raise UserError(
+            f"{file}: {before.dtype} {list(before.shape)}, expected uint64 [{len(paths)}, 4]: it is damaged; delete it, and "
+            "what was extracted with it"
+        )
     suspects = np.flatnonzero((stamps_of(paths, hashed=False)[:, :2] != before[:, :2]).any(axis=1))
     now, content = stamps_of([paths[row] for row in suspects]), [0, 2, 3]
     return suspects[(now[:, content] != before[suspects][:, content]).any(axis=1)]
