@@ -19,30 +19,32 @@ with epy.lazy_imports():  # help needs none of them
     import safetensors
     import safetensors.numpy
 
-    from ames_jax.model import exporting, kinds, released, torch_files, torch_weights, weights
+    from ames_jax.model import ames, exporting, kinds, released, sharing, torch_files, torch_weights, weights
     from ames_jax.training import checkpoints
 
 
 def convert(
     *,
     source: Annotated[str, Parameter(name="--from")],
-    target: Annotated[Path, Parameter(name="--to")],
+    target: Annotated[str, Parameter(name="--to")],
     heads: Count | None = None,
     activation: Literal["relu", "gelu"] | None = None,
+    terms: Annotated[str | None, Parameter(name="--license")] = None,
 ) -> None:
     """Reads a model in one form and writes it in another.
 
     Args:
-      source: A release .pt file, a released name, a .safetensors file, a model or run directory, or the parameters of a
-        training checkpoint: RUN/checkpoints (the newest) or RUN/checkpoints/STEP.
-      target: A directory (this project's model), FILE.pt (for the PyTorch release), FILE.safetensors (the release's
-        names, for anything else), or FILE.stablehlo (a scorer with the weights inside, for CPU, GPU and TPU, which
-        needs JAX alone).
+      source: A release .pt file, a released name, a .safetensors file, a model or run directory, hf://OWNER/NAME, or the
+        parameters of a training checkpoint: RUN/checkpoints (the newest) or RUN/checkpoints/STEP.
+      target: A directory (this project's model, with a model card), hf://OWNER/NAME (the same on the Hugging Face Hub),
+        FILE.pt (for the PyTorch release), FILE.safetensors (the release's names, for anything else), or FILE.stablehlo (a
+        scorer with the weights inside, for CPU, GPU and TPU, which needs JAX alone).
       heads: Attention heads of a .pt or .safetensors file of others, where they are not 64 wide: the weights do not show it.
       activation: Activation of such a file, where it is not relu: the weights do not show it.
+      terms: Licence of the weights, which the model card then names, as the hub spells it: apache-2.0, say.
     """
     model = read(source, heads, activation)
-    write(model, target, source)
+    write(model, target, source, terms)
     config = model.config
     stored = f"{config.bits} bits per descriptor" if config.bits else "full precision"
     shape = f"descriptors of {config.descriptor_width}, width {config.model_width}"
@@ -51,7 +53,7 @@ def convert(
 
 def read(source: str, heads: int | None = None, activation: str | None = None) -> kinds.Model:
     """The model in any of the forms above; raises UserError where there is none, or its weights do not fit."""
-    path = path_of(source)
+    path = released.folder_of(source)
     if path.suffix == ".safetensors" and path.is_file():
         arrays, config = _read_safetensors(path)
     elif path.suffix == ".pt" and path.is_file():
@@ -63,7 +65,7 @@ def read(source: str, heads: int | None = None, activation: str | None = None) -
     elif path.name == "checkpoints" or path.parent.name == "checkpoints":
         return _read_training(path)
     else:
-        return released.load_model(source)
+        return released.load_model(path)
     if config is None:
         config = torch_weights.infer_config(arrays, heads, activation or "relu")
     elif heads or activation:
@@ -81,8 +83,12 @@ def _read_training(path: Path) -> kinds.Model:
     return checkpoints.RunCheckpoints(folder, writes=False).model(None if step is None else int(step))[0]
 
 
-def write(model: kinds.Model, target: Path, source: str) -> None:
-    """Writes the model in the form that the name of `target` asks for; raises UserError where it cannot."""
+def write(model: kinds.Model, to: str | Path, source: str, terms: str | None = None) -> None:
+    """Writes the model in the form that the name `to` asks for; raises UserError where it cannot."""
+    if sharing.is_on_hub(to):
+        facts, run = _origin(source)
+        return sharing.upload(model, str(to), facts, run, terms)
+    target = path_of(to)
     if target.suffix == ".pt":
         torch_files.write_checkpoint(target, torch_weights.to_torch(model), kinds.fields_of(model.config))
     elif target.suffix == ".safetensors":
@@ -95,7 +101,20 @@ def write(model: kinds.Model, target: Path, source: str) -> None:
             f"written as {target.suffix}"
         )
     else:
-        weights.save_model(model, target, {"converted_from": source})
+        facts, run = _origin(source)
+        sharing.write_folder(model, target, facts, run, terms)
+    return None
+
+
+def _origin(source: str) -> tuple[dict, Path | None]:
+    """The facts that are known of a model, and the folder that it comes from, where it is one."""
+    path, facts = released.folder_of(source), {}
+    if path.stem in ames.RELEASED:
+        facts = {"released": path.stem}
+    folder = path if path.is_dir() and "checkpoints" not in (path.name, path.parent.name) else None
+    if folder:
+        facts = weights.facts_of(weights.find_model(folder))
+    return {**facts, "converted_from": source}, folder
 
 
 def _read_safetensors(path: Path) -> tuple[dict, kinds.Config | None]:

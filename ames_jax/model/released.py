@@ -8,6 +8,7 @@ from pathlib import Path
 from ames_jax.model.ames import NAMED, AMESConfig
 from ames_jax.model.elvis import NAMES as ELVIS
 from ames_jax.model.kinds import Config, Model, config_of, title_of
+from ames_jax.model.sharing import download, is_on_hub
 from ames_jax.model.torch_files import read_checkpoint, read_config
 from ames_jax.model.torch_weights import from_torch
 from ames_jax.model.weights import MODEL_FILE, find_model, read_model, save_model
@@ -24,7 +25,7 @@ def load_model(path_or_name: str | Path) -> Model:
     """A model from a run directory, a model directory, a release `.pt` file, or a name.
 
     A run directory gives its best student, else its best teacher. Names are "sift" (comes with the package) and the
-    released ones, such as "dinov2_ames_dist" (downloaded once).
+    released ones, such as "dinov2_ames_dist" (downloaded once); `hf://OWNER/NAME` is a model on the Hugging Face Hub.
 
     Raises:
       UserError: nothing there, or not a model.
@@ -42,7 +43,9 @@ def load_model(path_or_name: str | Path) -> Model:
 
 
 def folder_of(path_or_name: str | Path) -> Path:
-    """The path of a model: a shipped one's folder for its name, else what is given."""
+    """The path of a model: the folder of a shipped one for its name, of a download for `hf://…`, else what is given."""
+    if is_on_hub(path_or_name):
+        return download(str(path_or_name))
     path = path_of(path_or_name)
     return path if path.exists() else SHIPPED.get(str(path_or_name), path)
 
