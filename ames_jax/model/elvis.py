@@ -66,7 +66,7 @@ class ELViSConfig:
 
     def activation_bytes(self, queries: int, databases: int) -> int:
         """Bytes of a pair's activations, as in `AMESConfig`: the kernel, which is read 20 times, and the votes."""
-        return 4 * queries * databases + 1200 * (queries + databases)
+        return 4 * queries * databases + 400 * (queries + databases)
 
 
 class Side(NamedTuple):
