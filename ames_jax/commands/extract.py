@@ -9,11 +9,12 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from etils import epy
 
-from ames_jax.runtime.command_line import Count, CountOrZero, DataSetName, SplitName
+from ames_jax.runtime.command_line import Count, CountOrZero
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.progress import Progress
 
 with epy.lazy_imports():  # help needs none of them
+    from ames_jax.data import records
     from ames_jax.extraction import backbone, backbones, extracting, hdf5_writing, listing
 
 
@@ -67,8 +68,8 @@ def extract(
     *,
     images: Path,
     out: Path,
-    split: SplitName = "images",
-    name: DataSetName | None = None,
+    split: str = "images",
+    name: str | None = None,
     root: Path | None = None,
     boxes: Path | None = None,
     skip_broken: bool = False,
@@ -96,6 +97,9 @@ def extract(
     """
     if process >= processes:
         raise UserError(f"--process={process}: expected 0 to {processes - 1} (--processes - 1)")
+    records.check_split(split)
+    if name is not None:
+        records.check_name(name)
     with Progress("listing the images"):
         listed = listing.list_images(images, root, boxes)
     job = extracting.ExtractionJob(

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 from etils import epy
 
-from ames_jax.runtime.command_line import Count, CountOrZero, DataSetName, SplitName
+from ames_jax.runtime.command_line import Count, CountOrZero
 from ames_jax.runtime.errors import UserError
 
 with epy.lazy_imports():  # help needs none of them
@@ -138,8 +138,8 @@ def neighbours(
 def shards(
     *,
     root: Path,
-    name: DataSetName,
-    split: SplitName,
+    name: str,
+    split: str,
     features: Path,
     list_file: Annotated[Path | None, Parameter(name="--list")] = None,
     global_descriptors: Paths | None = None,

@@ -181,9 +181,19 @@ def real_rows(descriptors: DescriptorSet) -> DescriptorSet:
 
 
 def check_split(split: str) -> None:
-    """Raises UserError for a name that file names and TFDS could not hold."""
-    if not re.fullmatch(r"[A-Za-z]\w*", split, re.ASCII):
-        raise UserError(f"split {split!r}: expected letters, digits and underscores, a letter first, e.g. test_query")
+    """Raises UserError for a name that file names and TFDS could not hold; to TFDS, "all" is every split together."""
+    if not re.fullmatch(r"(?!all$)[A-Za-z]\w*", split, re.ASCII):
+        raise UserError(
+            f"split {split!r}: expected letters, digits and underscores, a letter first, and not 'all', e.g. test_query"
+        )
+
+
+def check_name(name: str) -> None:
+    """Raises UserError for a name of a data set that file names and TFDS could not hold."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise UserError(
+            f"name {name!r} of a data set: expected lower-case letters, digits and underscores, a letter first"
+        )
 
 
 def read_shard(path: Path, records: int, sha256: str, record_format: RecordFormat) -> tuple[list[str], list[int]]:

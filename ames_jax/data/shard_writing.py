@@ -14,7 +14,6 @@ import hashlib
 import itertools
 import math
 import multiprocessing
-import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -25,7 +24,7 @@ import numpy as np
 from etils import epy
 
 from ames_jax.data.lists import write_ids
-from ames_jax.data.records import GEOMETRY, ImageRecord, RecordFormat, check_split, read_shard
+from ames_jax.data.records import GEOMETRY, ImageRecord, RecordFormat, check_name, check_split, read_shard
 from ames_jax.runtime import cache
 from ames_jax.runtime.checksums import recorded
 from ames_jax.runtime.cores import usable_cores
@@ -142,10 +141,7 @@ def plan_shards(
 ) -> list[ShardTask]:
     """The shards of the splits that are not finished, and the folder made ready for them; arguments as `write_shards`."""
     root = Path(root)
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise UserError(
-            f"name {name!r} of a data set: expected lower-case letters, digits and underscores, a letter first"
-        )
+    check_name(name)
     for split, source in splits.items():
         check_split(split)
         if not len(source):

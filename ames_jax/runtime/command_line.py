@@ -106,23 +106,12 @@ def _within(least: float, most: float) -> cyclopts.Parameter:
     return cyclopts.Parameter(validator=check)
 
 
-def _spelt(pattern: str, expected: str) -> cyclopts.Parameter:
-    def check(_: type, value: str | None) -> None:
-        if value is not None and not re.fullmatch(pattern, value):
-            raise ValueError(f"expected {expected}, found {value!r}")
-
-    return cyclopts.Parameter(validator=check)
-
-
 _WHOLE = cyclopts.Parameter(converter=_whole_number)
 Count = Annotated[int, _WHOLE, _within(1, 2**40)]
 CountOrZero = Annotated[int, _WHOLE, _within(0, 2**40)]
 Counts = Annotated[list[int], cyclopts.Parameter(converter=comma_separated), _within(1, 2**40)]
 Size = Annotated[int, cyclopts.Parameter(converter=size_in_bytes, show_default=lambda size: f"{size} B")]
 Fraction = Annotated[float, _within(0, 1)]
-# As TFDS has the names of splits and of data sets.
-SplitName = Annotated[str, _spelt(r"[A-Za-z0-9_-]+", "letters, digits, _ and - alone")]
-DataSetName = Annotated[str, _spelt(r"[A-Za-z][A-Za-z0-9_]*", "a letter, then letters, digits and _ alone")]
 Scale = Annotated[float, _within(0, 1e9)]
 
 
