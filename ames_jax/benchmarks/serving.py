@@ -58,7 +58,7 @@ HEADINGS = {
 
 @dataclasses.dataclass
 class Tally:
-    """What clients saw: seconds of each answer, and how many requests were refused (503), failed, or answered wrongly."""
+    """The outcomes of requests: seconds of each answer, and the numbers of those refused (503), failed, or answered wrongly."""
 
     seconds: list[float] = dataclasses.field(default_factory=list)
     busy: int = 0
@@ -90,7 +90,7 @@ class Client:
 
 @dataclasses.dataclass(frozen=True)
 class Asking:
-    """What clients ask a server for.
+    """The load that clients put on a server, and the answers that are right.
 
     Attributes:
       port: of the server. seconds: how long they do. pictures: requests with one picture each.
@@ -132,7 +132,7 @@ class Asking:
         return tally
 
     def _is_right(self, answer: Mapping[str, Any], number: int) -> bool:
-        """Whether an answer lists what the offline search found. An image that was added meanwhile may stand between, and
+        """True if an answer lists what the offline search found. An image that was added meanwhile may stand between, and
         take the place of the last one of the shortlist."""
         found = [hit["score"] for hit in answer["hits"] if not hit["id"].startswith(ADDED)]
         count = min(TOP, self.shortlist - 1, len(found))
@@ -205,7 +205,7 @@ def _draw_pictures(folder: Path, seeds: Sequence[int]) -> list[Path]:
 
 
 def _search_offline(index: Path, files: Sequence[Path], flags: ServeFlags) -> tuple[list[SearchResult], float]:
-    """What the search without a server finds for each picture, and its queries per second in one batch."""
+    """The results of the search without a server for each picture, and its queries per second in one batch."""
     searcher = Searcher(index, shortlist=flags.shortlist, query_descriptors=flags.query_descriptors)
     results, rounds, start = searcher.search_many(files, flags.shortlist), 0, time.perf_counter()
     while rounds == 0 or time.perf_counter() - start < flags.seconds / 2:

@@ -19,7 +19,7 @@ def plain_dtype(text: str, *_rest: Any) -> np.dtype:
 
 
 def dtype_state(dtype: np.dtype, state: Any) -> tuple:
-    """What `__setstate__` of a type may be told: the byte order alone; the rest is as the type has it."""
+    """The state that `__setstate__` of a type may be given: of the pickled one the byte order alone; the rest is the type's."""
     if not isinstance(state, tuple) or len(state) < 5 or state[1] not in ("<", ">", "=", "|"):
         raise UserError("refused: a type of arrays that is none of NumPy's")
     if any(part is not None for part in state[2:5]) or dtype.kind not in "biufcOSU":

@@ -188,7 +188,7 @@ def _refuse_changed(job: ExtractionJob) -> None:
 
 
 def _is_done(job: ExtractionJob, task: ShardTask) -> bool:
-    """Whether a shard and all that belongs to it is there; broken images count as missing unless they are skipped."""
+    """True if a shard and all that belongs to it is there; broken images count as missing unless they are skipped."""
     broken = files.read_json(task.receipt).get("broken") if task.is_written() else None
     if broken is None or (broken and not job.skip_broken):
         return False

@@ -1,4 +1,4 @@
-"""What tells whether a picture file is the one that was seen before: size, time of change, and a hash of its content."""
+"""Stamps of picture files, by which one that was replaced is noticed: size, time of change, and a hash of the content."""
 
 from __future__ import annotations
 

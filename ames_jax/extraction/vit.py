@@ -56,7 +56,7 @@ class ViTConfig:
 
     @property
     def antialias(self) -> bool:
-        """Whether position embeddings are resized with antialiasing: the authors do so in their networks with registers."""
+        """True if position embeddings are resized with antialiasing: the authors do so in their networks with registers."""
         return self.registers > 0
 
 

@@ -215,7 +215,7 @@ class SearchIndex:
 
     @functools.cached_property
     def _picture_runs(self) -> tuple[np.ndarray, list[dict[str, str] | None]]:
-        """Where runs of stored images whose pictures lie in one folder end, int64, and that folder with its suffix."""
+        """Ends, int64, of the runs of stored images whose pictures lie in one folder, and each run's folder with its suffix."""
         counts, places = [], []
         for part in self.facts["parts"]:
             pictures = part["pictures"]

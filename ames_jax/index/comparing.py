@@ -20,7 +20,7 @@ QUERY_DESCRIPTORS, DATABASE_DESCRIPTORS = 100, 64  # as a search with 1 KB per i
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """How alike two pictures are.
+    """The similarity of two pictures.
 
     Attributes:
       score: λ · global_similarity + (1 − λ) · sigmoid(γ · logit), by which a search ranks.

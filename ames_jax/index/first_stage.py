@@ -40,7 +40,7 @@ class GlobalVectors(Protocol):
 
 
 def factory_string(kind: str, images: int) -> str:
-    """What `faiss.index_factory` is to build for `images` images.
+    """The argument of `faiss.index_factory` for an index of `images` images.
 
     kind: "flat" (exact), "ivf" (4·√images inverted lists, for millions), "hnsw" (graph, for millions, more memory), or
     any factory string of FAISS, e.g. "SQfp16" or "IVF4096,PQ96".

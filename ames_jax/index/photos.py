@@ -127,7 +127,7 @@ def sync_photos(path: str | Path, images: ImageFiles, *, remove: bool = True, sk
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """What is to be done with the pictures of a folder, by their place in its list, and with the rows of an index.
+    """Work that is left to do: the pictures of a folder, by their place in its list, against the rows of an index.
 
     copied: places whose content the index holds, in `rows`; extracted: places that are to be extracted; kept: rows that stay.
     """
@@ -188,7 +188,7 @@ class _Plan:
             change(index, added, removed)
 
     def report(self, broken: dict[str, str]) -> SyncReport:
-        """What `apply` did."""
+        """The report of what `apply` did."""
         before, now = set(self.index.ids), set(self.names)
         extracted = [self.names[place] for place in self.extracted if self.names[place] not in broken]
         pairs = [(row, self.index.ids[row] == self.names[place]) for place, row in zip(self.copied, self.rows)]

@@ -39,12 +39,12 @@ def thumbnail(index: SearchIndex, row: int, pictures: Path | None = None) -> byt
 
 
 def is_kept(index: SearchIndex, row: int) -> bool:
-    """Whether the index holds a thumbnail of an image."""
+    """True if the index holds a thumbnail of an image."""
     return place(index.path, index.ids[row]).is_file()
 
 
 def place(path: Path, name: str) -> Path:
-    """Where the index at `path` keeps the thumbnail of the image `name`."""
+    """The file in which the index at `path` keeps the thumbnail of the image `name`."""
     digest = hashlib.sha256(name.encode()).hexdigest()
     return path / FOLDER / digest[:2] / f"{digest}.jpg"
 

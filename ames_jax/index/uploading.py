@@ -93,7 +93,7 @@ def remove_image(searcher: Searcher, image_id: str) -> None:
 
 
 def is_upload(index: SearchIndex, row: int) -> bool:
-    """Whether an image was uploaded, so that the index keeps its picture."""
+    """True if an image was uploaded: the index then keeps its picture."""
     return index.place_of_picture(row) == _place(index.path)
 
 

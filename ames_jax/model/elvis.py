@@ -163,7 +163,7 @@ class ELViS(nnx.Module):
         return self._transport(shared, self._database_side(database, train=False))[0]
 
     def head(self, score: Float[AnyArray, " B"]) -> Float32[Array, " B"]:
-        """What the loss of training reads: a small network on the sum of votes, above 0 for a match."""
+        """The logits that the training loss reads: a small network on the sum of votes, above 0 for a match."""
         return self.head_out(_gelu(self.head_hidden(jnp.asarray(score, jnp.float32)[..., None])))[..., 0]
 
     def _side(self, descriptors: DescriptorSet, train: bool) -> Side:

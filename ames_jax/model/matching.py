@@ -1,8 +1,9 @@
-"""The hand-made opponent: a thresholded match kernel on the very descriptors that the model reads. NumPy only.
+"""The hand-made opponent: a thresholded match kernel on the very descriptors that the model reads.
 
 The score of a pair is the sum over the query's descriptors of max(0, best similarity in the database image − t).
 Similarity is the cosine of (whitened) float descriptors, or 1 − 2·h/bits of packed bits at Hamming distance h, which is
 the cosine of their ±1 vectors. The threshold t is chosen on validation together with λ and γ (`retrieval.grid`).
+In NumPy; `matched` is the kernel in JAX, as a part of a model.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def timing_text(results: Sequence[SearchResult], start: float) -> str:
 
 
 def index_text(index: SearchIndex, added: int) -> str:
-    """What an index holds and costs."""
+    """A line on an index: its images, and the bytes that they take."""
     facts = index.facts
     local = facts["descriptors"] * facts["bits"] // 8
     vectors = sum(part["global_bytes"] for part in facts["parts"]) / max(1, facts["images"])
@@ -103,7 +103,7 @@ def _milliseconds(seconds: Mapping[str, float]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Labels:
-    """What pictures show, where that is known: labels by picture; `by_name` None: a picture's label is its folder's name."""
+    """Labels: names of what pictures show. `by_name`: label by picture; None: a picture's label is its folder's name."""
 
     by_name: Mapping[str, str] | None
 
@@ -122,7 +122,7 @@ class Labels:
         return self.by_name.get(str(name), self.by_name.get(PurePath(name).name))
 
     def right(self, query: str | Path, image: str) -> bool | None:
-        """Whether an image shows what the query shows; None where one of them has no label."""
+        """True if an image has the query's label; None where one of them has no label."""
         labels = self.of(query), self.of(image)
         return None if None in labels else labels[0] == labels[1]
 

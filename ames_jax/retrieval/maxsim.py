@@ -3,7 +3,7 @@
 Each form is a sum of max(0, similarity − t) over the best partner of every query descriptor ("query"), of every descriptor of
 both images ("both", half of the two sums), or over pairs that are each other's best ("mutual"). Stored bits are compared with
 the query's bits ("bits") or with its projections before they are binarized ("floats": asymmetric, exact on the query's
-side). All forms and thresholds are scored in one pass over the similarities. NumPy only.
+side). All forms and thresholds are scored in one pass over the similarities.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def run_main(main: Callable[[], int | None]) -> None:
 
 
 def _line_of(error: Exception) -> str | None:
-    """What to tell the user of an error that can be mended, None for a bug."""
+    """The line that tells the user of an error that can be mended; None for a bug."""
     text = " ".join(str(error).split())
     if isinstance(error, UserError):
         return str(error)

@@ -91,13 +91,13 @@ class Progress:
             self.update()
 
     def note(self, text: str) -> None:
-        """What stands at the end of the bar and of every line from now on, such as figures of the last step."""
+        """Sets the text at the end of the bar and of every line from now on, such as figures of the last step."""
         self._note = text
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
 
     def line(self) -> str:
-        """How far the work is, as text."""
+        """The line that says how far the work is."""
         first, since = self._first or (self._done, 0.0)
         seconds = time.monotonic() - since
         rate = (self._done - first) / seconds if self._done > first and seconds > 0 else 0.0

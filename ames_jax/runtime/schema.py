@@ -1,4 +1,4 @@
-"""What values read from JSON must be: names and types, so that a damaged file is told on opening and by its key."""
+"""Names and types that values read from JSON must have, so that a damaged file is told on opening and by its key."""
 
 from __future__ import annotations
 

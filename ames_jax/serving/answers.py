@@ -121,7 +121,7 @@ class Collection(BaseModel):
 
 
 class Health(BaseModel):
-    """What a load balancer asks for."""
+    """The answer of `GET /health`, for load balancers."""
 
     status: str
     images: int

@@ -86,7 +86,7 @@ class Batcher(Generic[Question, Answer]):
                 return
 
     def _gather(self, first: tuple[Question, Future[Answer]]) -> tuple[list[tuple[Question, Future[Answer]]], bool]:
-        """What waits, and for a moment what is likely to come; and whether the end was among it."""
+        """The questions that wait, or come within a moment; and True if the request to end was among them."""
         batch, deadline = [first], time.monotonic() + LINGER_SECONDS
         while len(batch) < self._most:
             left = deadline - time.monotonic() if len(batch) < self._expected else 0.0

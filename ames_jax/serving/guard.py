@@ -1,4 +1,4 @@
-"""What stands before every route: who may ask, how large and slow a body may be, and headers of safety."""
+"""Checks before every route: who may ask, how large and slow a body may be; and headers of safety."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Limits:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address or name is this machine's own, which no other machine reaches."""
+    """True if an address or name is this machine's own, which no other machine reaches."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -47,7 +47,7 @@ class Question:
 
 
 class Service:
-    """What the server does, without HTTP; its methods may be called from many threads.
+    """The work of the server, without HTTP; its methods may be called from many threads.
 
     Args:
       path: folder of the index.
@@ -152,7 +152,7 @@ class Service:
             thumbnails.place(self.path, image_id).unlink(missing_ok=True)
 
     def holds(self, image_id: str) -> bool:
-        """Whether there is an image of this id."""
+        """True if there is an image of this id."""
         try:
             _row_of(self.index, image_id)
         except Unknown:
@@ -160,7 +160,7 @@ class Service:
         return True
 
     def _folder(self, index: SearchIndex, row: int) -> Path | None:
-        """Where the picture of an image has moved to, if it has: an upload has not."""
+        """The folder to which the picture of an image has moved, if it has: an upload has not."""
         return None if is_upload(index, row) else self._pictures
 
     def _search(self, questions: list[Question]) -> Sequence[SearchResult]:
