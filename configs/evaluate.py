@@ -2,13 +2,13 @@
 
 ROxford5k with a released model and the release's files:
 
-    python -m ames_jax.evaluate --config=configs/evaluate.py --config.data_dir=DATA --config.dataset=roxford5k \\
+    python -m ames_jax.evaluate --config.data_dir=DATA --config.dataset=roxford5k \\
         --config.model=dinov2_ames_dist --config.query_descriptors=600 --config.database_descriptors=50 \\
         --config.rerank=100,400 --config.lam=0.35,0.55 --config.gamma=0.1,0.3
 
-The embedded landmarks, no data needed, with the student of `python -m ames_jax.train --config=configs/student_bin.py`:
+The embedded landmarks, no data needed, with the student of `python -m ames_jax.train --config=student_bin`:
 
-    python -m ames_jax.evaluate --config=configs/evaluate.py:landmarks
+    python -m ames_jax.evaluate --config=evaluate:landmarks
 
 Fields that take several values take them with commas: every combination is measured, from one set of scores.
 """
@@ -41,7 +41,7 @@ def get_config(variant: str = "benchmarks") -> ConfigDict:
     config.tune_on = ""  # data set on which one λ, γ of the lists is chosen for `dataset`; release: gldv2-val
 
     config.plan = ""  # coarse to fine, comma list of COARSE@HEAD, e.g. kernel@40,100x50@100
-    config.sweep_memory = False  # also at T = 10 … 600: tradeoff.png and a table of mAP against bytes per image
+    config.sweep_memory = False  # also at T = 10 … 600: tradeoff-*.png and a table of mAP against bytes per image
     config.match_kernel = True  # in sweep_memory: the hand-made opponent on the same descriptors
     config.logits = ""  # logits.npz of an earlier run: sweep from it, score nothing, need no model
     config.memory_gb = 2.0  # memory for descriptors on their way to the device, in 2³⁰ bytes
