@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +52,7 @@ class RunCheckpoints:
         Raises:
           UserError: the disk is full or not writable (perhaps from the save before); older checkpoints stay good.
         """
-        position = {**position, "crc32": _crc32(_plain(state))}
+        position = {**position, "crc32": _crc32(_plain(state), position)}
         args = ocp.args.Composite(state=ocp.args.StandardSave(_plain(state)), position=ocp.args.JsonSave(position))
         try:
             self._manager.save(step, args=args)
@@ -73,7 +76,7 @@ class RunCheckpoints:
 
     def _refuse_another_model(self, step: int, wanted: dict[str, jax.ShapeDtypeStruct]) -> None:
         # Orbax would find out as well, but after it has started to read, and in words of its own.
-        stored = {key: tuple(value.shape) for key, value in self._manager.item_metadata(step)["state"].items()}
+        stored = {key: tuple(value.shape) for key, value in self._stored(step).items()}
         differs = [
             f"{stored.get(key)} instead of {tuple(array.shape)}"
             for key, array in wanted.items()
@@ -97,10 +100,7 @@ class RunCheckpoints:
             raise UserError(f"{self.directory}: no checkpoint{wanted}; has {steps}")
         step = max(steps) if step is None else step
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        like = {
-            k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=device)
-            for k, v in self._manager.item_metadata(step)["state"].items()
-        }
+        like = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=device) for k, v in self._stored(step).items()}
         found = self._read(step, like)
         config = config_of(found["position"]["model"])
         graph, params = nnx.split(nnx.eval_shape(lambda: new_model(config, nnx.Rngs(0))))
@@ -110,15 +110,27 @@ class RunCheckpoints:
 
     def _read(self, step: int, like: dict[str, jax.ShapeDtypeStruct]) -> Any:
         args = ocp.args.Composite(state=ocp.args.StandardRestore(like), position=ocp.args.JsonRestore())
-        damaged = f"{self.directory / str(step)}: the checkpoint is damaged: delete it to go on from the one before"
-        try:
+        with self._damage_told(step):
             found = self._manager.restore(step, args=args)
             expected = found["position"].pop("crc32", None)
-        except Exception as error:  # a damaged file can fail in any part of orbax
-            raise UserError(f"{damaged} ({' '.join(str(error).split())[:200]})") from error
-        if expected is not None and _crc32(found["state"]) not in (None, expected):
-            raise UserError(f"{damaged} (its checksum is wrong)")
+        if expected is not None and _crc32(found["state"], found["position"]) not in (None, expected):
+            raise UserError(f"{self._damaged(step)} (its checksum is wrong)")
         return found
+
+    def _stored(self, step: int) -> dict[str, Any]:
+        """Shape and dtype of every array of a checkpoint."""
+        with self._damage_told(step):
+            return dict(self._manager.item_metadata(step)["state"].items())
+
+    @contextlib.contextmanager
+    def _damage_told(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # a damaged file can fail in any part of orbax
+            raise UserError(f"{self._damaged(step)} ({' '.join(str(error).split())[:200]})") from error
+
+    def _damaged(self, step: int) -> str:
+        return f"{self.directory / str(step)}: the checkpoint is damaged: delete it to go on from the one before"
 
     def close(self) -> None:
         """Waits for a save in progress; raises as `save` does."""
@@ -144,11 +156,11 @@ def _plain(state: TrainState) -> dict[str, Any]:
     return {f"{i:04d}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}
 
 
-def _crc32(plain: dict[str, jax.Array]) -> int | None:
-    """A checksum of all values; None where no process holds them all."""
+def _crc32(plain: dict[str, jax.Array], position: dict[str, Any]) -> int | None:
+    """A checksum of all values and of the position; None where no process holds them all."""
     if not all(array.is_fully_replicated for array in plain.values()):
         return None
-    value = 0
+    value = zlib.crc32(json.dumps(position, sort_keys=True).encode())
     for key in sorted(plain):
         value = zlib.crc32(np.ascontiguousarray(plain[key].addressable_data(0)), value)
     return value

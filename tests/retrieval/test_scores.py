@@ -172,6 +172,18 @@ def test_a_truncated_score_file_is_scored_again(tmp_path):
     assert count == needed.sum()
 
 
+def test_damaged_scores_are_made_again(tmp_path, capsys):
+    expected, needed, _ = scored(revisited_set(), tmp_path)
+    (file,) = tmp_path.glob("*.npy")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-40] + bytes([whole[-40] ^ 64]) + whole[-39:])
+    found, _, count = scored(revisited_set(), tmp_path)
+    assert count == needed.sum()
+    assert "its checksum is wrong" in capsys.readouterr().err
+    np.testing.assert_array_equal(found, expected)
+    assert scored(revisited_set(), tmp_path)[2] == 0
+
+
 def test_the_cache_returns_the_images_asked_for():
     rng = np.random.default_rng(0)
     reader = CountingReader(rng.normal(size=(IMAGES, 5, WIDTH)))

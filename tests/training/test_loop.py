@@ -1,4 +1,5 @@
 import dataclasses
+import gc
 import json
 import os
 import re
@@ -224,6 +225,29 @@ def test_a_full_disk_leaves_the_last_checkpoint_good(tmp_path):
     assert position == {"step": 1}
     np.testing.assert_array_equal(restored["a"], np.arange(100000.0))
     again.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax leaves what it had begun to read
+def test_a_damaged_checkpoint_is_told_or_read_right(tmp_path):
+    checkpoints = RunCheckpoints(tmp_path / "c")
+    values = jnp.asarray(np.random.default_rng(0).normal(size=3000).astype(np.float32))
+    checkpoints.save(1, {"a": values}, {"step": 1}, wait=True)
+    checkpoints.close()
+    files = sorted(path for path in (tmp_path / "c" / "1").rglob("*") if path.is_file() and path.stat().st_size)
+    rng, told = np.random.default_rng(0), 0
+    for path in files:
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2] + rng.bytes(8) + whole[len(whole) // 2 + 8 :])
+        again = RunCheckpoints(tmp_path / "c", writes=False)
+        try:
+            np.testing.assert_array_equal(again.restore({"a": jnp.zeros(3000)})[0]["a"], values)
+        except UserError as error:
+            assert "\n" not in str(error)  # noqa: PT017
+            told += 1
+        again.close()
+        path.write_bytes(whole)
+    gc.collect()
+    assert told
 
 
 def test_parameters_of_a_checkpoint_are_exported(tmp_path):
