@@ -185,16 +185,19 @@ def test_a_picture_that_was_copied_again_or_touched_is_the_same(
     os.utime(own / "4.png", ns=(1, 1))
     monkeypatch.setattr(SiftBackbone, "extract", None)  # nothing is extracted again
     assert sift(own, out, statistics) == 0
-    for name in ("stamps", "sizes"):
-        path = out / "images" / f"images.{name}.npy"
+    for name in ("stamps.npy", "sizes.npy", "extracted.json"):
+        path = out / "images" / f"images.{name}"
         content = path.read_bytes()
         path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
-        with pytest.raises(UserError, match=rf"images\.{name}\.npy"):
+        with pytest.raises(UserError, match=rf"images\.{name}"):
             sift(own, out, statistics, "--hdf5")
         path.write_bytes(content)
     np.save(out / "images" / "images.stamps.npy", np.zeros(3))
     (out / "images" / "CHECKSUMS").unlink()
     with pytest.raises(UserError, match=r"images\.stamps\.npy: float64 \[3\], expected uint64 \[5, 4\]: it is damaged"):
+        sift(own, out, statistics)
+    (out / "images" / "images.extracted.json").write_text('{"written": "5"}')
+    with pytest.raises(UserError, match=r"images\.extracted\.json: extraction is missing"):
         sift(own, out, statistics)
 
 

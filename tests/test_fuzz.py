@@ -32,6 +32,7 @@ from ames_jax.data.release_pickles import read_ground_truth, read_neighbours
 from ames_jax.data.shards import open_split, read_about
 from ames_jax.data.store import build_store, open_store
 from ames_jax.descriptors import DescriptorSet
+from ames_jax.extraction.sift import SiftStatistics
 from ames_jax.model.ames import AMES, AMESConfig
 from ames_jax.model.packing import BitPacker
 from ames_jax.model.released import load_model
@@ -162,7 +163,13 @@ def own_data(folder: Path) -> Kind:
     return Kind(("manifest.json", "truth.json", "query.txt", "gallery.txt"), read)
 
 
-KINDS = (release_files, pickles, models, lists, store, data_set, own_data)
+def statistics(folder: Path) -> Kind:
+    rng = np.random.default_rng(0)
+    SiftStatistics.learn(rng.integers(0, 200, (40, 128), np.uint8), centres=3, axes=True).save(folder / "sift.npz")
+    return Kind(("sift.npz",), lambda folder: SiftStatistics.load(folder / "sift.npz").fingerprint())
+
+
+KINDS = (release_files, pickles, models, lists, store, data_set, own_data, statistics)
 
 
 def mutations(rng: np.random.Generator, content: bytes, name: str) -> bytes:

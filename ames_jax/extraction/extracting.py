@@ -42,8 +42,11 @@ from ames_jax.runtime.errors import UserError, requires
 from ames_jax.runtime.progress import Progress, write
 
 ADVICE = "Use the same images and settings, another --split or --out, or delete it"
-# Of the facts of a finished split, those that are known at its end.
+# Of a finished split; the last two are known at its end alone.
+FACTS = {"extraction": dict, "images": int, "list": str, "written": int, "broken": dict}
 FOUND = ("written", "broken")
+# What extraction adds to a shard's receipt, and the number of records.
+RECEIPT = {"records": int, "sizes": [[int]], "broken": dict}
 # A host that ends together with another waits so long for it to write the metadata.
 WAIT_SECONDS = 60
 
@@ -116,7 +119,7 @@ def extract(job: ExtractionJob) -> dict[str, Any] | None:
         shutil.rmtree(job.root / shard_writing.UNFINISHED / "locks", ignore_errors=True)
         with suppress(OSError):  # another split is unfinished
             (job.root / shard_writing.UNFINISHED).rmdir()
-    return files.read_json(job.facts_file)
+    return files.read_json(job.facts_file, keys=FACTS)
 
 
 def _check_folder(job: ExtractionJob) -> None:
@@ -148,7 +151,7 @@ def _plan(job: ExtractionJob) -> list[ShardTask]:
     """The shards of the split, and the folder made ready for them; none where the split is finished."""
     folder = job.root / shard_writing.UNFINISHED / job.split
     if job.facts_file.exists():
-        before = files.read_json(job.facts_file)
+        before = files.read_json(job.facts_file, keys=FACTS)
         files.refuse_other(f"{job.root} {job.split}", before, job.facts(), free=FOUND, advice=ADVICE)
         if not folder.exists():
             _refuse_changed(job)
@@ -254,7 +257,7 @@ def _finish(job: ExtractionJob, tasks: Sequence[ShardTask]) -> None:
     """Makes the shards a split of the data set."""
     if not tasks:
         return
-    receipts = [files.read_json(task.receipt) for task in tasks]
+    receipts = [files.read_json(task.receipt, keys=RECEIPT) for task in tasks]
     written = sum(receipt["records"] for receipt in receipts)
     broken = {name: why for receipt in receipts for name, why in receipt["broken"].items()}
     if not written:
@@ -279,7 +282,8 @@ def _finish(job: ExtractionJob, tasks: Sequence[ShardTask]) -> None:
     about = {"name": tasks[0].name, "backbone": job.backbone.name, "width": job.backbone.width}
     about |= {"global": job.backbone.global_name, "extraction": job.backbone.settings, "images": folders}
     write_about(job.root, about)
-    files.write_json(job.facts_file, {**job.facts(), "written": written, "broken": broken})
+    with recorded(lists, job.facts_file.name):
+        files.write_json(job.facts_file, {**job.facts(), "written": written, "broken": broken})
     shard_writing.finish(tasks)
 
 
