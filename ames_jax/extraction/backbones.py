@@ -55,7 +55,7 @@ def open_backbone(
     Args:
       name: one of `BACKBONES`, or `package.module:Class` for a class of one's own with this name (docs/extending.md).
       weights: file of the network's authors (by default downloaded once; cvnet: needed).
-      detector: `*_detector.pt` of the release or of `python -m ames_jax.train --config=configs/detector.py` (by
+      detector: `*_detector.pt` of the release or of `python -m ames_jax.train --config=detector` (by
         default the release's, downloaded once).
       statistics: of sift, `sift_statistics.npz` of a data set (default: those shipped with the package).
       descriptors: the strongest kept of each image (default: sift 600, xfeat 500, others 700).
