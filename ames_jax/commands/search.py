@@ -19,7 +19,7 @@ from ames_jax.runtime.progress import Progress
 
 with epy.lazy_imports():  # help needs none of them
     from ames_jax.extraction import backbone, listing
-    from ames_jax.index import building, changes, collection, explaining, model_choice, searcher
+    from ames_jax.index import building, changes, collection, databases, explaining, model_choice, searcher
     from ames_jax.index import photos as index_photos
     from ames_jax.report import explanation, search_results
 
@@ -38,6 +38,7 @@ class SearcherFlags:
       gamma: Scale γ of the logits (default: the index's).
       faiss: Parameters of FAISS's search, e.g. nprobe=64 or efSearch=256.
       keep_query: List a query that is itself a picture of the index among its hits, too.
+      database: Take the first stage and the stored descriptors from qdrant:PATH_OR_URL#COLLECTION.
     """
 
     index: Path
@@ -48,10 +49,13 @@ class SearcherFlags:
     gamma: Scale | None = None
     faiss: str | None = None
     keep_query: bool = False
+    database: str | None = None
 
     def open(self, opened: backbone.Backbone | None = None) -> searcher.Searcher:
         """The searcher that the flags describe; opened: the backbone, where it is open already."""
         index = collection.SearchIndex.open(self.index, self.faiss)
+        if self.database:
+            index = databases.DatabaseIndex.of(index, self.database)
         counts = {"shortlist": self.shortlist, "query_descriptors": self.query_descriptors}
         own = {"keep_query": self.keep_query, "pictures": self.pictures, "backbone": opened}
         return searcher.Searcher(index, **counts, lam=self.lam, gamma=self.gamma, **own)
@@ -90,6 +94,7 @@ def index(
     model: str | None = None,
     lam: Fraction | None = None,
     gamma: Scale | None = None,
+    database: str | None = None,
 ) -> None:
     """Index pictures, or extracted descriptors: a FAISS index and about 1 KB of bits per image.
 
@@ -104,6 +109,7 @@ def index(
       model: Run or model directory, release .pt or released name (default: the one shipped for the descriptors).
       lam: Weight λ of the global similarity (default: the model's).
       gamma: Scale γ of the logits (default: the model's).
+      database: Also write all images to qdrant:PATH_OR_URL#COLLECTION, in place of what it holds.
     """
     photos = photos or PhotoFlags()
     if (photos.images is None) == (descriptors is None):
@@ -126,6 +132,8 @@ def index(
         settings = {"budget": budget or building.KILOBYTE, "global_index": global_index or "flat"}
         built = _build(out, photos, descriptors, split, (model, lam, gamma), settings)
         added = len(built)
+    if database:
+        databases.write_index(built, database)
     print(search_results.index_text(built, added))
 
 
