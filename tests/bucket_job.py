@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import sys
+import traceback
 import warnings
 from pathlib import Path
 
@@ -21,6 +22,7 @@ os.environ.update(
 )  # fmt: skip
 warnings.simplefilter("ignore")
 
+import grain  # noqa: E402, F401 (imports http.server's classes, so before they are changed)
 import small_run  # noqa: E402
 from gcp_storage_emulator.handlers import objects  # noqa: E402
 from gcp_storage_emulator.server import create_server  # noqa: E402
@@ -68,8 +70,13 @@ def main():
     assert load_model("gs://bucket/run").config == small_run.CONFIG
     assert list((directory / "tensorboard").iterdir())
     print("all there", flush=True)
-    os._exit(0)  # clients with open connections would hold the server up
 
 
 if __name__ == "__main__":
-    main()
+    code = 1
+    try:
+        main()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    os._exit(code)  # clients with open connections would hold the server up

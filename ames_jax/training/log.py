@@ -148,7 +148,7 @@ def read_history(directory: Path) -> list[dict[str, float]]:
     """The logged lines of a run, oldest first; a line cut short by a kill is left out."""
     path = directory / HISTORY_FILE
     lines = []
-    for text in path.read_text(errors="replace").splitlines() if path.exists() else []:
+    for text in path.read_bytes().decode(errors="replace").splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError):
             line = json.loads(text)
             if isinstance(line, dict) and isinstance(line.get("step"), int):
