@@ -217,6 +217,7 @@ def store(
       out: The store, e.g. gallery.store.
     """
     reader, ids = _gallery(features, split, list_files)
+    lists.refuse_repeats(ids, list_files[0] if list_files else features[0])
     chosen = model_choice.ChosenModel.load(model, "")
     built = packed_store.build_store(
         out,

@@ -27,7 +27,7 @@ from ames_jax.data.lists import write_ids
 from ames_jax.data.records import GEOMETRY, ImageRecord, RecordFormat, check_name, check_split, read_shard
 from ames_jax.runtime import cache
 from ames_jax.runtime.checksums import recorded
-from ames_jax.runtime.cores import usable_cores
+from ames_jax.runtime.cores import end_with_parent, usable_cores
 from ames_jax.runtime.errors import UserError, requires
 from ames_jax.runtime.files import (
     lock,
@@ -224,6 +224,7 @@ _sources: Mapping[str, Source] = {}  # of a worker process
 def _take_sources(splits: Mapping[str, Source]) -> None:
     global _sources
     _sources = splits
+    end_with_parent()
 
 
 def _complete(task: ShardTask, splits: Mapping[str, Source] | None = None) -> ShardTask:

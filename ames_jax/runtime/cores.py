@@ -1,10 +1,24 @@
-"""The number of processor cores that this process may use. Without JAX, so that rendering processes start fast."""
+"""Working processes: how many cores there are for them, and their end. Without JAX, so that they start fast."""
 
 from __future__ import annotations
 
 import os
+import threading
+import time
 
 
 def usable_cores() -> int:
     """Cores of the process's affinity where the system tells, else all."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def end_with_parent() -> None:
+    """Called in a working process: ends it within a second of its parent, which may have been killed."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

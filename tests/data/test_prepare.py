@@ -383,3 +383,14 @@ def test_another_file_of_the_same_name_is_not_taken_for_the_old_one(release):
     release.hdf5(data=changed)
     with pytest.raises(UserError, match="set train: was begun with other settings: inputs was"):
         shards(release)
+
+
+def test_an_id_twice_in_a_store_is_refused(release, tmp_path):
+    save_model(
+        AMES(AMESConfig(descriptor_width=8, bits=16, model_width=16, heads=2, layers=1), nnx.Rngs(0)), tmp_path / "m"
+    )
+    lines = release.list().read_text().replace("train/7, a", "train/3, a")
+    (release.folder / "train.txt").write_text(lines)
+    store = ("store", "--features", release.hdf5(), "--list", release.folder / "train.txt", "--model", tmp_path / "m")
+    with pytest.raises(UserError, match=r"train.txt: image 8 has the id 'train/3, a.jpg' of image 4"):
+        run(*store, "--out", tmp_path / "g.store")
