@@ -1,6 +1,6 @@
 """ELViS in full precision, and a binary ELViS on 128 bits per descriptor that is distilled from it.
 
-On the embedded landmarks, rendered on first use; about six minutes on 2 busy cores. Expect a test mAP of 66.1 of the binary
+On the embedded landmarks, rendered on first use, some minutes on 2 cores. Expect a test mAP of 66.1 of the binary
 model at 64 stored descriptors, 1 KB per image, and 66.8 of the float one (seed 0; global search alone: 50.4):
 
     python -m ames_jax.train --config=elvis
