@@ -295,7 +295,9 @@ def test_a_store_of_the_release_and_of_shards(release, tmp_path, capsys):
     features = release.hdf5()
     release.list()
     more = ("--model", tmp_path / "model", "--descriptors", 4)
-    listed = ("--list", release.folder / "train.txt", release.folder / "train.txt")
+    lines = (release.folder / "train.txt").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "others.txt").write_text("".join(f"others/{line}\n" for line in lines), encoding="utf-8")
+    listed = ("--list", tmp_path / "others.txt", release.folder / "train.txt")
     assert run("store", "--features", features, features, *listed, *more, "--out", tmp_path / "a.store") == 0
     assert "120 images, 8 B of descriptors each" in capsys.readouterr().out
     assert shards(release) == 0

@@ -153,7 +153,7 @@ def test_the_table_names_every_weight():
 def test_released_names_read_the_width_from_the_file(tmp_path, monkeypatch):
     asked = []
 
-    def fetch_file(name, addresses):
+    def fetch_file(name, addresses, check=None):
         asked.append(f"{addresses[0]}/{name}")
         write_checkpoint(tmp_path / name, WEIGHTS)
         (tmp_path / name).with_suffix(".json").write_text("{}", encoding="utf-8")
