@@ -154,7 +154,10 @@ def compare_matchers(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
 
 def _matchers(names: Sequence[str], data: RetrievalSet) -> list[Matcher]:
-    models = {name: ModelMatcher(load_model(name), Path(name).name) for name in names if name not in HAND_MADE}
+    # By the last part of a path, as one model is; two of the same last part by the whole.
+    ends = [Path(name).name for name in names]
+    shown = {name: name if ends.count(end) > 1 else end for name, end in zip(names, ends)}
+    models = {name: ModelMatcher(load_model(name), shown[name]) for name in names if name not in HAND_MADE}
     binary = next((matcher.packer for matcher in models.values() if matcher.packer), None)
     whitening = None if binary else KernelMatcher.on_floats("floats", data.training or data.database).whitening
     read = {"packer": binary, "whitening": whitening}

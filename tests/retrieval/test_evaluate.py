@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -391,6 +392,9 @@ def test_several_methods_in_one_table(own_data, models, tmp_path, capsys):
     assert "| mutual |" in capsys.readouterr().out
     alone = run(own_data, tmp_path / "floats", ",".join([models["floats"], "kernel"]), tune_on="custom")
     assert alone["rows"][1]["bytes_per_image"] != results["rows"][1]["bytes_per_image"]
+    twin = Path(shutil.copytree(models["bits"], tmp_path / "other" / "bits"))
+    alike = run(own_data, tmp_path / "alike", f"{models['bits']},{twin}", tune_on="custom")
+    assert [row["method"] for row in alike["rows"]] == [models["bits"], str(twin)]
     with pytest.raises(UserError, match="several methods are compared"):
         run(own_data, tmp_path / "none", ",".join([models["bits"], "kernel"]))
 
