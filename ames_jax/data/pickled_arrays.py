@@ -53,6 +53,7 @@ def reconstruct(kind: Any, shape: Any, code: Any) -> np.ndarray:
 
 
 def scalar(dtype: Any, data: Any = None) -> np.generic:
+    """One number from its bytes; raises UserError where they are not those of a plain type."""
     if isinstance(data, str):
         data = data.encode("latin1")
     if not isinstance(dtype, np.dtype) or dtype.hasobject or not isinstance(data, bytes) or len(data) != dtype.itemsize:

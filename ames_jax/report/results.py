@@ -55,7 +55,7 @@ def results_table(results: Mapping[str, Any]) -> str:
     stage = results["first_stage"]
     figures = [key for key in stage if key != "name"]
     keys = ["rerank", "lam", "gamma", "query_descriptors", "database_descriptors", "bytes_per_image"]
-    header = ["re-ranked", "λ", "γ", "query desc.", "database desc.", "bytes an image", *figures]
+    header = ["re-ranked", "λ", "γ", "query desc.", "database desc.", "bytes per image", *figures]
     lines = [
         f"### {results['dataset']}: {results['model']}, after {stage['name']}",
         "",

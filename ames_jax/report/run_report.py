@@ -135,6 +135,6 @@ def draw_ranked(queries: int, root: Path, workdir: Path, student: Sequence[Measu
     ]  # fmt: skip
     method = (
         f"student, {shown.counts.query} query × {shown.counts.database} database descriptors "
-        f"({shown.stored_bytes} B an image)"
+        f"({shown.stored_bytes} B per image)"
     )
     draw_gallery(test.name, method, pictured, workdir / "gallery.png")

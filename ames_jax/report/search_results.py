@@ -82,7 +82,7 @@ def index_text(index: SearchIndex, added: int) -> str:
 
 def quality_text(rows: Sequence[dict[str, Any]], shortlist: int, query_descriptors: int, data_set: str) -> str:
     """The table of `search_quality.measure_quality`."""
-    headings = {"method": "method", "descriptors": "stored descriptors", "bytes": "bytes an image", "map": "mAP"}
+    headings = {"method": "method", "descriptors": "stored descriptors", "bytes": "bytes per image", "map": "mAP"}
     title = f"{data_set}, test pictures: first {shortlist} re-ranked, {query_descriptors} query descriptors"
     return f"{title}\n\n{markdown(rows, headings)}"
 
@@ -92,8 +92,8 @@ def speed_text(facts: dict[str, Any]) -> str:
     sizes = ", ".join(f"{label} {size:,.1f}" for label, size in facts["bytes_per_image"].items())
     return (
         f"{facts['images']:,} images, first {facts['shortlist']} re-ranked, {facts['query_descriptors']} query × "
-        f"{facts['descriptors']} stored descriptors: {1e3 * facts['total']:.0f} ms a query "
-        f"({_milliseconds(facts['seconds'])})\nstart {facts['start']:.1f} s; bytes an image on disk: {sizes}"
+        f"{facts['descriptors']} stored descriptors: {1e3 * facts['total']:.0f} ms per query "
+        f"({_milliseconds(facts['seconds'])})\nstart {facts['start']:.1f} s; bytes per image on disk: {sizes}"
     )
 
 

@@ -72,7 +72,7 @@ def _heading(comparison: Comparison) -> list[str]:
     return [
         f"### {comparison.data_set}: {comparison.metric} (%)",
         "",
-        f"First stage: {comparison.first_stage}. Re-ranked: its first {comparison.shortlist} images a query{ceiling}.",
+        f"First stage: {comparison.first_stage}. Re-ranked: its first {comparison.shortlist} images per query{ceiling}.",
         f"Beside each figure: bytes of local descriptors per database image; **bold**: within 1 KB.{spread}",
     ]
 

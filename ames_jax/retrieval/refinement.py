@@ -6,7 +6,7 @@ They decide whether local descriptors earn what they cost. Vectors are L2-normal
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 
@@ -116,9 +116,9 @@ def superglobal(
     Raises:
       UserError: vectors of different widths, or lists of another database.
     """
+    head, _ = superglobal_lists(query, database, ranks, shortlist, neighbours, weight)
     new = ranks.copy()
-    for row, order, _ in _superglobal_rows(query, database, ranks, shortlist, neighbours, weight):
-        new[row, : len(order)] = ranks[row, order]
+    new[:, : head.shape[1]] = head
     return new
 
 
@@ -131,32 +131,24 @@ def superglobal_lists(
     weight: float = 0.15,
 ) -> tuple[np.ndarray, np.ndarray]:
     """As `superglobal`, with the similarities that it sorts by: (ranks [Nq, M], float32 similarities [Nq, M], falling)."""
-    count = min(shortlist, ranks.shape[1])
-    new, similarities = ranks[:, :count].copy(), np.empty((len(ranks), count), np.float32)
-    for row, order, scores in _superglobal_rows(query, database, ranks, shortlist, neighbours, weight):
-        new[row], similarities[row] = ranks[row, order], scores[order]
-    return new, similarities
-
-
-def _superglobal_rows(
-    query: np.ndarray, database: np.ndarray, ranks: np.ndarray, shortlist: int, neighbours: int, weight: float
-) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """For every query its row, the new order of its first images, and their scores in the old order."""
     query, database = _checked(query, database, ranks)
     count = min(shortlist, ranks.shape[1])
     nearest_count = min(neighbours + 1, count)
+    new, similarities = ranks[:, :count].copy(), np.empty((len(ranks), count), np.float32)
     for row, (vector, listed) in enumerate(zip(query, ranks[:, :count])):
         images = _normalised(database[listed])
         cosines = images @ images.T
         # Each image comes first among its own neighbours, with weight 1 instead of its cosine's share.
-        nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :nearest_count]
-        weights = weight * np.take_along_axis(cosines, nearest, axis=1)
+        nearest_images = np.argsort(-cosines, axis=1, kind="stable")[:, :nearest_count]
+        weights = weight * np.take_along_axis(cosines, nearest_images, axis=1)
         weights[:, 0] = 1
-        refined = np.einsum("nk,nkd->nd", weights, images[nearest]) / weights.sum(axis=1, keepdims=True)
+        refined = np.einsum("nk,nkd->nd", weights, images[nearest_images]) / weights.sum(axis=1, keepdims=True)
         first = refined @ vector
         best = np.argsort(-first, kind="stable")[:nearest_count]
         scores = (first + refined @ refined[best].max(axis=0)) / 2
-        yield row, np.argsort(-scores, kind="stable"), scores
+        order = np.argsort(-scores, kind="stable")
+        new[row], similarities[row] = listed[order], scores[order]
+    return new, similarities
 
 
 def expand_queries(

@@ -32,7 +32,7 @@ def test_query_prints_and_draws(made, query, tmp_path, capsys):
     assert search.main([*query, *flags, *(f"--gallery={path}" for path in pictures)]) == 0
     printed = capsys.readouterr().out
     assert len(re.findall(r"^ +[123] .*scene\d/\d.jpg$", printed, re.MULTILINE)) == 3
-    assert re.search(r"ms a query: extract [\d.]+, global [\d.]+, gather [\d.]+, score [\d.]+, rank [\d.]+ ", printed)
+    assert re.search(r"ms per query: extract [\d.]+, global [\d.]+, gather [\d.]+, score [\d.]+, rank [\d.]+ ", printed)
     found = json.loads((tmp_path / "found.json").read_text())["queries"]
     assert [hit["place"] for hit in found[0]["hits"]] == [1, 2, 3]
     assert found[0]["hits"][0]["picture"] == str(made / "pictures" / found[0]["hits"][0]["id"])
