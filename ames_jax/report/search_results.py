@@ -63,7 +63,7 @@ def results_facts(queries: Sequence[Path], results: Sequence[SearchResult], inde
 def timing_text(results: Sequence[SearchResult], start: float) -> str:
     """The split of the time, in milliseconds per query, and the seconds of the start."""
     mean = {stage: sum(result.seconds[stage] for result in results) / len(results) for stage in STAGES}
-    text = f"{1e3 * sum(mean.values()):.1f} ms a query: {_milliseconds(mean)}"
+    text = f"{1e3 * sum(mean.values()):.1f} ms per query: {_milliseconds(mean)}"
     return f"{text} (start, with opening and compiling: {start:.1f} s)"
 
 
