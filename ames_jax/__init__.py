@@ -10,7 +10,7 @@ with epy.lazy_api_imports(globals()):
     from ames_jax.index.searcher import Searcher
     from ames_jax.model.ames import AMES, AMESConfig
     from ames_jax.model.released import load_model
-    from ames_jax.retrieval.scoring import Scorer, score_pairs, score_shortlist
+    from ames_jax.retrieval.scorer import Scorer, score_pairs, score_shortlist
 
 __all__ = [
     "AMES",

@@ -11,9 +11,9 @@ from ames_jax.runtime import cache
 from ames_jax.runtime.command_line import application, call
 from ames_jax.runtime.errors import run_main
 
-NAMES = ("data", "score", "train", "extract", "evaluate", "serve")
+NAMES = ("data", "score", "train", "extract", "evaluate", "serve", "photos")
 PLACES = {name: f"ames_jax.commands.benchmark:{name}" for name in NAMES}
-app = application("benchmark", __doc__, {**PLACES, "photos": "ames_jax.commands.photographs:photos"})
+app = application("benchmark", __doc__, PLACES)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

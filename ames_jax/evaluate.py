@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from ames_jax.report.evaluation import evaluate
+from ames_jax.report.retrieval_evaluation import evaluate
 from ames_jax.runtime import cache, processes
 from ames_jax.runtime.command_line import application, call, parse
 from ames_jax.runtime.errors import run_main

@@ -13,7 +13,7 @@ COMMANDS = {
     "serve": ("serve",),
     "search_changes": ("sync", "remove", "compact", "verify", "duplicates"),
     "search_measures": ("quality", "speed", "plan"),
-    "photographs": ("calibrate",),
+    "calibrate": ("calibrate",),
 }
 PLACES = {name: f"ames_jax.commands.{module}:{name}" for module, names in COMMANDS.items() for name in names}
 app = application("search", __doc__, PLACES)

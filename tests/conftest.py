@@ -21,7 +21,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 # Shapes and types in the signatures of arrays' functions are checked here, and cost nothing in use.
-CHECKED = ("descriptors", "model", "retrieval.ranking", "retrieval.scoring")
+CHECKED = ("descriptors", "model", "retrieval.ranking", "retrieval.scorer")
 install_import_hook([f"ames_jax.{module}" for module in CHECKED], "type_checker.check")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")

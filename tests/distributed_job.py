@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import small_run
 
-from ames_jax.report.evaluation import evaluate
+from ames_jax.report.retrieval_evaluation import evaluate
 from ames_jax.runtime import processes
 from ames_jax.runtime.command_line import load_config
 from ames_jax.runtime.preemption import StoppedEarly

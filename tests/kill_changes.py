@@ -15,7 +15,7 @@ import faiss
 import numpy as np
 import stub_index
 
-from ames_jax.index import changes, collection, facts, first_stage
+from ames_jax.index import changes, collection, first_stage, index_json
 from ames_jax.index.parts import write_images
 from ames_jax.model.packing import binarizer_fingerprint
 
@@ -31,12 +31,12 @@ BEFORE = {name: number for number, name in enumerate("abcdefgh")}
 def build(path):
     path.mkdir()
     known = {"images": 0, "descriptors": stub_index.COUNT, "bits": stub_index.BITS, "budget": 6, "model": "stub"}
-    known |= {"format": facts.FORMAT, "lam": 0.5, "gamma": 0.1, "global_index": "Flat", "statistics": None}
+    known |= {"format": index_json.FORMAT, "lam": 0.5, "gamma": 0.1, "global_index": "Flat", "statistics": None}
     known |= {"global_width": stub_index.GLOBAL_WIDTH, "changes": 0, "removed": None, "files": {}, "parts": []}
     first_stage.write_empty(faiss.IndexFlatIP(stub_index.GLOBAL_WIDTH), path / "empty.faiss")
     for names in ("abcde", "fgh"):
         known = write_images(path, known, stub_index.packed({name: BEFORE[name] for name in names}), PACKER)
-    facts.publish(path, known)
+    index_json.publish(path, known)
 
 
 def add(path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ames_jax.benchmarks.extraction import random_weights
+from ames_jax.benchmarks.extraction_speed import random_weights
 from ames_jax.extraction import dinov2
 from ames_jax.extraction.vit import ViTConfig
 from ames_jax.extraction.xfeat import BLOCKS, LAST

@@ -10,17 +10,25 @@ import numpy as np
 import pytest
 
 from ames_jax import benchmark
-from ames_jax.benchmarks import evaluation, extraction, flops, harness, reading, scoring, training
+from ames_jax.benchmarks import (
+    evaluation_speed,
+    extraction_speed,
+    flops,
+    harness,
+    reading_speed,
+    scoring_speed,
+    training_speed,
+)
 from ames_jax.benchmarks.flags import DataFlags, EvaluateFlags, ExtractFlags, Flags, ScoreFlags, TrainFlags
 from ames_jax.benchmarks.harness import Case, Harness, matmul_peak
-from ames_jax.benchmarks.opponent import Opponent
+from ames_jax.benchmarks.torch_process import TorchProcess
 from ames_jax.data.shards import open_split
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.extraction.vit import ViTConfig
 from ames_jax.model.ames import AMESConfig
 from ames_jax.model.elvis import ELViSConfig
 from ames_jax.report.tables import markdown
-from ames_jax.retrieval.scoring import score_shortlist
+from ames_jax.retrieval.scorer import score_shortlist
 from ames_jax.runtime.errors import UserError
 
 SMALL = AMESConfig(descriptor_width=24, model_width=32, heads=2, layers=2, feed_forward=48)
@@ -50,7 +58,7 @@ def torch_python():
 
 
 def test_score_alone(capsys):
-    results = scoring.measure(ScoreFlags(**SCORE, torch_python="none"), SMALL)
+    results = scoring_speed.measure(ScoreFlags(**SCORE, torch_python="none"), SMALL)
     assert [(r["shape"], r["shortlist"]) for r in results["rows"]] == [("12×7", 9), ("12×7", 16)]
     row = results["rows"][1]
     work = flops.shortlist(SMALL, 12, 7, 16)
@@ -67,17 +75,17 @@ def test_score_alone(capsys):
 def test_score_of_elvis(torch_python):
     config = ELViSConfig(descriptor_width=24, model_width=16)
     flags = ScoreFlags(**SCORE, matcher="elvis", torch_pairs=5, torch_python=torch_python)
-    for row in scoring.measure(flags, config)["rows"]:
+    for row in scoring_speed.measure(flags, config)["rows"]:
         assert row["difference"] <= 1e-6 * (12 + 7)
         # Every database descriptor is projected (24 × 16), compared with all of the query and, twice in each of ten
         # iterations, weighed; the dust bins' network has 16 × 16 and 16, the votes' 2 × 16 per descriptor.
         assert row["gflop_per_pair"] * 1e9 > 2 * 7 * (24 * 16 + 12 * 16 + 20 * 12)
     with pytest.raises(UserError, match="--dtype=bfloat16: ELViS"):
-        scoring.measure(dataclasses.replace(flags, dtype="bfloat16"), config)
+        scoring_speed.measure(dataclasses.replace(flags, dtype="bfloat16"), config)
 
 
 def test_score_beside_torch(torch_python, capsys):
-    results = scoring.measure(ScoreFlags(**SCORE, torch_pairs=5, torch_python=torch_python), SMALL)
+    results = scoring_speed.measure(ScoreFlags(**SCORE, torch_pairs=5, torch_python=torch_python), SMALL)
     for row in results["rows"]:
         assert row["difference"] <= 1e-5
         assert row["ratio"] == pytest.approx(row["pairs_per_second"] / row["torch_pairs_per_second"])
@@ -87,8 +95,8 @@ def test_score_beside_torch(torch_python, capsys):
 
 
 def test_first_call_is_printed(monkeypatch, capsys):
-    monkeypatch.setattr(scoring, "first_call_seconds", lambda q, t, images: (q + t + images) / 10)
-    results = scoring.measure(ScoreFlags(**{**SCORE, "skip_first_call": False}, torch_python="none"), SMALL)
+    monkeypatch.setattr(scoring_speed, "first_call_seconds", lambda q, t, images: (q + t + images) / 10)
+    results = scoring_speed.measure(ScoreFlags(**{**SCORE, "skip_first_call": False}, torch_python="none"), SMALL)
     assert results["first_call_seconds"] == 2.8
     assert "(12×7, 9 images) 2.8 s after its start" in capsys.readouterr().out
 
@@ -97,7 +105,7 @@ def test_first_call_scores_a_shortlist(monkeypatch):
     """The program that a fresh process runs, here in this one."""
     variables = {}
     monkeypatch.setattr(sys, "argv", ["-c", "3", "2", "4"])
-    exec(scoring.FIRST_CALL, variables)
+    exec(scoring_speed.FIRST_CALL, variables)
     assert variables["query"].features.shape == (3, 768)
     assert variables["database"].features.shape == (4, 2, 768)
 
@@ -106,11 +114,11 @@ def test_logits_of_random_pairs_differ_more_than_the_tolerance():
     random = np.random.default_rng(0)
     model, _ = harness.random_model(SMALL)
     query, database = (DescriptorSet(random.standard_normal(s, np.float32)) for s in ((12, 24), (9, 7, 24)))
-    assert score_shortlist(model, query, database).std() > 100 * scoring.TOLERANCE["float32"]
+    assert score_shortlist(model, query, database).std() > 100 * scoring_speed.TOLERANCE["float32"]
 
 
 def test_train_alone(capsys):
-    results = training.measure(TrainFlags(**TRAIN, teacher="on", torch_python="none"), STUDENT, TEACHER)
+    results = training_speed.measure(TrainFlags(**TRAIN, teacher="on", torch_python="none"), STUDENT, TEACHER)
     [row] = results["rows"]
     assert row["teacher"] == "yes"
     work = 2 * flops.train_pair(STUDENT, 10, 6, TEACHER, 12)
@@ -120,7 +128,7 @@ def test_train_alone(capsys):
 
 
 def test_train_beside_torch(torch_python):
-    results = training.measure(TrainFlags(**TRAIN, torch_python=torch_python), STUDENT, TEACHER)
+    results = training_speed.measure(TrainFlags(**TRAIN, torch_python=torch_python), STUDENT, TEACHER)
     assert [row["teacher"] for row in results["rows"]] == ["no", "yes"]
     for row in results["rows"]:
         assert row["difference"] <= 1e-3
@@ -128,7 +136,7 @@ def test_train_beside_torch(torch_python):
 
 
 def test_evaluate_alone(tmp_path):
-    [row] = evaluation.measure(EvaluateFlags(**EVALUATE, folder=tmp_path, torch_python="none"), SMALL)["rows"]
+    [row] = evaluation_speed.measure(EvaluateFlags(**EVALUATE, folder=tmp_path, torch_python="none"), SMALL)["rows"]
     # Medium leaves out 10 junk images and Hard 20, and each takes the next; the union is scored once.
     assert 3 * 30 <= row["pairs"] <= 3 * 50
     assert row["seconds"] > 0
@@ -136,7 +144,7 @@ def test_evaluate_alone(tmp_path):
 
 def test_evaluate_beside_torch(torch_python, tmp_path, capsys):
     flags = EvaluateFlags(**EVALUATE, torch_queries=2, torch_python=torch_python, folder=tmp_path)
-    [row] = evaluation.measure(flags, SMALL)["rows"]
+    [row] = evaluation_speed.measure(flags, SMALL)["rows"]
     assert row["difference"] <= 1e-5
     assert row["ratio"] == pytest.approx(row["torch_seconds"] / row["seconds"])
     assert "for 2 queries, scaled up" in capsys.readouterr().out
@@ -145,14 +153,14 @@ def test_evaluate_beside_torch(torch_python, tmp_path, capsys):
 def test_evaluate_away_from_the_checkout(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = EvaluateFlags(**EVALUATE, folder=tmp_path / "set", torch_python="none")
-    assert evaluation.measure(flags, TEACHER)["rows"][0]["pairs"] >= 90
+    assert evaluation_speed.measure(flags, TEACHER)["rows"][0]["pairs"] >= 90
 
 
 def test_random_set_is_made_once(tmp_path):
     flags = EvaluateFlags(queries=2, gallery=60, rerank=30, stored=4)
-    manifest = evaluation.make_set(tmp_path, flags, width=8)
+    manifest = evaluation_speed.make_set(tmp_path, flags, width=8)
     written = (tmp_path / "gallery.hdf5").stat().st_mtime_ns
-    assert evaluation.make_set(tmp_path, flags, width=8) == manifest
+    assert evaluation_speed.make_set(tmp_path, flags, width=8) == manifest
     assert (tmp_path / "gallery.hdf5").stat().st_mtime_ns == written
     ranks = np.load(tmp_path / "neighbours" / "indices.npy")
     for row, truth in zip(ranks, json.loads((tmp_path / "ground_truth.json").read_text())):
@@ -172,7 +180,7 @@ def test_data_command_prints_and_writes(tmp_path, capsys):
 def test_all_storages_hold_the_same_images(tmp_path):
     import h5py
 
-    reading.make_files(tmp_path, DataFlags(**DATA))
+    reading_speed.make_files(tmp_path, DataFlags(**DATA))
     with h5py.File(tmp_path / "local.hdf5") as file:
         expected = file["features"][17, :, 5:]
     np.testing.assert_array_equal(open_split(tmp_path / "float16", "train")[17].descriptors.features, expected)
@@ -181,7 +189,7 @@ def test_all_storages_hold_the_same_images(tmp_path):
 
 
 def test_every_reader_has_a_row(torch_python):
-    rows = reading.measure(DataFlags(**DATA, torch_python=torch_python))["rows"]
+    rows = reading_speed.measure(DataFlags(**DATA, torch_python=torch_python))["rows"]
     names = ["ArrayRecord float16", "ArrayRecord int8", "HDF5 float16", "PyTorch DataLoader"]
     assert [row["reader"].split(",")[0] for row in rows] == names
     for row in rows:
@@ -194,9 +202,9 @@ def test_a_python_without_torch_is_left_out_with_the_reason(tmp_path):
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho \"ModuleNotFoundError: No module named 'torch'\" >&2\nexit 1\n")
     python.chmod(0o755)
-    opponent = Opponent(str(python))
-    assert not opponent.there
-    assert opponent.why == "ModuleNotFoundError: No module named 'torch'"
+    process = TorchProcess(str(python))
+    assert not process.there
+    assert process.why == "ModuleNotFoundError: No module named 'torch'"
 
 
 @pytest.mark.parametrize(
@@ -228,15 +236,15 @@ def compared(monkeypatch, ours, theirs):
 @pytest.mark.parametrize(
     ("module", "flags", "message"),
     [
-        (scoring, ScoreFlags(torch_python="/no/such"), "--torch-python=/no/such: no such program"),
-        (scoring, ScoreFlags(devices=3), "--devices=3: JAX is already in use with 8 devices"),
-        (training, TrainFlags(shapes=((500, 5),)), "--shapes asks for 500 descriptors"),
-        (training, TrainFlags(triplets=9, torch_python="none"), "not divisible by 8 devices"),
-        (reading, DataFlags(images=3), "--images=3: give at least 50"),
-        (extraction, ExtractFlags(side=(500,)), "--side=500: the network takes multiples of 14"),
-        (evaluation, EvaluateFlags(gallery=100), "--gallery=100: re-ranking 400 needs at least 420 images"),
-        (evaluation, EvaluateFlags(rerank=20, gallery=60), "--rerank=20: the ground truth needs at least 30"),
-        (evaluation, EvaluateFlags(stored=100), "--stored=100"),
+        (scoring_speed, ScoreFlags(torch_python="/no/such"), "--torch-python=/no/such: no such program"),
+        (scoring_speed, ScoreFlags(devices=3), "--devices=3: JAX is already in use with 8 devices"),
+        (training_speed, TrainFlags(shapes=((500, 5),)), "--shapes asks for 500 descriptors"),
+        (training_speed, TrainFlags(triplets=9, torch_python="none"), "not divisible by 8 devices"),
+        (reading_speed, DataFlags(images=3), "--images=3: give at least 50"),
+        (extraction_speed, ExtractFlags(side=(500,)), "--side=500: the network takes multiples of 14"),
+        (evaluation_speed, EvaluateFlags(gallery=100), "--gallery=100: re-ranking 400 needs at least 420 images"),
+        (evaluation_speed, EvaluateFlags(rerank=20, gallery=60), "--rerank=20: the ground truth needs at least 30"),
+        (evaluation_speed, EvaluateFlags(stored=100), "--stored=100"),
     ],
 )
 def test_user_errors(module, flags, message):
@@ -262,7 +270,7 @@ def test_wrong_flags_are_named(flag, message):
 
 def test_flags_reach_the_benchmark(monkeypatch):
     seen = []
-    monkeypatch.setattr(scoring, "measure", seen.append)
+    monkeypatch.setattr(scoring_speed, "measure", seen.append)
     benchmark.main(["score", "--shapes=600x50,10x10", "--shortlist=100,400", "--torch-python=none", "--torch-compile"])
     benchmark.main(["score"])
     expected = {"shapes": ((600, 50), (10, 10)), "shortlist": [100, 400], "torch_compile": True}
@@ -281,7 +289,7 @@ def test_matmul_peak_is_a_rate():
 
 def test_extract_alone(capsys):
     network = ViTConfig(width=64, depth=1, heads=2, mlp=48)
-    sift, vit = extraction.measure(ExtractFlags(**EXTRACT, torch_python="none"), network)["rows"]
+    sift, vit = extraction_speed.measure(ExtractFlags(**EXTRACT, torch_python="none"), network)["rows"]
     assert sift["descriptors"] == 600
     assert min(sift["images_per_second"], vit["images_per_second"]) > 0
     assert "PyTorch images/s" not in capsys.readouterr().out
@@ -289,6 +297,6 @@ def test_extract_alone(capsys):
 
 def test_extract_beside_torch(torch_python):
     network = ViTConfig(width=64, depth=2, heads=2, mlp=48)
-    _, vit = extraction.measure(ExtractFlags(**EXTRACT, torch_python=torch_python), network)["rows"]
+    _, vit = extraction_speed.measure(ExtractFlags(**EXTRACT, torch_python=torch_python), network)["rows"]
     assert vit["difference"] <= 1e-4
     assert vit["ratio"] == pytest.approx(vit["images_per_second"] / vit["torch_images_per_second"])

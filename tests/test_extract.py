@@ -19,7 +19,7 @@ from flax import nnx
 from small_networks import write_networks
 
 from ames_jax import extract, search
-from ames_jax.benchmarks.extraction import dead_leaves, random_weights
+from ames_jax.benchmarks.extraction_speed import dead_leaves, random_weights
 from ames_jax.data.checks.validation import validate
 from ames_jax.data.global_descriptors import GlobalDescriptors
 from ames_jax.data.release_hdf5 import ReleaseSource

@@ -95,7 +95,7 @@ model = load_model("model")
 query = DescriptorSet(rng.standard_normal((6, 16), numpy.float32))
 images = DescriptorSet(rng.standard_normal((3, 5, 16), numpy.float32))
 print(score_shortlist(model, query, images).shape)
-import ames_jax.evaluate, ames_jax.search, ames_jax.extract, ames_jax.report.evaluation
+import ames_jax.evaluate, ames_jax.search, ames_jax.extract, ames_jax.report.retrieval_evaluation
 from ames_jax.training.pipeline import TripletPipeline
 try:
     next(TripletPipeline.batches(None))

@@ -19,7 +19,7 @@ from flax import nnx
 
 from ames_jax.benchmarks.flags import Flags
 from ames_jax.benchmarks.measuring import peak_bytes, reset_peak
-from ames_jax.benchmarks.opponent import Opponent
+from ames_jax.benchmarks.torch_process import TorchProcess
 from ames_jax.model.ames import AMESConfig
 from ames_jax.model.kinds import Config, Model, new_model
 from ames_jax.model.torch_weights import from_torch, to_torch
@@ -67,7 +67,7 @@ class Harness:
 
     def __init__(self, flags: Flags, unit: str, dtype: str = "float32", repeats: int = 1, needs: str = "torch") -> None:
         use_devices(getattr(flags, "devices", None))
-        self.torch = Opponent(flags.torch_python, needs)
+        self.torch = TorchProcess(flags.torch_python, needs)
         self.flags, self.unit, self.dtype, self.repeats = flags, unit, dtype, repeats
 
     @functools.cached_property

@@ -28,7 +28,7 @@ from ames_jax.runtime.files import read_json
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class QualityWork:
     """Measurements: database descriptors per image, query descriptors, images re-ranked."""
 
     counts: Sequence[int] = (50, 64)
@@ -36,7 +36,7 @@ class Asked:
     shortlist: int = 100
 
 
-def measure_quality(chosen: ChosenModel, root: Path, asked: Asked) -> list[dict[str, Any]]:
+def measure_quality(chosen: ChosenModel, root: Path, asked: QualityWork) -> list[dict[str, Any]]:
     """Rows of method, descriptors, bytes per image, setting and mAP (percent) on the test pictures of the data set `root`.
 
     Pictures are read and extracted as those of a user, then globally searched with FAISS and re-ranked from their bits.

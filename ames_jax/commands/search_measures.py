@@ -42,7 +42,7 @@ def quality(
     """
     root = scenes.build("landmarks")
     chosen = model_choice.ChosenModel.load(model, "sift")
-    asked = search_quality.Asked(tuple(counts), query_descriptors, shortlist)
+    asked = search_quality.QualityWork(tuple(counts), query_descriptors, shortlist)
     rows = search_quality.measure_quality(chosen, root, asked)
     print(search_results.quality_text(rows, shortlist, query_descriptors, scenes.LANDMARKS.name))
     if json_file:

@@ -16,8 +16,8 @@ from ames_jax.data.shards import open_split, read_about
 from ames_jax.extraction.backbone import STATISTICS_FILE
 from ames_jax.extraction.sift import SiftStatistics
 from ames_jax.index.collection import SearchIndex
-from ames_jax.index.facts import EMPTY, FORMAT, MODEL, publish, recorded, sync
 from ames_jax.index.first_stage import ChosenVectors, check_vectors, factory_string, make_empty, write_empty
+from ames_jax.index.index_json import EMPTY, FORMAT, MODEL, publish, recorded, sync
 from ames_jax.index.model_choice import ChosenModel
 from ames_jax.index.parts import NewImages, write_images
 from ames_jax.model.packing import BitPacker

@@ -14,7 +14,7 @@ from ames_jax.data.shards import read_about
 from ames_jax.data.store import Packer
 from ames_jax.index.building import Descriptors, files_of_index
 from ames_jax.index.collection import SearchIndex, picture_of
-from ames_jax.index.facts import GLOBAL, publish, recorded
+from ames_jax.index.index_json import GLOBAL, publish, recorded
 from ames_jax.index.parts import NewImages, remove_leftovers, write_images
 from ames_jax.model.packing import BitPacker
 from ames_jax.runtime.cache import home

@@ -29,8 +29,8 @@ from ames_jax.data.store import PackedStore, open_store, rows_of
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.extraction.backbone import Backbone
 from ames_jax.extraction.backbones import reopen_backbone
-from ames_jax.index.facts import GLOBAL, MODEL, STAMPS, check_files, check_size, note_without_checksums, read_facts
 from ames_jax.index.first_stage import GlobalIndex
+from ames_jax.index.index_json import GLOBAL, MODEL, STAMPS, check_files, check_size, note_without_checksums, read_facts
 from ames_jax.model.kinds import Model
 from ames_jax.model.packing import binarizer_fingerprint
 from ames_jax.model.weights import read_model

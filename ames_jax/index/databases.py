@@ -17,7 +17,7 @@ import numpy as np
 
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.index.collection import SearchIndex
-from ames_jax.index.facts import FACTS
+from ames_jax.index.index_json import FACTS
 from ames_jax.runtime.errors import UserError, requires
 from ames_jax.runtime.progress import Progress
 

@@ -13,8 +13,8 @@ import numpy as np
 from ames_jax.data.readers import DescriptorReader, PartReader
 from ames_jax.data.store import Packer, build_store
 from ames_jax.index.collection import SearchIndex
-from ames_jax.index.facts import EMPTY, GLOBAL, STAMPS, recorded, sync
 from ames_jax.index.first_stage import ChosenVectors, GlobalVectors, write_part
+from ames_jax.index.index_json import EMPTY, GLOBAL, STAMPS, recorded, sync
 from ames_jax.runtime.files import write_array
 
 Place = Mapping[str, str] | None

@@ -13,7 +13,7 @@ import numpy as np
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.model.kinds import Model
 from ames_jax.retrieval.ranking import ensemble
-from ames_jax.retrieval.scoring import Scorer
+from ames_jax.retrieval.scorer import Scorer
 from ames_jax.runtime.errors import UserError
 
 MOST = 1 << 16  # more descriptors than any store holds of an image

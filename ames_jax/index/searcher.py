@@ -21,7 +21,7 @@ from ames_jax.index.collection import SearchIndex
 from ames_jax.index.queries import as_picture, check_global, check_local
 from ames_jax.index.reranking import Hit, ranked, setting_of
 from ames_jax.model.packing import BitPacker
-from ames_jax.retrieval.scoring import Scorer
+from ames_jax.retrieval.scorer import Scorer
 from ames_jax.runtime.cores import usable_cores
 from ames_jax.runtime.errors import UserError
 

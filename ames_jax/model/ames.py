@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Float32
 
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.model.attention import ACTIVATIONS, CrossWeights, Layer, Sequence, join_valid
-from ames_jax.model.matching import matched
+from ames_jax.model.match_kernel import kernel_term
 from ames_jax.model.shortcuts import SharedQuery, join_database, last_row, share_query
 from ames_jax.model.tokens import Tokenizer, layer_norm
 from ames_jax.runtime.errors import UserError, did_you_mean
@@ -36,7 +36,7 @@ class AMESConfig:
       sigma: the erf surrogate's variance; 1e-6 in the release.
       round_stored: full precision rounds database tokens through float16 at test time, as they are stored (release: True).
       dtype: compute type, "float32" or "bfloat16"; parameters, bits, softmax and scores stay float32.
-      match_weight: of the count of matching bits (`match_branch.matched` above match_threshold) that is added to the
+      match_weight: of the count of matching bits (`match_kernel.kernel_term` above match_threshold) that is added to the
         logit; ours, 0 in the release. Binary models only.
     """
 
@@ -182,7 +182,7 @@ class AMES(nnx.Module):
         if shared.signs is None:
             return logits
         signs = self.tokenizer.signs(database)
-        count = matched(shared.signs, signs, shared.valid, database.valid, self.config.match_threshold)
+        count = kernel_term(shared.signs, signs, shared.valid, database.valid, self.config.match_threshold)
         return logits + self.config.match_weight * count
 
     def database_tokens(self, database: DescriptorSet, train: bool = False) -> Float[Array, "*batch T d"]:
@@ -220,7 +220,7 @@ class AMES(nnx.Module):
         if not self.config.match_weight:
             return logits
         signs = (self.tokenizer.signs(side, train) for side in (query, database))
-        count = matched(*signs, query.valid, database.valid, self.config.match_threshold)
+        count = kernel_term(*signs, query.valid, database.valid, self.config.match_threshold)
         return logits + self.config.match_weight * count
 
     def _normed(self, tokens: Float[Array, "B N d"]) -> Float[Array, "B N d"]:

@@ -14,7 +14,7 @@ from ames_jax.report.tradeoff import draw_tradeoff
 from ames_jax.retrieval.grid import Counts
 from ames_jax.retrieval.matchers import Matcher
 from ames_jax.retrieval.ranking import Setting
-from ames_jax.retrieval.scores import ScoreKeeper
+from ames_jax.retrieval.score_keeper import ScoreKeeper
 from ames_jax.retrieval.sets import RetrievalSet
 from ames_jax.retrieval.tuning import measure
 from ames_jax.runtime.files import write_file

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ames_jax.retrieval.pair_logits import PairLogits
+from ames_jax.retrieval.logits_file import PairLogits
 from ames_jax.retrieval.tuning import SweepRow
 
 # First stages that the released λ and γ suit: the global descriptors of the release's backbones.

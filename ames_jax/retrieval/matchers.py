@@ -14,13 +14,13 @@ import numpy as np
 
 from ames_jax.data.readers import DescriptorReader
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.model import matching
+from ames_jax.model import match_kernel
 from ames_jax.model.kinds import Model
-from ames_jax.model.matching import Whitening
+from ames_jax.model.match_kernel import Whitening
 from ames_jax.model.packing import BitPacker
 from ames_jax.model.weights import model_fingerprint
 from ames_jax.retrieval.grid import GAMMAS, KERNEL_GAMMAS, KERNEL_THRESHOLDS
-from ames_jax.retrieval.scoring import Scorer
+from ames_jax.retrieval.scorer import Scorer
 from ames_jax.retrieval.sets import sample_descriptors
 from ames_jax.runtime.files import digest_of
 
@@ -88,7 +88,7 @@ class ModelMatcher(Matcher):
 
 
 class KernelMatcher(Matcher):
-    """The hand-made opponent, at all its thresholds in one pass: the match kernel of `model.matching`.
+    """The hand-made opponent, at all its thresholds in one pass: the match kernel of `model.match_kernel`.
 
     Reads the bits of a binary model (`packer`) or whitened floats, stored in float16 (`whitening`).
     """
@@ -113,9 +113,9 @@ class KernelMatcher(Matcher):
 
     def stored(self, database: DescriptorSet) -> DescriptorSet:
         """Bits, or whitened and normalised floats."""
-        return self.packer.pack(database) if self.packer else matching.prepare(database, self.whitening)
+        return self.packer.pack(database) if self.packer else match_kernel.prepare(database, self.whitening)
 
     def shortlist(self, query: DescriptorSet, database: DescriptorSet) -> np.ndarray:
         """float32 [K, F]: for each threshold the sum over query descriptors of max(0, best similarity − threshold)."""
         one = self.stored(jax.tree.map(lambda field: field[None], query))[0]
-        return matching.kernel_scores(one, database, self.thresholds)
+        return match_kernel.kernel_scores(one, database, self.thresholds)

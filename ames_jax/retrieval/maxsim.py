@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.model import matching
-from ames_jax.model.matching import Whitening
+from ames_jax.model import match_kernel
+from ames_jax.model.match_kernel import Whitening
 from ames_jax.model.packing import BitPacker
 from ames_jax.retrieval.grid import KERNEL_GAMMAS, KERNEL_THRESHOLDS
 from ames_jax.retrieval.matchers import Matcher
@@ -63,7 +63,7 @@ class MaxSimMatcher(Matcher):
 
     def stored(self, database: DescriptorSet) -> DescriptorSet:
         """Bits, or whitened and normalised floats."""
-        return self.packer.pack(database) if self.packer else matching.prepare(database, self.whitening)
+        return self.packer.pack(database) if self.packer else match_kernel.prepare(database, self.whitening)
 
     def shortlist(self, query: DescriptorSet, database: DescriptorSet) -> np.ndarray:
         """float32 [K, F]: one score for each of `thresholds`."""
@@ -78,7 +78,7 @@ class MaxSimMatcher(Matcher):
     def _query(self, query: DescriptorSet, kind: str) -> np.ndarray:
         """The query's vectors [Q, ·] of length 1, whose product with stored vectors of length 1 is the similarity."""
         if self.packer is None:
-            return matching.prepare(query, self.whitening).features
+            return match_kernel.prepare(query, self.whitening).features
         if kind == "floats" and not query.is_packed:
             return self.packer.directions(query.features)
         packed = self.packer.pack(jax.tree.map(lambda field: field[None], query))

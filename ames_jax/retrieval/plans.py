@@ -16,7 +16,7 @@ from ames_jax.retrieval.grid import Counts
 from ames_jax.retrieval.matchers import Matcher
 from ames_jax.retrieval.metrics import Protocol, protocol_score
 from ames_jax.retrieval.ranking import Setting, ensemble
-from ames_jax.retrieval.scores import ScoreKeeper
+from ames_jax.retrieval.score_keeper import ScoreKeeper
 from ames_jax.retrieval.sets import RetrievalSet
 from ames_jax.retrieval.tuning import Measured, tune
 from ames_jax.runtime.errors import UserError

@@ -12,8 +12,8 @@ from ames_jax.retrieval.grid import LAMBDAS, Counts, Grid
 from ames_jax.retrieval.matchers import Matcher
 from ames_jax.retrieval.metrics import protocol_score
 from ames_jax.retrieval.ranking import Setting
-from ames_jax.retrieval.scores import ScoreKeeper
-from ames_jax.retrieval.scoring import in_threads
+from ames_jax.retrieval.score_keeper import ScoreKeeper
+from ames_jax.retrieval.scorer import in_threads
 from ames_jax.retrieval.sets import RetrievalSet
 from ames_jax.runtime.progress import Progress
 

@@ -37,7 +37,7 @@ from ames_jax.serving.answers import (
 from ames_jax.serving.batching import Busy
 from ames_jax.serving.guard import Guard, Limits
 from ames_jax.serving.metrics import Metrics
-from ames_jax.serving.reading import Asked, indexed_query, parse_box, read_query, read_upload
+from ames_jax.serving.request_body import RequestedQuery, indexed_query, parse_box, read_query, read_upload
 from ames_jax.serving.service import Question, Service, Taken, Unknown
 
 PAGE = Path(__file__).with_name("page")
@@ -166,7 +166,7 @@ async def explain_picture(
         return await run_in_threadpool(_explained, service, asked, image_id)
 
 
-def _explained(service: Service, asked: Asked, image_id: str) -> ExplanationAnswer:
+def _explained(service: Service, asked: RequestedQuery, image_id: str) -> ExplanationAnswer:
     if not isinstance(asked.query, np.ndarray | Path):
         raise HTTPException(422, "an explanation needs a picture, not descriptors")
     return ExplanationAnswer.of(service.explain(asked.query, image_id), asked.share)

@@ -17,7 +17,7 @@ from ames_jax.extraction.backbone import Backbone
 from ames_jax.extraction.images import load_image
 from ames_jax.index import explaining, thumbnails
 from ames_jax.index.collection import SearchIndex
-from ames_jax.index.facts import FACTS
+from ames_jax.index.index_json import FACTS
 from ames_jax.index.searcher import QUERIES_AT_A_TIME, Query, Searcher, SearchResult
 from ames_jax.index.uploading import WAIT_SECONDS, Upload, add_uploads, check_id, is_upload, remove_image
 from ames_jax.runtime.cores import usable_cores

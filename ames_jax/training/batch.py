@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.retrieval.scoring import micro_batch_size
+from ames_jax.retrieval.scorer import micro_batch_size
 from ames_jax.runtime.devices import BATCH_AXIS, EVERYWHERE
 
 Rows = tuple[int, int]  # padded numbers of query and database descriptors

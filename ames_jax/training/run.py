@@ -22,7 +22,7 @@ from ames_jax.model.released import load_model
 from ames_jax.model.weights import read_model
 from ames_jax.retrieval.grid import Counts
 from ames_jax.retrieval.matchers import ModelMatcher
-from ames_jax.retrieval.scores import ScoreKeeper
+from ames_jax.retrieval.score_keeper import ScoreKeeper
 from ames_jax.retrieval.sets import RIGHT, RetrievalSet, sample_descriptors
 from ames_jax.retrieval.tuning import tune
 from ames_jax.runtime.command_line import flatten

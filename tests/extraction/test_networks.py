@@ -13,7 +13,7 @@ import pytest
 from conftest import GOLDEN
 from flax import nnx
 
-from ames_jax.benchmarks.extraction import random_weights
+from ames_jax.benchmarks.extraction_speed import random_weights
 from ames_jax.extraction.cvnet import CvnetBackbone
 from ames_jax.extraction.detector import Detector, detector_of, detector_weights, strongest
 from ames_jax.extraction.dinov2 import Dinov2Backbone

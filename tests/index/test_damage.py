@@ -14,10 +14,10 @@ from ames_jax import search
 from ames_jax.data.readers import MemoryReader
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.extraction.backbones import reopen_backbone
-from ames_jax.index import facts, first_stage
+from ames_jax.index import first_stage, index_json
 from ames_jax.index.building import Descriptors
 from ames_jax.index.collection import SearchIndex
-from ames_jax.index.facts import read_facts
+from ames_jax.index.index_json import read_facts
 from ames_jax.runtime.cache import home
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import lock
@@ -53,7 +53,7 @@ def test_every_damage_of_every_file_is_found(made, tmp_path, monkeypatch):
         file.write_bytes(data)
     assert cases >= 30
     SearchIndex.open(path)
-    monkeypatch.setattr(facts, "READ_ON_OPENING", 0)
+    monkeypatch.setattr(index_json, "READ_ON_OPENING", 0)
     for file in (path / "part-00000" / "bits.npy", path / "part-00000" / "global.faiss"):
         data = file.read_bytes()
         file.write_bytes(data[:-3] + bytes([data[-3] ^ 4]) + data[-2:])

@@ -16,7 +16,7 @@ from ames_jax.index.model_choice import ChosenModel
 from ames_jax.index.queries import as_picture
 from ames_jax.index.reranking import rerank
 from ames_jax.index.searcher import Searcher
-from ames_jax.retrieval.scoring import Scorer
+from ames_jax.retrieval.scorer import Scorer
 from ames_jax.runtime.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("one_device")

@@ -13,7 +13,7 @@ from ames_jax.index.model_choice import ChosenModel
 from ames_jax.index.reranking import rerank
 from ames_jax.index.searcher import STAGES, Searcher
 from ames_jax.retrieval.ranking import ensemble
-from ames_jax.retrieval.scoring import score_shortlist
+from ames_jax.retrieval.scorer import score_shortlist
 from ames_jax.runtime.errors import UserError
 
 QUERY_DESCRIPTORS = 30

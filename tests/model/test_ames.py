@@ -13,7 +13,7 @@ from flax import nnx
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.model.ames import AMES, NAMED, AMESConfig
 from ames_jax.model.kinds import config_of
-from ames_jax.model.matching import kernel_scores
+from ames_jax.model.match_kernel import kernel_scores
 from ames_jax.model.torch_weights import from_torch, infer_config, to_torch
 from ames_jax.runtime.errors import UserError
 

@@ -19,7 +19,7 @@ from ames_jax.model.released import load_model
 from ames_jax.model.torch_files import write_checkpoint
 from ames_jax.model.torch_weights import from_torch, infer_config, release_names, to_torch
 from ames_jax.model.weights import save_model
-from ames_jax.retrieval.scoring import Scorer, score_pairs, score_shortlist
+from ames_jax.retrieval.scorer import Scorer, score_pairs, score_shortlist
 from ames_jax.runtime.errors import UserError
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "elvis_tiny.npz")

@@ -9,14 +9,14 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.model import matching
+from ames_jax.model import match_kernel
 from ames_jax.model.ames import AMES, AMESConfig
 from ames_jax.model.weights import save_model
-from ames_jax.report.evaluation import evaluate, opponent
+from ames_jax.report.retrieval_evaluation import baseline_kernel, evaluate
 from ames_jax.report.run_report import matchers
 from ames_jax.retrieval.grid import KERNEL_THRESHOLDS, Counts
 from ames_jax.retrieval.matchers import KernelMatcher, Matcher, ModelMatcher
-from ames_jax.retrieval.scores import ScoreKeeper
+from ames_jax.retrieval.score_keeper import ScoreKeeper
 from ames_jax.retrieval.sets import RetrievalSet
 from ames_jax.retrieval.tuning import tune, tune_all
 from ames_jax.runtime.command_line import load_config
@@ -40,7 +40,7 @@ def test_the_kernel_on_floats_is_the_same_in_report_and_evaluation(root, model):
     student = AMES(AMESConfig(**SHAPE, bits=16), nnx.Rngs(0))
     validation = RetrievalSet.load(root, "validation")
     in_report = next(m for m in matchers(None, student, validation.training) if m.kind == "kernel on floats")
-    evaluated = opponent(ModelMatcher(model, "floats"), validation)
+    evaluated = baseline_kernel(ModelMatcher(model, "floats"), validation)
     assert evaluated.facts == in_report.facts
     assert evaluated.name == "match kernel on floats"
     (root / "images" / "train.ids.txt").rename(root / "hidden")
@@ -48,7 +48,7 @@ def test_the_kernel_on_floats_is_the_same_in_report_and_evaluation(root, model):
         without = RetrievalSet.load(root, "validation")
     finally:
         (root / "hidden").rename(root / "images" / "train.ids.txt")
-    of_database = opponent(ModelMatcher(model, "floats"), without)
+    of_database = baseline_kernel(ModelMatcher(model, "floats"), without)
     assert of_database.name == "match kernel on floats, whitened on the database"
     assert of_database.facts != in_report.facts
 
@@ -66,8 +66,8 @@ def test_training_and_evaluation_choose_the_same_setting(root, model, tmp_path):
 
 def test_all_thresholds_are_scored_in_one_pass(root, monkeypatch):
     calls = []
-    original = matching.best_similarities
-    monkeypatch.setattr(matching, "best_similarities", lambda *sets: calls.append(1) or original(*sets))
+    original = match_kernel.best_similarities
+    monkeypatch.setattr(match_kernel, "best_similarities", lambda *sets: calls.append(1) or original(*sets))
     data = RetrievalSet.load(root, "test")
     kernel = KernelMatcher.on_floats("kernel", data.training)
     scores = ScoreKeeper().scores(data, kernel, 10, Counts(6, 4))

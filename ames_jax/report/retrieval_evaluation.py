@@ -22,13 +22,13 @@ from ames_jax.report.memory_sweep import memory_sweep
 from ames_jax.report.results import fit_notes, result_rows, results_table
 from ames_jax.report.tables import markdown, markdown_table
 from ames_jax.retrieval.grid import GAMMAS, LAMBDAS, Counts, Grid
+from ames_jax.retrieval.logits_file import PairLogits
 from ames_jax.retrieval.matchers import KernelMatcher, Matcher, ModelMatcher
 from ames_jax.retrieval.maxsim import MaxSimMatcher
 from ames_jax.retrieval.opening import open_set
-from ames_jax.retrieval.pair_logits import PairLogits
 from ames_jax.retrieval.plans import measure_plans
 from ames_jax.retrieval.refinement import refined_set
-from ames_jax.retrieval.scores import ScoreKeeper
+from ames_jax.retrieval.score_keeper import ScoreKeeper
 from ames_jax.retrieval.sets import RetrievalSet
 from ames_jax.retrieval.tuning import SweepRow, best_row, sweep, tune
 from ames_jax.runtime.command_line import flatten
@@ -103,7 +103,7 @@ def _plans(
     if matcher is None or validation is None:
         raise UserError(f"--config.plan={config.plan} needs a model, and --config.tune_on: both stages are tuned on it")
     plans = [text.strip() for text in config.plan.split(",") if text.strip()]
-    kernel = opponent(matcher, validation)
+    kernel = baseline_kernel(matcher, validation)
     return measure_plans(plans, keeper, matcher, kernel, validation, test, max(grid.rerank), counts_of(config))
 
 
@@ -250,7 +250,7 @@ def _memory(
     largest = max((row.setting for row in rows), key=lambda setting: setting.k)
     compared = [(matcher, largest)]
     if config.match_kernel and validation is not None:
-        kernel = opponent(matcher, validation)
+        kernel = baseline_kernel(matcher, validation)
         tuned = tune(keeper, kernel, validation, k=largest.k, counts=counts_of(config))
         compared.append((kernel, tuned.setting))
     elif config.match_kernel:
@@ -259,7 +259,7 @@ def _memory(
         return memory_sweep(keeper, compared, test, config.query_descriptors, workdir if is_lead() else Path(scratch))
 
 
-def opponent(matcher: ModelMatcher, data: RetrievalSet) -> KernelMatcher:
+def baseline_kernel(matcher: ModelMatcher, data: RetrievalSet) -> KernelMatcher:
     """The match kernel on what a model reads: its bits, or floats whitened with statistics of the set's training images.
 
     A set without training images lends those of its database, and the name says so.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ames_jax.descriptors import DescriptorSet, pack_bits
-from ames_jax.model.matching import Whitening, best_similarities, kernel_scores, prepare
+from ames_jax.model.match_kernel import Whitening, best_similarities, kernel_scores, prepare
 
 rng = np.random.default_rng(0)
 

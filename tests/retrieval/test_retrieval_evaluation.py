@@ -24,8 +24,8 @@ from ames_jax.model.packing import BitPacker
 from ames_jax.model.released import load_model
 from ames_jax.model.torch_weights import from_torch, infer_config
 from ames_jax.model.weights import save_model
-from ames_jax.report.evaluation import evaluate
 from ames_jax.report.results import fit_notes
+from ames_jax.report.retrieval_evaluation import evaluate
 from ames_jax.retrieval.metrics import gldv2_protocols, mean_average_precision
 from ames_jax.retrieval.opening import open_set
 from ames_jax.retrieval.sets import RetrievalSet

@@ -3,7 +3,7 @@
 The score of a pair is the sum over the query's descriptors of max(0, best similarity in the database image − t).
 Similarity is the cosine of (whitened) float descriptors, or 1 − 2·h/bits of packed bits at Hamming distance h, which is
 the cosine of their ±1 vectors. The threshold t is chosen on validation together with λ and γ (`retrieval.grid`).
-In NumPy; `matched` is the kernel in JAX, as a part of a model.
+In NumPy; `kernel_term` is the kernel in JAX, as a term of a model's logit.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _words(packed: UInt8[np.ndarray, "*batch bytes"]) -> UInt64[np.ndarray, "*ba
     return padded.view(np.uint64)
 
 
-def matched(
+def kernel_term(
     query: Float[Array, "*B Q bits"],
     database: Float[Array, "K T bits"],
     query_valid: Bool[AnyArray, "*B Q"] | None,

@@ -20,12 +20,12 @@ import numpy as np
 
 from ames_jax.benchmarks.flags import EvaluateFlags, Shape
 from ames_jax.benchmarks.harness import Case, Harness, comparable, random_model
-from ames_jax.benchmarks.scoring import TOLERANCE
+from ames_jax.benchmarks.scoring_speed import TOLERANCE
 from ames_jax.data.neighbours import save_neighbours
 from ames_jax.data.release_hdf5 import METADATA
 from ames_jax.model.ames import AMESConfig
 from ames_jax.model.weights import save_model
-from ames_jax.report.evaluation import evaluate
+from ames_jax.report.retrieval_evaluation import evaluate
 from ames_jax.runtime.command_line import load_config
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import write_json

@@ -9,7 +9,7 @@ import numpy as np
 
 from ames_jax.retrieval.grid import Counts
 from ames_jax.retrieval.matchers import Matcher
-from ames_jax.retrieval.scores import ScoreKeeper
+from ames_jax.retrieval.score_keeper import ScoreKeeper
 from ames_jax.retrieval.sets import RetrievalSet
 from ames_jax.runtime.errors import UserError
 

@@ -8,7 +8,7 @@ import processes
 import pytest
 
 from ames_jax import benchmark
-from ames_jax.benchmarks import serving
+from ames_jax.benchmarks import serving_speed
 
 pytest.importorskip("fastapi")
 
@@ -18,7 +18,7 @@ def test_a_small_load(tmp_path, monkeypatch, capsys):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AMES_JAX_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(benchmark.cache, "start", lambda: None)
-    monkeypatch.setattr(serving, "PICTURES", 4)
+    monkeypatch.setattr(serving_speed, "PICTURES", 4)
     sizes = ["--images=200", "--seconds=0.5", "--clients=2", "--budget=160B", "--shortlist=5", "--query-descriptors=10"]
     file = tmp_path / "figures.json"
     assert benchmark.main(["serve", *sizes, f"--json={file}"]) == 0

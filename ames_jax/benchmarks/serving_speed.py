@@ -25,7 +25,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ames_jax.benchmarks.extraction import dead_leaves
+from ames_jax.benchmarks.extraction_speed import dead_leaves
 from ames_jax.benchmarks.flags import ServeFlags
 from ames_jax.benchmarks.search_speed import Load, make_up_index
 from ames_jax.index.model_choice import ChosenModel

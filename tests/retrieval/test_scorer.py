@@ -6,8 +6,8 @@ from flax import nnx
 
 from ames_jax import DescriptorSet, Scorer, score_pairs, score_shortlist
 from ames_jax.model.ames import AMES, AMESConfig
-from ames_jax.retrieval import scoring
-from ames_jax.retrieval.scoring import micro_batch_size
+from ames_jax.retrieval import scorer
+from ames_jax.retrieval.scorer import micro_batch_size
 from ames_jax.runtime.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
@@ -85,10 +85,10 @@ def test_scores_do_not_follow_later_changes_of_the_model(rng):
 
 def test_number_of_programs_stays_small(model, rng):
     query, database = random_set(rng, 5), random_set(rng, 130, 4)
-    before = scoring._score_shortlist._cache_size()
+    before = scorer._score_shortlist._cache_size()
     for count in range(65, 129, 8):
         Scorer(model, micro_batch=1).shortlist(query, DescriptorSet(database.features[:count]))
-    assert 0 < scoring._score_shortlist._cache_size() - before <= 8
+    assert 0 < scorer._score_shortlist._cache_size() - before <= 8
 
 
 def test_micro_batches_on_cpu_shrink_with_the_tokens():

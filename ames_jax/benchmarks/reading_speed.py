@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ames_jax.benchmarks.evaluation import write_hdf5
+from ames_jax.benchmarks.evaluation_speed import write_hdf5
 from ames_jax.benchmarks.flags import DataFlags
 from ames_jax.benchmarks.harness import Harness
 from ames_jax.benchmarks.measuring import read_times

@@ -31,7 +31,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class RequestedQuery:
     """A query, the part of its picture that it is (offset and size as shares), and the seconds it took to read."""
 
     query: Query
@@ -52,7 +52,7 @@ def parse_box(text: str | None) -> Box | None:
     return left, top, right, bottom
 
 
-async def read_query(request: Request, service: Service, limits: Limits, box: Box | None) -> Asked:
+async def read_query(request: Request, service: Service, limits: Limits, box: Box | None) -> RequestedQuery:
     """The query in the body of a request; raises HTTPException, UserError or `Unknown`."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     start = time.perf_counter()
@@ -60,7 +60,7 @@ async def read_query(request: Request, service: Service, limits: Limits, box: Bo
         async with request.form(max_files=1, max_fields=8) as form:
             upload = _file_of(form)
             query, share = await run_in_threadpool(_picture, service, upload.file, limits, box)
-        return Asked(query, share, time.perf_counter() - start)
+        return RequestedQuery(query, share, time.perf_counter() - start)
     if kind != JSON:
         raise HTTPException(415, f"expected {FORM} with a file in the field 'image', or {JSON}, found {kind[:60]!r}")
     body = _json(await request.body())
@@ -72,7 +72,7 @@ async def read_query(request: Request, service: Service, limits: Limits, box: Bo
         query, share = await run_in_threadpool(_descriptors, service, given), WHOLE
         if box is not None:
             raise HTTPException(422, "a box needs a picture, not descriptors")
-    return Asked(query, share, time.perf_counter() - start)
+    return RequestedQuery(query, share, time.perf_counter() - start)
 
 
 async def read_upload(request: Request, service: Service, limits: Limits) -> tuple[np.ndarray, bytes, str | None]:
@@ -87,11 +87,11 @@ async def read_upload(request: Request, service: Service, limits: Limits) -> tup
     return picture, content, image_id
 
 
-def indexed_query(service: Service, image_id: str, box: Box | None) -> Asked:
+def indexed_query(service: Service, image_id: str, box: Box | None) -> RequestedQuery:
     """An image of the collection as a query; raises `Unknown`."""
     start = time.perf_counter()
     query, share = _indexed(service, image_id, box)
-    return Asked(query, share, time.perf_counter() - start)
+    return RequestedQuery(query, share, time.perf_counter() - start)
 
 
 def _file_of(form: Any) -> UploadFile:

@@ -16,7 +16,7 @@ from ames_jax.benchmarks.harness import Case, Harness, comparable, random_model
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.model.ames import AMESConfig
 from ames_jax.model.kinds import KINDS, Config, fields_of
-from ames_jax.retrieval.scoring import Scorer
+from ames_jax.retrieval.scorer import Scorer
 from ames_jax.runtime.progress import Progress
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.1}

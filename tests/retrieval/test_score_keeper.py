@@ -15,8 +15,8 @@ from ames_jax.retrieval.judgements import judge
 from ames_jax.retrieval.matchers import Matcher
 from ames_jax.retrieval.metrics import REVISITED, gldv2_map, gldv2_protocols, revisited_map
 from ames_jax.retrieval.ranking import rerank
-from ames_jax.retrieval.scores import DatabaseCache, ScoreKeeper
-from ames_jax.retrieval.scoring import in_threads
+from ames_jax.retrieval.score_keeper import DatabaseCache, ScoreKeeper
+from ames_jax.retrieval.scorer import in_threads
 from ames_jax.retrieval.sets import RetrievalSet
 from ames_jax.retrieval.tuning import sweep
 from ames_jax.runtime.errors import UserError

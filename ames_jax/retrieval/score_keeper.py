@@ -18,7 +18,7 @@ from ames_jax.data.readers import DescriptorReader
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.retrieval.grid import Counts
 from ames_jax.retrieval.matchers import Matcher
-from ames_jax.retrieval.scoring import in_threads, queries_at_a_time
+from ames_jax.retrieval.scorer import in_threads, queries_at_a_time
 from ames_jax.retrieval.sets import RetrievalSet
 from ames_jax.runtime.checksums import check, forget, record
 from ames_jax.runtime.errors import UserError

@@ -17,7 +17,7 @@ import numpy as np
 from ames_jax.runtime.errors import UserError
 
 
-class Opponent:
+class TorchProcess:
     """The PyTorch side; `there` is False when it is left out, and `why` says so in one line.
 
     Raises:

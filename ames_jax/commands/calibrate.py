@@ -1,0 +1,71 @@
+"""The command `search calibrate`: parameters are the flags, docstrings their help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from etils import epy
+
+from ames_jax.runtime.command_line import Count
+from ames_jax.runtime.errors import UserError
+
+with epy.lazy_imports():  # help needs none of them
+    from ames_jax import scenes
+    from ames_jax.extraction import backbone, backbones, sift
+    from ames_jax.index import picture_sets
+    from ames_jax.model import weights
+    from ames_jax.retrieval import grid, matchers, score_keeper, tuning
+
+QUERY_DESCRIPTORS, DATABASE_DESCRIPTORS = 100, 64
+
+
+def calibrate(
+    *,
+    run: Path,
+    out: Path,
+    data: Path | None = None,
+    photos: Path | None = None,
+    distractors: Path | None = None,
+    queries: Count = 120,
+    shortlist: Count = 100,
+) -> None:
+    """Make a model for SIFT search of a trained student: choose its λ and γ on pictures extracted as photos are.
+
+    The pictures are the validation pictures of a rendered set, or some tens of your own photos. The folder of the model
+    then holds model.safetensors and sift_statistics.npz.
+
+    Args:
+      run: Run of a binary student, or a model directory.
+      out: Folder of the calibrated model.
+      data: Rendered set with validation pictures (default: the transfer scenes).
+      photos: Choose on these photos instead, a subfolder per scene.
+      distractors: Among these pictures (default: the rendered gallery of the embedded landmarks).
+      queries: Rendered pictures that are queries.
+      shortlist: Images re-ranked per query.
+    """
+    directory = weights.find_model(run)
+    model, facts = weights.read_model(directory), weights.facts_of(directory)
+    taken = picture_sets.read_scenes(photos) if photos else None
+    file = picture_sets.statistics_beside(run, data)
+    statistics = sift.SiftStatistics.load(file)
+    fingerprint = statistics.fingerprint()
+    if facts.get("statistics", fingerprint) != fingerprint:
+        raise UserError(
+            f"{run}: was trained with other SIFT statistics ({facts['statistics'][:8]}) than {file} holds "
+            f"({fingerprint[:8]}); put the {backbone.STATISTICS_FILE} of its run beside it"
+        )
+    extractor = backbones.open_backbone("sift", statistics=file)
+    if taken:
+        chosen_on = picture_sets.photo_set(taken, picture_sets.distractors_in(distractors), extractor)
+    else:
+        rendered = picture_sets.rendered_scenes(data or scenes.build("transfer"))
+        chosen_on = picture_sets.photo_set(rendered, [], extractor, queries)
+    matcher, k = matchers.ModelMatcher(model, str(run)), min(shortlist, chosen_on.ranks.shape[1])
+    counts = grid.Counts(QUERY_DESCRIPTORS, DATABASE_DESCRIPTORS)
+    found = tuning.tune(score_keeper.ScoreKeeper(), matcher, chosen_on, k=k, counts=counts)
+    before, after, setting = chosen_on.figures()["mAP"], found.figures["mAP"], found.setting
+    print(f"{chosen_on.name}: mAP {before:.1f} → {after:.1f} at λ {setting.lam:g}, γ {setting.gamma:g}")
+    facts |= {"validation_map": after, "lam": setting.lam, "gamma": setting.gamma}
+    facts |= {"backbone": "sift", "statistics": fingerprint}
+    print(weights.save_model(model, out, facts))
+    statistics.save(out / backbone.STATISTICS_FILE)
