@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Many GPUs under SLURM: launch/slurm.sh ACTION [--dry-run], on a login node, in an environment with ames_jax's requirements
-#   run      submits the job: one process a GPU; it requeues itself when it is preempted or its time is up
+#   run      submits the job of $STAGE: one process a GPU; it requeues itself when it is preempted or its time is up
 #   smoke    ten steps on every GPU; fails unless all end with the same parameters
+#   status   of the job
 #   logs     follows the log
-#   delete   cancels the job
+#   stop     cancels the job: every process saves in SLURM's KillWait (30 s), and `run` goes on from there
 # --dry-run prints the commands and does nothing. Settings: launch/settings.env.
 # shellcheck source=launch/common.sh
 . "$(dirname "$0")/common.sh"
@@ -15,12 +16,13 @@ submit() {
     --output="$NAME.log" --chdir="$root" "$launch/slurm_job.sh" "$@"
 }
 
-# shellcheck disable=SC2086 # TRAIN holds several arguments
+case "$ACTION" in run | smoke) needs WORKDIR TRAIN ;; esac
+# shellcheck disable=SC2086 # TRAIN and SMOKE hold several arguments
 case "$ACTION" in
   run) submit $TRAIN --workdir="$WORKDIR" ;;
-  smoke) submit --config=configs/teacher_fp.py --config.optimizer.steps=10 --config.optimizer.warmup=0 \
-    --config.validation.every=10 --workdir="$WORKDIR-smoke-$(date +%s)" ;;
+  smoke) submit $SMOKE --workdir="$SMOKE_FOLDER" ;;
+  status) run squeue --name="$NAME" ;;
   logs) run tail -n 100 -F "$root/$NAME.log" ;;
-  delete) run scancel --name="$NAME" ;;
+  stop | delete) run scancel --name="$NAME" ;;
   *) usage ;;
 esac

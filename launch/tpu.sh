@@ -4,39 +4,73 @@
 #   setup    code, virtual environment and requirements on every host
 #   data     mounts ($DATA_ROUTE=mount) or copies the data on every host
 #   smoke    ten steps on every host; fails unless all end with the same parameters
-#   run      starts the training in the background on every host
+#   run      starts the training of $STAGE in the background on every host, unless one is running
+#   status   of the slice and of the training
 #   logs     follows the log of process 0
-#   resume   create, setup, data, run, and all of it again whenever the slice is taken away, until the training is done
+#   stop     sends SIGTERM: every process saves; `run` and `resume` go on from there
+#   resume   what is missing of create, setup, data and run, again whenever the slice is taken away, until the training is done
 #   delete   gives the slice back
 # --dry-run prints the commands and does nothing. Settings: launch/settings.env.
+# `resume` can itself be stopped and started at any time: it waits for a slice that is queued, watches a training that runs,
+# and deletes a request only where Google says three times in a row that it has FAILED or is SUSPENDED.
 # shellcheck source=launch/common.sh
 . "$(dirname "$0")/common.sh"
 
 place=(--project="$PROJECT" --zone="$ZONE")
 POLL="${POLL:-60}" # seconds between looks
+LOOKS=3            # equal answers in a row before anything is done about a slice that is not there
+FAULTS=5           # failed starts or runs before resume gives up; being taken away is none
+complaint="$(mktemp)"
+trap 'rm -f "$complaint"' EXIT
 
 on_all() { run gcloud compute tpus tpu-vm ssh "$NAME" "${place[@]}" --worker=all --command="$1"; }
 on_first() { run gcloud compute tpus tpu-vm ssh "$NAME" "${place[@]}" --worker=0 --command="$1"; }
 
-state() {
-  gcloud compute tpus queued-resources describe "$NAME" "${place[@]}" --format='value(state.state)' 2>/dev/null || echo NONE
+describe=(gcloud compute tpus queued-resources describe "$NAME" "${place[@]}" '--format=value(state.state)')
+
+state() { # of the queued resource: Google's word for it, GONE where there is none, UNKNOWN where nobody can say
+  local answer
+  if answer="$("${describe[@]}" 2> "$complaint")" && [ -n "$answer" ]; then
+    echo "$answer"
+  elif grep -q NOT_FOUND "$complaint"; then
+    echo GONE
+  else
+    echo UNKNOWN
+  fi
 }
 
-create() {
+settled() { # a state that something can be done about: what would cost a slice is asked $LOOKS times
+  local now before="" same=0
+  while true; do
+    now="$(state)"
+    case "$now" in GONE | FAILED | SUSPENDED | UNKNOWN) ;; *) break ;; esac
+    if [ "$now" = "$before" ]; then same=$((same + 1)); else same=1; fi
+    if [ "$same" -ge "$LOOKS" ]; then break; fi
+    before="$now"
+    sleep "$POLL"
+  done
+  echo "$now"
+}
+
+request() {
   local options=()
   case "$CAPACITY" in
     spot) options=(--spot) ;;
     reserved) options=(--reserved) ;;
     on-demand) ;;
-    *) echo "error: CAPACITY=$CAPACITY: expected spot, reserved or on-demand" >&2; exit 2 ;;
+    *) fail "CAPACITY=$CAPACITY: expected spot, reserved or on-demand" ;;
   esac
   run gcloud compute tpus queued-resources create "$NAME" --node-id="$NAME" "${place[@]}" \
     --accelerator-type="$ACCELERATOR" --runtime-version="$RUNTIME" "${options[@]}"
-  show gcloud compute tpus queued-resources describe "$NAME" "${place[@]}" '--format=value(state.state)'
-  if [ -n "$DRY_RUN" ]; then return; fi
+}
+
+create() {
   local now
-  while now="$(state)"; [ "$now" != ACTIVE ]; do
-    case "$now" in FAILED | SUSPENDED) echo "error: the request for $NAME is $now" >&2; return 1 ;; esac
+  request
+  show "${describe[@]}"
+  if [ -n "$DRY_RUN" ]; then return; fi
+  while now="$(settled)"; [ "$now" != ACTIVE ]; do
+    case "$now" in FAILED | SUSPENDED | GONE) echo "error: the request for $NAME is $now" >&2; return 1 ;; esac
     echo "waiting for $NAME: $now"
     sleep "$POLL"
   done
@@ -44,78 +78,141 @@ create() {
 
 setup() {
   local archive
-  archive="/tmp/ames_jax-$NAME.tar.gz"
-  run tar -C "$root" --exclude=.git --exclude=runs -czf "$archive" .
-  run gcloud compute tpus tpu-vm scp "$archive" "$NAME:/tmp/ames_jax.tar.gz" "${place[@]}" --worker=all
-  on_all "set -e; mkdir -p ~/ames_jax; tar -C ~/ames_jax -xzf /tmp/ames_jax.tar.gz; \
+  archive="${TMPDIR:-/tmp}/ames_jax-$NAME.tar.gz"
+  run tar -C "$root" --exclude-from="$root/.dockerignore" -czf "$archive" . &&
+    run gcloud compute tpus tpu-vm scp "$archive" "$NAME:/tmp/ames_jax.tar.gz" "${place[@]}" --worker=all &&
+    on_all "set -e; rm -f ~/ames.ready; mkdir -p ~/ames_jax; tar -C ~/ames_jax -xzf /tmp/ames_jax.tar.gz; \
 python3 -m pip install --user --quiet uv; python3 -m uv venv --quiet --clear --python 3.12 ~/venv; \
 python3 -m uv pip install --quiet --python ~/venv/bin/python 'jax[tpu]' gcsfs -r ~/ames_jax/requirements.txt"
 }
 
 data() {
+  local folder
+  folder="$(folder_in_bucket "$DATA")"
   case "$DATA_ROUTE" in
     mount) on_all "set -e; mkdir -p $DATA_DIR; command -v gcsfuse || { \
 echo 'deb https://packages.cloud.google.com/apt gcsfuse-jammy main' | sudo tee /etc/apt/sources.list.d/gcsfuse.list; \
 curl -fsS https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo tee /etc/apt/trusted.gpg.d/gcloud.asc > /dev/null; \
 sudo apt-get update -qq; sudo apt-get install -yqq gcsfuse; }; mountpoint -q $DATA_DIR || \
-gcsfuse --implicit-dirs -o ro --only-dir $(in_bucket "$DATA") $(bucket_of "$DATA") $DATA_DIR" ;;
-    copy) on_all "mkdir -p $DATA_DIR && gcloud storage rsync --recursive $DATA $DATA_DIR" ;;
-    *) echo "error: DATA_ROUTE=$DATA_ROUTE: expected mount or copy" >&2; exit 2 ;;
+gcsfuse --implicit-dirs -o ro ${folder:+--only-dir $folder }$(bucket_of "$DATA") $DATA_DIR; touch ~/ames.ready" ;;
+    copy) on_all "mkdir -p $DATA_DIR && gcloud storage rsync --recursive $DATA $DATA_DIR && touch ~/ames.ready" ;;
+    *) fail "DATA_ROUTE=$DATA_ROUTE: expected mount or copy" ;;
   esac
 }
 
-bucket_of() { local path="${1#gs://}"; echo "${path%%/*}"; }
-in_bucket() { local path="${1#gs://}"; echo "${path#*/}"; }
-
-# What is left of a run before is ended first: it would hold the chips. The exit code lands in a file, so that a broken SSH
+# What is left of an ended run is ended first: it would hold the chips. The exit code lands in a file, so that a broken SSH
 # connection ends nothing.
-run_training() {
-  on_all "cd ~/ames_jax; test -f ~/ames.pid && kill -9 -- -\$(cat ~/ames.pid) 2> /dev/null; rm -f ~/ames.code; \
-setsid nohup bash -c '~/venv/bin/python -m ames_jax.train $TRAIN --workdir=$WORKDIR; echo \$? > ~/ames.code' \
+start() {
+  on_all "cd ~/ames_jax || exit 1; if [ -f ~/ames.pid ]; then group=-\$(cat ~/ames.pid); for i in \$(seq 60); do \
+kill -0 -- \$group 2> /dev/null || break; sleep 1; done; kill -9 -- \$group 2> /dev/null; fi; \
+rm -f ~/ames.code ~/ames.stop; echo $WORKDIR > ~/ames.workdir; \
+setsid nohup bash -c '~/venv/bin/python -m ames_jax.train $TRAIN --workdir=$WORKDIR; code=\$?; \
+if [ \$code = 75 ] && [ -f ~/ames.stop ]; then code=stopped; fi; echo \$code > ~/ames.code' \
 > ~/ames.log 2>&1 < /dev/null & echo \$! > ~/ames.pid"
 }
 
+# shellcheck disable=SC2016 # for the host's shell
+question='if [ ! -f ~/ames.ready ]; then echo bare; elif [ -s ~/ames.code ]; then echo "ended $(cat ~/ames.code) $(cat ~/ames.workdir)"; '
+# shellcheck disable=SC2016
+question+='elif grep -qsa ames_jax /proc/$(cat ~/ames.pid 2> /dev/null || echo 0)/cmdline; then echo "running $(cat ~/ames.workdir)"; '
+question+='else echo idle; fi'
+
+training() { # on worker 0: bare, idle, running WORKDIR, or ended CODE WORKDIR; nothing where it does not answer
+  local answer
+  answer="$(gcloud compute tpus tpu-vm ssh "$NAME" "${place[@]}" --worker=0 --command="$question" 2> /dev/null || true)"
+  echo "${answer##*$'\n'}" # a login may greet first
+}
+
+run_training() {
+  local now=""
+  if [ -z "$DRY_RUN" ]; then now="$(training)"; fi
+  case "$now" in running*) fail "${now#running } is being trained on $NAME: launch/tpu.sh stop ends it" ;; esac
+  start
+}
+
+stop() {
+  on_all "touch ~/ames.stop; pkill -TERM -P \$(cat ~/ames.pid) || echo nothing is running on \$(hostname)"
+}
+
+status() {
+  run "${describe[@]}"
+  on_first "$question; tail -n 1 ~/ames.log"
+}
+
 smoke() {
-  on_all "cd ~/ames_jax && ~/venv/bin/python -m ames_jax.train --config=configs/teacher_fp.py \
---config.optimizer.steps=10 --config.optimizer.warmup=0 --config.validation.every=10 --workdir=$WORKDIR-smoke-$(date +%s)"
+  on_all "cd ~/ames_jax && ~/venv/bin/python -m ames_jax.train $SMOKE --workdir=$SMOKE_FOLDER"
   if [ -z "$DRY_RUN" ]; then echo "every host has run ten steps to the same parameters"; fi
 }
 
-wait_for_end() { # 0: done, 75: go on; what else ends a run is the user's to mend
-  local code
-  while [ "$(state)" = ACTIVE ]; do
+watch() { # until the training ends; its exit code, 75 also where the slice was taken away, 3 after `stop`
+  local now
+  while true; do
     sleep "$POLL"
-    code="$(gcloud compute tpus tpu-vm ssh "$NAME" "${place[@]}" --worker=0 --command='cat ~/ames.code' 2>/dev/null || true)"
-    case "$code" in "") ;; *) echo "training ended with code $code"; return "$code" ;; esac
+    now="$(training)"
+    case "$now" in
+      running*) ;;
+      "ended stopped"*) return 3 ;;
+      ended*) now="${now#ended }" && echo "training ended with code ${now%% *}" && return "${now%% *}" ;;
+      idle | bare) echo "the training on worker 0 is no longer there" && return 1 ;;
+      *) case "$(settled)" in
+        ACTIVE | UNKNOWN) echo "worker 0 of $NAME does not answer: asking again" ;;
+        *) return 75 ;;
+      esac ;;
+    esac
   done
-  return 75
+}
+
+train() { # on a slice that is there: what is missing, then watches; returns as `watch` does
+  local now
+  now="$(training)"
+  case "$now" in
+    "running $WORKDIR") echo "watching the training that runs" ;;
+    running*) fail "${now#running } is being trained on $NAME: launch/tpu.sh stop ends it" ;;
+    "ended 0 $WORKDIR") return 0 ;;
+    bare) { setup && data && start; } || return 1 ;;
+    ended* | idle) { data && start; } || return 1 ;;
+    *) echo "worker 0 of $NAME does not answer: asking again" && sleep "$POLL" && return 75 ;;
+  esac
+  watch
 }
 
 resume() {
-  local code tries=0
+  local now code faults=0 known=""
+  if [ -n "$DRY_RUN" ]; then
+    create && setup && data && start
+    echo "# and again from the top, what is missing of it, until ~/ames.code on worker 0 holds 0"
+    return
+  fi
   while true; do
-    if [ -n "$DRY_RUN" ] || [ "$(state)" != ACTIVE ]; then
-      run gcloud compute tpus queued-resources delete "$NAME" "${place[@]}" --quiet --force || true
-      create || { sleep "$POLL"; continue; }
-      setup
-      data
-    fi
-    run_training
-    if [ -n "$DRY_RUN" ]; then echo "# and again from the top until ~/ames.code on worker 0 holds 0"; return; fi
-    code=0
-    wait_for_end || code=$?
-    case "$code" in
-      0) echo "done"; return 0 ;;
-      2) echo "error: the command line or the data is wrong; launch/tpu.sh logs shows how" >&2; return 2 ;;
+    now="$(settled)"
+    code=75
+    case "$now" in
+      ACTIVE) code=0 && { train || code=$?; } ;;
+      GONE) request || code=1 ;;
+      # Without --force Google itself refuses to delete what has machines.
+      FAILED | SUSPENDED) run gcloud compute tpus queued-resources delete "$NAME" "${place[@]}" --quiet || code=1 ;;
+      UNKNOWN)
+        if [ -z "$known" ]; then echo "error: $(< "$complaint")" >&2 && return 1; fi
+        echo "gcloud cannot say how $NAME is: asking again" ;;
+      *) echo "waiting for $NAME: $now" && sleep "$POLL" ;;
     esac
-    # A fault of ours would come back for ever; being taken away (75) may happen as often as it likes.
-    if [ "$code" != 75 ]; then tries=$((tries + 1)); fi
-    if [ "$tries" -ge 5 ]; then echo "error: failed $tries times, last with code $code" >&2; return 1; fi
+    if [ "$now" != UNKNOWN ]; then known=1; fi
+    case "$code" in
+      0) echo "done; launch/tpu.sh delete gives the slice back" && return 0 ;;
+      2) echo "error: the command line or the data is wrong; launch/tpu.sh logs shows how" >&2 && return 2 ;;
+      3) echo "stopped; resume goes on" && return 75 ;;
+      75) if [ "$now" = FAILED ]; then faults=$((faults + 1)); fi ;;
+      *) faults=$((faults + 1)) && sleep "$POLL" ;;
+    esac
+    if [ "$faults" -ge "$FAULTS" ]; then echo "error: failed $faults times, last with $now, code $code" >&2 && return 1; fi
   done
 }
 
 case "$ACTION" in
-  create | setup | data | smoke | resume) "$ACTION" ;;
+  create | setup | data | smoke | status | stop | run | logs | resume | delete) needs PROJECT WORKDIR DATA TRAIN ;;
+esac
+case "$ACTION" in
+  create | setup | data | smoke | status | stop | resume) "$ACTION" ;;
   run) run_training ;;
   logs) on_first 'tail -n 100 -F ~/ames.log' ;;
   delete) run gcloud compute tpus queued-resources delete "$NAME" "${place[@]}" --quiet --force ;;
