@@ -18,7 +18,7 @@ from ames_jax.runtime.errors import run_main
 from ames_jax.runtime.files import is_remote
 from ames_jax.runtime.preemption import STOPPED_EARLY, StoppedEarly
 from ames_jax.training.detector import train_detector
-from ames_jax.training.run import open_run, train_role, train_teacher
+from ames_jax.training.run import count_given_steps, open_run, train_role, train_teacher
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         if "backbone" in config:
             print(train_detector(config, workdir))
             return 0
+        count_given_steps(config, command.given)
         # 1. The data: given, or rendered on first use.
         root = open_run(config, workdir)
         # 2. The teacher: given, trained before, or trained now.

@@ -90,7 +90,7 @@ def _data() -> ConfigDict:
 def _optimizer() -> ConfigDict:
     optimizer = ConfigDict()
     optimizer.epochs = config_dict.placeholder(float)  # length of training in epochs; release: 15
-    optimizer.steps = 600  # or in steps, where epochs is None
+    optimizer.steps = 600  # or in steps: these count where epochs is None, and where a command line gives them
     optimizer.learning_rate = 1e-3  # peak of AdamW; release: 2e-4
     optimizer.weight_decay = 1e-4  # on every parameter; release: 5e-4
     optimizer.beta2 = 0.99  # AdamW's second-moment decay; release: 0.999

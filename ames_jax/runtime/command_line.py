@@ -122,10 +122,12 @@ class Command:
     Attributes:
       config: the locked configuration, overrides applied.
       workdir: the folder for results, on disk or gs://…; `runs/<config file>-<variant>` unless given.
+      given: dotted keys that the command line sets.
     """
 
     config: ConfigDict
     workdir: Path
+    given: frozenset[str] = frozenset()
 
 
 def parse(description: str | None, default_config: str, argv: Sequence[str] | None = None) -> Command:
@@ -162,7 +164,9 @@ def parse(description: str | None, default_config: str, argv: Sequence[str] | No
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}: flags look like --config.key=value")
     run = f"{path.stem}-{variant}" if variant else path.stem
-    return Command(values.config, path_of(values.workdir or Path("runs") / run))
+    prefix = "--config."
+    given = frozenset(a.removeprefix(prefix).split("=", 1)[0] for a in arguments if a.startswith(prefix))
+    return Command(values.config, path_of(values.workdir or Path("runs") / run), given)
 
 
 def find_config(name: str | Path) -> Path:

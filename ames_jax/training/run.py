@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import jax
@@ -18,8 +18,8 @@ from ames_jax.extraction.sift import SiftStatistics
 from ames_jax.model.elvis import ELViS
 from ames_jax.model.initialisation import initialise
 from ames_jax.model.kinds import Config, Model, config_of, new_model, title_of
-from ames_jax.model.released import load_model
-from ames_jax.model.weights import read_model
+from ames_jax.model.released import folder_of, load_model
+from ames_jax.model.weights import facts_of, find_model, read_model
 from ames_jax.retrieval.grid import Counts
 from ames_jax.retrieval.matchers import ModelMatcher
 from ames_jax.retrieval.score_keeper import ScoreKeeper
@@ -64,6 +64,20 @@ def model_config(config: ConfigDict, descriptor_width: int) -> Config:
     return config_of({**SIZES[config.size], **fields})
 
 
+def count_given_steps(config: ConfigDict, given: Collection[str]) -> None:
+    """Makes `optimizer.steps` count where the command line gives it: a configuration in epochs would win silently.
+
+    Raises UserError where the command line gives both.
+    """
+    for section in ("optimizer", "train_teacher.optimizer"):
+        if f"{section}.steps" not in given:
+            continue
+        optimizer = config.train_teacher.optimizer if section.startswith("train_teacher") else config.optimizer
+        if f"{section}.epochs" in given and optimizer.epochs is not None:
+            raise UserError(f"--config.{section}.steps and --config.{section}.epochs: give one of them")
+        optimizer.epochs = None
+
+
 def open_run(config: ConfigDict, workdir: Path) -> Path:
     """Connects the processes and keeps the configuration in the work folder; returns the folder of the data set."""
     start(config)
@@ -97,13 +111,27 @@ def train_teacher(config: ConfigDict, root: Path, workdir: Path) -> Model:
     """The teacher that the configuration is of. For a student: the given one, or one that is trained in `workdir` first,
     with the student's data, seed and size."""
     if config.get("teacher"):
-        return load_model(config.teacher)
+        return _load_finished("teacher", config.teacher)
     settings = config.get("train_teacher", config)
     if settings is not config:
         for key in {"dataset", "data_dir", "seed", "size", "profile"} & set(config):
             settings[key] = config[key]
         say(f"no teacher given (--config.teacher): training or reusing one in {workdir / 'teacher'}")
     return train_role(settings, root, workdir, "teacher", None)
+
+
+def _load_finished(key: str, path: str) -> Model:
+    """The model that a key names; raises UserError for the run of a training that was stopped before its end."""
+    folder = folder_of(path)
+    if folder.is_dir():
+        best = find_model(folder)
+        if best != folder and (best.parent / "checkpoints").is_dir() and not finished(best.parent):
+            raise UserError(
+                f"--config.{key}={path}: this training has not finished (its best model is of step "
+                f"{facts_of(best).get('step', '?')}): give its command again to go on, or take that model: "
+                f"--config.{key}={best}"
+            )
+    return load_model(path)
 
 
 def train_role(config: ConfigDict, root: Path, workdir: Path, label: str, teacher: Model | None) -> Model:
@@ -150,7 +178,7 @@ def _initial_model(config: ConfigDict, source: DescriptorSource, data_set: str, 
         sample = sample_descriptors(source, SAMPLE, SAMPLE_PER_IMAGE, config.seed)
         initialise(model, config.init, sample, teacher, config.seed)
         return model
-    started = load_model(config.start)
+    started = _load_finished("start", config.start)
     if started.config != model.config:
         raise UserError(
             f"--config.start={config.start}: expected a model of {model.config}, found one of {started.config}"

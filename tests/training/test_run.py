@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
+from flax import nnx
 from ml_collections import ConfigDict
 
-from ames_jax.runtime.command_line import load_config
+from ames_jax.model.ames import AMES, AMESConfig
+from ames_jax.model.weights import save_model
+from ames_jax.runtime.command_line import load_config, parse
 from ames_jax.runtime.errors import UserError
 from ames_jax.training.loop import FitSettings
-from ames_jax.training.run import keep_config
+from ames_jax.training.run import count_given_steps, keep_config, train_teacher
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -43,3 +46,39 @@ def test_configurations_of_earlier_versions_are_read(tmp_path: Path) -> None:
 def test_settings_of_a_run_are_named() -> None:
     with pytest.raises(TypeError):
         FitSettings(Path("run"), "teacher", 10)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("section", ["optimizer", "train_teacher.optimizer"])
+def test_steps_on_the_command_line_count_where_the_configuration_has_epochs(section: str) -> None:
+    command = parse("about", "student_bin:gldv2", [f"--config.{section}.steps=20"])
+    count_given_steps(command.config, command.given)
+    trains = {"optimizer": command.config.optimizer, "train_teacher.optimizer": command.config.train_teacher.optimizer}
+    counted = trains.pop(section)
+    assert (counted.epochs, counted.steps) == (None, 20)
+    assert [other.epochs for other in trains.values()] == [15.0]
+
+
+def test_steps_and_epochs_on_one_command_line_are_refused() -> None:
+    command = parse("about", "teacher_fp:gldv2", ["--config.optimizer.steps=20", "--config.optimizer.epochs=2"])
+    with pytest.raises(UserError, match=r"optimizer\.steps and --config\.optimizer\.epochs: give one of them"):
+        count_given_steps(command.config, command.given)
+    command = parse("about", "teacher_fp", ["--config.optimizer.epochs=2"])
+    count_given_steps(command.config, command.given)
+    assert command.config.optimizer.epochs == 2.0
+
+
+def test_a_teacher_that_was_stopped_is_not_taken_for_a_finished_one(tmp_path: Path) -> None:
+    model = AMES(AMESConfig(descriptor_width=8, model_width=8, heads=1, layers=1, feed_forward=8), nnx.Rngs(0))
+    role = tmp_path / "run" / "teacher"
+    save_model(model, role / "best", {"step": 0})
+    (role / "checkpoints").mkdir()
+    config = ConfigDict({"teacher": str(tmp_path / "run")})
+    with pytest.raises(
+        UserError, match=r"not finished \(its best model is of step 0\).*--config.teacher=.*teacher/best"
+    ):
+        train_teacher(config, tmp_path, tmp_path)
+    config.teacher = str(role / "best")
+    assert train_teacher(config, tmp_path, tmp_path).config == model.config
+    save_model(model, role / "last", {"finished": True})
+    config.teacher = str(tmp_path / "run")
+    assert train_teacher(config, tmp_path, tmp_path).config == model.config
