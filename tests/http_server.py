@@ -13,6 +13,8 @@ from typing import Any
 
 import uvicorn
 
+from ames_jax.extraction.backbone import Backbone
+from ames_jax.index.database_index import DatabaseIndex
 from ames_jax.index.searcher import Searcher
 from ames_jax.serving.app import make_app
 from ames_jax.serving.guard import Limits
@@ -88,10 +90,15 @@ def served(
     limits: Limits | None = None,
     places: int = 32,
     pictures: Path | None = None,
+    database: str | None = None,
 ) -> Iterator[Client]:
     """A server that ends with the block."""
     options = {**SETTINGS, "pictures": pictures}
-    service = Service(index, lambda backbone: Searcher(index, backbone=backbone, **options), places, pictures)
+
+    def opened(backbone: Backbone | None) -> Searcher:
+        return Searcher(DatabaseIndex.connect(index, database) if database else index, backbone=backbone, **options)
+
+    service = Service(index, opened, places, pictures)
     app = make_app(service, limits or Limits(upload=2 * 2**20, pixels=4_000_000, seconds=20), token)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
     with socket.create_server(("127.0.0.1", 0)) as listening:

@@ -19,7 +19,7 @@ from ames_jax.runtime.progress import Progress
 
 with epy.lazy_imports():  # help needs none of them
     from ames_jax.extraction import backbone, listing
-    from ames_jax.index import building, changes, collection, databases, explaining, model_choice, searcher
+    from ames_jax.index import building, changes, collection, database_index, explaining, model_choice, searcher
     from ames_jax.index import photos as index_photos
     from ames_jax.report import explanation, search_results
 
@@ -38,7 +38,8 @@ class SearcherFlags:
       gamma: Scale γ of the logits (default: the index's).
       faiss: Parameters of FAISS's search, e.g. nprobe=64 or efSearch=256.
       keep_query: List a query that is itself a picture of the index among its hits, too.
-      database: Take the first stage and the stored descriptors from qdrant:PATH_OR_URL#COLLECTION.
+      database: Take the images from qdrant:PATH_OR_URL#COLLECTION, milvus:FILE.db_OR_URL#COLLECTION or
+        pgvector:postgresql://…#TABLE.
     """
 
     index: Path
@@ -53,9 +54,12 @@ class SearcherFlags:
 
     def open(self, opened: backbone.Backbone | None = None) -> searcher.Searcher:
         """The searcher that the flags describe; opened: the backbone, where it is open already."""
-        index = collection.SearchIndex.open(self.index, self.faiss)
+        if self.database and self.faiss:
+            raise UserError("--faiss belongs to the index's own search: leave it out with --database")
         if self.database:
-            index = databases.DatabaseIndex.of(index, self.database)
+            index = database_index.DatabaseIndex.connect(self.index, self.database)
+        else:
+            index = collection.SearchIndex.open(self.index, self.faiss)
         counts = {"shortlist": self.shortlist, "query_descriptors": self.query_descriptors}
         own = {"keep_query": self.keep_query, "pictures": self.pictures, "backbone": opened}
         return searcher.Searcher(index, **counts, lam=self.lam, gamma=self.gamma, **own)
@@ -109,7 +113,8 @@ def index(
       model: Run or model directory, release .pt or released name (default: the one shipped for the descriptors).
       lam: Weight λ of the global similarity (default: the model's).
       gamma: Scale γ of the logits (default: the model's).
-      database: Also write all images to qdrant:PATH_OR_URL#COLLECTION, in place of what it holds.
+      database: Also make qdrant:PATH_OR_URL#COLLECTION, milvus:FILE.db_OR_URL#COLLECTION or
+        pgvector:postgresql://…#TABLE hold these images, and no others.
     """
     photos = photos or PhotoFlags()
     if (photos.images is None) == (descriptors is None):
@@ -132,9 +137,15 @@ def index(
         settings = {"budget": budget or building.KILOBYTE, "global_index": global_index or "flat"}
         built = _build(out, photos, descriptors, split, (model, lam, gamma), settings)
         added = len(built)
-    if database:
-        databases.write_index(built, database)
     print(search_results.index_text(built, added))
+    if database:
+        print(database_text(built, database))
+
+
+def database_text(index: collection.SearchIndex, address: str) -> str:
+    """Brings the database at `address` up to date with an index, and says what that took."""
+    written, removed = database_index.write_index(index, address)
+    return f"{address}: {written:,} records written, {removed:,} removed, {len(index) - written:,} left as they were"
 
 
 def _add(out: Path, photos: PhotoFlags, descriptors: Path | None, split: str) -> int:
@@ -208,6 +219,8 @@ def query(
     galleries = gallery or []
     for path in galleries:
         search_results.check_suffix("--gallery", path)
+    if labels and flags.database:
+        raise UserError("--labels measures whole rankings, which a database does not list: leave --database out")
     known = search_results.Labels.read(labels) if labels else None
     start = time.perf_counter()
     with Progress("opening the index"):

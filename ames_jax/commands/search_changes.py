@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from etils import epy
 
+from ames_jax.commands.search import database_text
 from ames_jax.runtime.command_line import Fraction
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import write_json
@@ -19,16 +20,19 @@ with epy.lazy_imports():  # help needs none of them
     from ames_jax.index import changes, collection, duplicate_search, photos
 
 
-def sync(*, index: Path, images: Path, skip_broken: bool = False) -> None:
+def sync(*, index: Path, images: Path, skip_broken: bool = False, database: str | None = None) -> None:
     """Bring an index up to date with a folder: new, changed, moved and vanished pictures.
 
     Args:
       index: What `search index` wrote.
       images: The folder, or a list with one line per picture; the index then holds these pictures and no others.
       skip_broken: Leave out pictures that cannot be read, instead of stopping.
+      database: Bring this database up to date, too, as `search index` takes it.
     """
     report = photos.sync_photos(index, listing.list_images(images), skip_broken=skip_broken)
     print(f"{index}: {report}")
+    if database:
+        print(database_text(collection.SearchIndex.open(index), database))
 
 
 def remove(
@@ -36,6 +40,7 @@ def remove(
     index: Path,
     ids: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     list_file: Annotated[Path | None, Parameter(name="--list")] = None,
+    database: str | None = None,
 ) -> None:
     """Remove images from an index.
 
@@ -43,14 +48,18 @@ def remove(
       index: What `search index` wrote.
       ids: Ids of images, as `search query` lists them; several with commas between, or the flag several times.
       list_file: A file with one id per line.
+      database: Remove them from this database, too, as `search index` takes it.
     """
     if not ids and not list_file:
         raise UserError("nothing to remove: give --ids=ID, or --list=FILE with one id per line")
-    known = set(collection.SearchIndex.open(index).ids)
-    named = [part for name in ids or [] for part in ([name] if name in known else name.split(","))]
+    known = collection.SearchIndex.open(index)
+    named = [part for name in ids or [] for part in ([name] if known.find(name) is not None else name.split(","))]
     named += [name for name in (lists.read_lines(list_file) if list_file else []) if name.strip()]
     count = changes.remove_images(index, named)
-    print(f"{index}: {count:,} images removed, {len(collection.SearchIndex.open(index)):,} left")
+    left = collection.SearchIndex.open(index)
+    print(f"{index}: {count:,} images removed, {len(left):,} left")
+    if database:
+        print(database_text(left, database))
 
 
 def compact(*, index: Path) -> None:

@@ -59,6 +59,7 @@ class SearchIndex:
     stores: tuple[PackedStore, ...]
     kept: np.ndarray | None
     ids: list[str]
+    changeable = True  # images can be added to it and removed
 
     @classmethod
     def open(cls, path: str | Path, parameters: str | None = None) -> SearchIndex:
@@ -129,6 +130,15 @@ class SearchIndex:
         """int64 [n], the rows of images by id; raises UserError naming the first that the index does not hold."""
         return rows_of(self._row_of, ids, self.path)
 
+    def find(self, name: str) -> int | None:
+        """The row of an image by id, None where there is none."""
+        return self._row_of.get(name)
+
+    def listing(self, text: str, start: int, count: int) -> tuple[int, list[str]]:
+        """A stretch of the ids that hold a text, in upper or lower case, and how many there are."""
+        found = [name for name in self.ids if text.lower() in name.lower()] if text else self.ids
+        return len(found), found[start : start + count]
+
     def read(self, rows: np.ndarray, count: int | None = None) -> DescriptorSet:
         """The first `count` stored descriptors of images `rows` int [n], any order: bits uint8 [n, T, bits / 8], `valid`."""
         rows = np.asarray(rows)
@@ -179,7 +189,7 @@ class SearchIndex:
         for place in {(place["folder"], place["suffix"]) for place in self._picture_runs[1] if place}:
             root = os.path.abspath(folder or place[0])
             name = os.path.relpath(wanted, root).replace(os.sep, "/").removesuffix(place[1])
-            for row in map(self._row_of.get, (name, f"./{name}")):  # as lists may have it
+            for row in map(self.find, (name, f"./{name}")):  # as lists may have it
                 known = None if row is None else self.picture(row, folder)
                 if known is not None and os.path.abspath(known) == wanted:
                     return row

@@ -1,137 +1,365 @@
-"""A vector database as the place of an index's images: one record holds global vector, bits and count of an image.
+"""Vector databases behind one small interface: a record holds the global vector, the bits and their count of an image.
 
-The folder of the index stays, with the model, the settings of the extraction and the ids; the first stage and the stored
-descriptors come from the database, which scales and replicates as it does.
+    qdrant:PATH_OR_URL#COLLECTION       in this process (a folder) or a server
+    milvus:FILE.db_OR_URL#COLLECTION    Milvus Lite in this process, or a server
+    pgvector:postgresql://…#TABLE       PostgreSQL with the extension pgvector
+
+A key of a hosted database is read from AMES_JAX_DATABASE_KEY (PostgreSQL: PGPASSWORD, or in its address).
 """
 
 from __future__ import annotations
 
+import atexit
 import base64
-import contextlib
 import dataclasses
-import hashlib
-from collections.abc import Iterator
-from typing import Any
+import functools
+import json
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any, Protocol
 
-import numpy as np
-
-from ames_jax.descriptors import DescriptorSet
-from ames_jax.index.collection import SearchIndex
-from ames_jax.index.index_json import FACTS
 from ames_jax.runtime.errors import UserError, requires
-from ames_jax.runtime.progress import Progress
 
-KIND, BLOCK = "qdrant:", 256
-FORM = "qdrant:PATH_OR_URL#COLLECTION"
+FORM = "qdrant:PATH_OR_URL#COLLECTION, milvus:FILE.db_OR_URL#COLLECTION or pgvector:postgresql://…#TABLE"
+KEY = "AMES_JAX_DATABASE_KEY"
+
+
+class Unavailable(UserError):
+    """A database gives no answer; asking again later may help."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Qdrant:
-    """A collection of Qdrant, in this process (a folder) or behind an address.
+class Record:
+    """An image in a database.
 
     Attributes:
-      version: of the index that the records must be of.
+      key: its number, which follows from its id (`database_index.key_of`).
+      image: its id.
+      bits: count · bits / 8 bytes, the packed local descriptors, strongest first.
+      place: folder and suffix of its picture (`SearchIndex.place_of_picture`) as JSON.
+      version: of the model and the settings that made it.
+      checksum: of all that is stored, by which changed images are found.
     """
 
-    client: Any
-    collection: str
-    width: int
-    images: int
+    key: int
+    image: str
+    count: int
+    bits: bytes
+    place: str
     version: str
+    checksum: int
 
     @classmethod
-    def open(cls, address: str, index: SearchIndex) -> Qdrant:
-        """Opens qdrant:PATH_OR_URL#COLLECTION for the records of an index; raises UserError."""
-        place, _, collection = address.removeprefix(KIND).partition("#")
-        if not address.startswith(KIND) or not place or not collection:
-            raise UserError(f"--database={address}: expected {FORM}")
-        with requires("qdrant-client", f"--database={address}"):
-            from qdrant_client import QdrantClient
+    def of(cls, fields: dict[str, Any]) -> Record:
+        """From the fields of a database whose bits are text."""
+        return cls(**{**fields, "bits": base64.b64decode(fields["bits"])})
+
+    def fields(self) -> dict[str, Any]:
+        """All fields, bits as text."""
+        return {**dataclasses.asdict(self), "bits": base64.b64encode(self.bits).decode()}
+
+
+FIELDS = tuple(field.name for field in dataclasses.fields(Record))
+Vectors = Sequence[Sequence[float]]
+
+
+class Database(Protocol):
+    """A collection of records; searches are by inner product. Whatever its library raises is left to `ask`."""
+
+    def create(self, width: int) -> None:
+        """Makes the collection, of vectors of `width` values, in place of one of this name."""
+
+    def versions(self) -> set[str]:
+        """The version of some record; nothing where there is no collection, or no record."""
+
+    def checksums(self) -> dict[int, int]:
+        """Checksums of all records by key."""
+
+    def put(self, records: Sequence[Record], vectors: Vectors) -> None:
+        """Writes records, also in place of those of the same keys."""
+
+    def delete(self, keys: Sequence[int]) -> None:
+        """Removes records."""
+
+    def nearest(self, vector: Sequence[float], k: int) -> list[tuple[float, Record]]:
+        """The k records of the largest inner products, and these, falling."""
+
+    def get(self, keys: Sequence[int]) -> list[Record]:
+        """Records by key, in any order, without those that are not there."""
+
+    def count(self, text: str = "") -> int:
+        """Number of records whose id holds a text."""
+
+    def names(self, text: str, start: int, count: int) -> list[str]:
+        """A stretch of the ids that hold a text."""
+
+    def close(self) -> None:
+        """Ends the connection, and what runs in this process."""
+
+
+class Qdrant:
+    """A collection of Qdrant; a server searches as it is set up. Of a text in an id, whole words are found."""
+
+    def __init__(self, place: str, collection: str) -> None:
+        from qdrant_client import QdrantClient, models
+
+        self.models, self.collection = models, collection
+        of_server = {"url": place, "api_key": os.environ.get(KEY), "check_compatibility": False}
+        self.client = QdrantClient(**(of_server if "://" in place else {"path": place}))
+
+    def create(self, width: int) -> None:
+        if self.client.collection_exists(self.collection):
+            self.client.delete_collection(self.collection)
+        shape = self.models.VectorParams(size=width, distance=self.models.Distance.DOT)
+        self.client.create_collection(self.collection, vectors_config=shape)
+
+    def versions(self) -> set[str]:
+        if not self.client.collection_exists(self.collection):
+            return set()
+        return {point.payload["version"] for point in self.client.scroll(self.collection, limit=1)[0]}
+
+    def checksums(self) -> dict[int, int]:
+        found: dict[int, int] = {}
+        offset = None
+        while True:
+            points, offset = self.client.scroll(self.collection, limit=10_000, offset=offset, with_payload=["checksum"])
+            found |= {point.id: point.payload["checksum"] for point in points}
+            if offset is None:
+                return found
+
+    def put(self, records: Sequence[Record], vectors: Vectors) -> None:
+        points = [
+            self.models.PointStruct(id=record.key, vector=list(vector), payload=record.fields())
+            for record, vector in zip(records, vectors)
+        ]
+        self.client.upsert(self.collection, points)
+
+    def delete(self, keys: Sequence[int]) -> None:
+        self.client.delete(self.collection, self.models.PointIdsList(points=list(keys)))
+
+    def nearest(self, vector: Sequence[float], k: int) -> list[tuple[float, Record]]:
+        points = self.client.query_points(self.collection, query=list(vector), limit=k, with_payload=True).points
+        return [(point.score, Record.of(point.payload)) for point in points]
+
+    def get(self, keys: Sequence[int]) -> list[Record]:
+        return [Record.of(point.payload) for point in self.client.retrieve(self.collection, list(keys))]
+
+    def count(self, text: str = "") -> int:
+        return self.client.count(self.collection, self._holding(text)).count
+
+    def names(self, text: str, start: int, count: int) -> list[str]:
+        points, _ = self.client.scroll(
+            self.collection, self._holding(text), limit=start + count, with_payload=["image"]
+        )
+        return [point.payload["image"] for point in points[start:]]
+
+    def close(self) -> None:
+        self.client.close()
+
+    def _holding(self, text: str) -> Any:
+        if not text:
+            return None
+        condition = self.models.FieldCondition(key="image", match=self.models.MatchText(text=text))
+        return self.models.Filter(must=[condition])
+
+
+class Milvus:
+    """A collection of Milvus, with the index that it chooses by itself."""
+
+    MOST_ROWS = 16_384  # of one answer, those before `start` included
+
+    def __init__(self, place: str, collection: str) -> None:
+        from pymilvus import DataType, MilvusClient
+
+        if "://" not in place and not place.endswith(".db"):
+            raise UserError(f"milvus:{place}: the file of Milvus Lite has a name that ends in .db")
+        logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # what it logs is raised, too
+        self.types, self.collection = DataType, collection
+        self.client = MilvusClient(place, token=os.environ.get(KEY, ""))
+
+    def create(self, width: int) -> None:
+        if self.client.has_collection(self.collection):
+            self.client.drop_collection(self.collection)
+        schema = self.client.create_schema(auto_id=False, enable_dynamic_field=False)
+        schema.add_field("key", self.types.INT64, is_primary=True)
+        schema.add_field("vector", self.types.FLOAT_VECTOR, dim=width)
+        for name in ("count", "checksum"):
+            schema.add_field(name, self.types.INT64)
+        for name in ("image", "bits", "place", "version"):
+            schema.add_field(name, self.types.VARCHAR, max_length=65_535)
+        index = self.client.prepare_index_params()
+        index.add_index("vector", index_type="AUTOINDEX", metric_type="IP")
+        self.client.create_collection(self.collection, schema=schema, index_params=index, consistency_level="Strong")
+
+    def versions(self) -> set[str]:
+        if not self.client.has_collection(self.collection):
+            return set()
+        self.client.load_collection(self.collection)
+        rows = self.client.query(self.collection, filter="", limit=1, output_fields=["version"])
+        return {row["version"] for row in rows}
+
+    def checksums(self) -> dict[int, int]:
+        rows = self.client.query_iterator(self.collection, batch_size=10_000, output_fields=["key", "checksum"])
+        found: dict[int, int] = {}
+        while block := rows.next():
+            found |= {row["key"]: row["checksum"] for row in block}
+        rows.close()
+        return found
+
+    def put(self, records: Sequence[Record], vectors: Vectors) -> None:
+        rows = [{**record.fields(), "vector": list(vector)} for record, vector in zip(records, vectors)]
+        self.client.upsert(self.collection, rows)
+
+    def delete(self, keys: Sequence[int]) -> None:
+        self.client.delete(self.collection, ids=list(keys))
+
+    def nearest(self, vector: Sequence[float], k: int) -> list[tuple[float, Record]]:
+        [hits] = self.client.search(
+            self.collection, [list(vector)], anns_field="vector", limit=k, output_fields=list(FIELDS)
+        )
+        return [(hit["distance"], self._record(hit["entity"])) for hit in hits]
+
+    def get(self, keys: Sequence[int]) -> list[Record]:
+        return [self._record(row) for row in self.client.get(self.collection, list(keys), output_fields=list(FIELDS))]
+
+    def count(self, text: str = "") -> int:
+        rows = self.client.query(self.collection, filter=self._holding(text), output_fields=["count(*)"])
+        return rows[0]["count(*)"]
+
+    def names(self, text: str, start: int, count: int) -> list[str]:
+        count = min(count, self.MOST_ROWS - start)
+        if count <= 0:
+            return []
+        options = {"filter": self._holding(text), "offset": start, "limit": count, "output_fields": ["image"]}
+        return [row["image"] for row in self.client.query(self.collection, **options)]
+
+    def close(self) -> None:
+        self.client.close()
+
+    @staticmethod
+    def _record(row: dict[str, Any]) -> Record:
+        return Record.of({name: row[name] for name in FIELDS})
+
+    @staticmethod
+    def _holding(text: str) -> str:
+        return f"image like {json.dumps(f'%{text}%', ensure_ascii=False)}" if text else ""
+
+
+class Postgres:
+    """A table of PostgreSQL; searched in full, exactly, unless it is given an index of pgvector."""
+
+    def __init__(self, place: str, table: str) -> None:
+        import psycopg
+        from psycopg import sql
+
+        self._psycopg, self._sql, self._place = psycopg, sql, place
+        self._table, self._connection = sql.Identifier(table), None
+
+    def create(self, width: int) -> None:
+        self._run("CREATE EXTENSION IF NOT EXISTS vector")
+        self._run("DROP TABLE IF EXISTS {table}")
+        columns = (
+            "key bigint PRIMARY KEY, image text, count integer, bits bytea, place text, version text, checksum bigint"
+        )
+        self._run(f"CREATE TABLE {{table}} ({columns}, vector vector({int(width)}))")
+
+    def versions(self) -> set[str]:
+        [[there]] = self._run("SELECT to_regclass({name}) IS NOT NULL")
+        return {version for (version,) in self._run("SELECT version FROM {table} LIMIT 1")} if there else set()
+
+    def checksums(self) -> dict[int, int]:
+        return dict(self._run("SELECT key, checksum FROM {table}"))
+
+    def put(self, records: Sequence[Record], vectors: Vectors) -> None:
+        rows = [(*dataclasses.astuple(record), _text(vector)) for record, vector in zip(records, vectors)]
+        names = (*FIELDS, "vector")
+        renewed = ", ".join(f"{name} = excluded.{name}" for name in names[1:])
+        values = ", ".join(["%s"] * len(names))
+        order = (
+            f"INSERT INTO {{table}} ({', '.join(names)}) VALUES ({values}) ON CONFLICT (key) DO UPDATE SET {renewed}"
+        )
+        with self._connected().transaction(), self._connected().cursor() as cursor:
+            cursor.executemany(self._composed(order), rows)
+
+    def delete(self, keys: Sequence[int]) -> None:
+        self._run("DELETE FROM {table} WHERE key = ANY(%s)", [list(keys)])
+
+    def nearest(self, vector: Sequence[float], k: int) -> list[tuple[float, Record]]:
+        near = "vector <#> %s::vector"  # the negative inner product
+        order = f"SELECT -({near}), {', '.join(FIELDS)} FROM {{table}} ORDER BY {near} LIMIT %s"
+        rows = self._run(order, [_text(vector), _text(vector), k])
+        return [(similarity, Record(*fields)) for similarity, *fields in rows]
+
+    def get(self, keys: Sequence[int]) -> list[Record]:
+        rows = self._run(f"SELECT {', '.join(FIELDS)} FROM {{table}} WHERE key = ANY(%s)", [list(keys)])
+        return [Record(*fields) for fields in rows]
+
+    def count(self, text: str = "") -> int:
+        [[count]] = self._run("SELECT count(*) FROM {table} WHERE strpos(image, %s) > 0", [text])
+        return count
+
+    def names(self, text: str, start: int, count: int) -> list[str]:
+        order = "SELECT image FROM {table} WHERE strpos(image, %s) > 0 ORDER BY key OFFSET %s LIMIT %s"
+        return [image for (image,) in self._run(order, [text, start, count])]
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+
+    def _connected(self) -> Any:
+        """A connection, opened again where the server has closed it."""
+        if self._connection is None or self._connection.closed:
+            self._connection = self._psycopg.connect(self._place, autocommit=True, connect_timeout=10)
+        return self._connection
+
+    def _composed(self, order: str) -> Any:
+        name = self._sql.Literal(self._table.as_string(None))
+        return self._sql.SQL(order).format(table=self._table, name=name)
+
+    def _run(self, order: str, values: Sequence[Any] = ()) -> list[tuple]:
+        cursor = self._connected().execute(self._composed(order), values)
+        return cursor.fetchall() if cursor.description else []
+
+
+KINDS = {
+    "qdrant": (Qdrant, "qdrant-client"),
+    "milvus": (Milvus, "pymilvus milvus-lite"),
+    "pgvector": (Postgres, '"psycopg[binary]"'),
+}
+
+
+@functools.cache  # a folder or file can be opened once in a process
+def connect(address: str) -> Database:
+    """The database at KIND:PLACE#COLLECTION; raises UserError, and Unavailable where it cannot be opened."""
+    kind, _, rest = address.partition(":")
+    place, _, collection = rest.rpartition("#")
+    if kind not in KINDS or not place or not collection:
+        raise UserError(f"--database={address}: expected {FORM}")
+    opened, packages = KINDS[kind]
+    with requires(packages, f"--database={kind}:"):
         try:
-            client = QdrantClient(url=place) if "://" in place else QdrantClient(path=place)
-        except Exception as error:  # of its HTTP library, or that another process has the folder open
-            raise UserError(f"--database={address}: cannot be opened: {error}") from error
-        version = hashlib.sha256((index.path / FACTS).read_bytes()).hexdigest()[:16]
-        return cls(client, collection, index.global_index.width, len(index), version)
-
-    def __len__(self) -> int:
-        return self.images
-
-    def write(self, index: SearchIndex) -> None:
-        """Puts every image into the collection, in place of what it held."""
-        from qdrant_client import models
-
-        shape = models.VectorParams(size=self.width, distance=models.Distance.DOT)
-        if self._ask("collection_exists"):
-            self._ask("delete_collection")
-        self._ask("create_collection", vectors_config=shape)
-        with Progress(f"writing to {self.collection}", self.images, "images") as progress:
-            for start in range(0, self.images, BLOCK):
-                rows = np.arange(start, min(start + BLOCK, self.images))
-                vectors = np.asarray(index.global_index[rows], np.float32)
-                records = list(self._payloads(index, rows))
-                self._ask("upsert", points=models.Batch(ids=rows.tolist(), vectors=vectors.tolist(), payloads=records))
-                progress.update(len(rows))
-
-    def _payloads(self, index: SearchIndex, rows: np.ndarray) -> Iterator[dict[str, Any]]:
-        stored = index.read(rows)
-        for row, bits, valid in zip(rows, stored.features, stored.valid):
-            text = base64.b64encode(bits[valid].tobytes()).decode()
-            yield {"image": index.ids[row], "count": int(valid.sum()), "bits": text, "version": self.version}
-
-    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """See `GlobalIndex.search`: exact in this process, as the server is set up elsewhere."""
-        k = min(k, self.images)
-        similarities, rows = np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1, np.int64)
-        for place, query in enumerate(np.asarray(queries, np.float32)):
-            points = self._ask("query_points", query=query.tolist(), limit=k, with_payload=False).points
-            similarities[place, : len(points)] = [point.score for point in points]
-            rows[place, : len(points)] = [point.id for point in points]
-        return similarities, rows
-
-    def payloads(self, rows: np.ndarray) -> list[dict[str, Any]]:
-        """The records of images `rows`; raises UserError where they are of another version of the index."""
-        found = {
-            point.id: point.payload
-            for point in self._ask("retrieve", ids=[int(row) for row in rows], with_payload=True)
-        }
-        if any(found.get(int(row), {}).get("version") != self.version for row in rows):
-            raise UserError(
-                f"{self.collection}: its records are not of this version of the index; write them again with search index "
-                "--add --database=…"
-            )
-        return [found[int(row)] for row in rows]
-
-    def _ask(self, method: str, **arguments: Any) -> Any:
-        try:
-            return getattr(self.client, method)(self.collection, **arguments)
-        except Exception as error:  # of its HTTP library, or a collection that is not there
-            raise UserError(f"the collection {self.collection!r} gives no answer: {error}") from error
+            database = opened(place, collection)
+        except (ImportError, UserError):
+            raise
+        except Exception as error:  # of its library: no server there, or another process has the folder open
+            raise Unavailable(f"--database={address}: cannot be opened: {_line(error)}") from error
+    atexit.register(database.close)
+    return database
 
 
-def write_index(index: SearchIndex, address: str) -> None:
-    """Puts all images of an index into the database at `address`, in place of what it held; raises UserError."""
-    database = Qdrant.open(address, index)
-    with contextlib.closing(database.client):
-        database.write(index)
+def ask(address: str, method: str, *arguments: Any) -> Any:
+    """The answer of a method of `Database`; raises UserError, and Unavailable where there is none."""
+    database = connect(address)
+    try:
+        return getattr(database, method)(*arguments)
+    except Exception as error:  # of its library, or a collection that is not there
+        raise Unavailable(f"--database={address} gives no answer: {_line(error)}") from error
 
 
-@dataclasses.dataclass(frozen=True)
-class DatabaseIndex(SearchIndex):
-    """A search index whose first stage and stored descriptors are those of a database."""
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
-    @classmethod
-    def of(cls, index: SearchIndex, address: str) -> DatabaseIndex:
-        """The same images, read from the database at `address`; raises UserError."""
-        fields = {field.name: getattr(index, field.name) for field in dataclasses.fields(index)}
-        return cls(**{**fields, "global_index": Qdrant.open(address, index)})
 
-    def read(self, rows: np.ndarray, count: int | None = None) -> DescriptorSet:
-        """See `SearchIndex.read`."""
-        count = min(count or self.facts["descriptors"], self.facts["descriptors"])
-        width = self.facts["bits"] // 8
-        bits, valid = np.zeros((len(rows), count, width), np.uint8), np.zeros((len(rows), count), bool)
-        for place, record in enumerate(self.global_index.payloads(np.asarray(rows))):
-            held = np.frombuffer(base64.b64decode(record["bits"]), np.uint8).reshape(-1, width)[:count]
-            bits[place, : len(held)], valid[place, : len(held)] = held, True
-        return DescriptorSet(bits, valid)
+def _text(vector: Sequence[float]) -> str:
+    return f"[{','.join(map(repr, vector))}]"

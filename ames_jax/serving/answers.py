@@ -118,6 +118,7 @@ class Collection(BaseModel):
     name: str
     images: int = Field(description="how many there are")
     ids: list[str]
+    changeable: bool = Field(description="whether images can be added and removed")
 
 
 class Health(BaseModel):

@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from ames_jax import __version__
 from ames_jax.data.shards import read_about
+from ames_jax.index.databases import Unavailable
 from ames_jax.index.thumbnails import jpeg
 from ames_jax.index.uploading import Upload
 from ames_jax.runtime.errors import UserError
@@ -38,13 +39,14 @@ from ames_jax.serving.batching import Busy
 from ames_jax.serving.guard import Guard, Limits
 from ames_jax.serving.metrics import Metrics
 from ames_jax.serving.request_body import RequestedQuery, indexed_query, parse_box, read_query, read_upload
-from ames_jax.serving.service import Question, Service, Taken, Unknown
+from ames_jax.serving.service import Question, ReadOnly, Service, Taken, Unknown
 
 PAGE = Path(__file__).with_name("page")
 # What browsers show; other pictures are sent to them as JPEG.
 SHOWN = {"JPEG": "image/jpeg", "PNG": "image/png", "GIF": "image/gif", "WEBP": "image/webp", "AVIF": "image/avif"}
 LARGEST_SIDE = 4096  # of a picture that is sent as JPEG
 KEPT = {"Cache-Control": "private, max-age=300"}
+STATUS_OF = {UserError: 422, Unavailable: 503, Unknown: 404, Taken: 409, ReadOnly: 403, Exception: 500}
 ANSWER_SECONDS = 120.0  # a question that waits longer is given up
 
 FORM_OF_PICTURE = {
@@ -180,10 +182,10 @@ def images(
     find: Annotated[str, Query(max_length=200, description="text that ids hold, in any case")] = "",
 ) -> Collection:
     """Ids of the collection, in the order of adding."""
-    index, text = service.index, find.lower()
-    found = [name for name in index.ids if text in name.lower()] if text else index.ids
+    index = service.index
+    total, ids = index.listing(find, start, count)
     name = str(read_about(index.path).get("name") or index.path.name)
-    return Collection(name=name, images=len(found), ids=found[start : start + count])
+    return Collection(name=name, images=total, ids=ids, changeable=index.changeable)
 
 
 @router.post("/images", status_code=201, openapi_extra=UPLOAD_BODY)
@@ -237,7 +239,7 @@ def make_app(service: Service, limits: Limits, token: str | None) -> FastAPI:
     app.include_router(router)
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
     app.add_middleware(Guard, token=token, limits=limits, metrics=app.state.metrics)
-    for kind, status in ((UserError, 422), (Unknown, 404), (Taken, 409), (Exception, 500)):
+    for kind, status in STATUS_OF.items():
         app.add_exception_handler(kind, _refusing(status))
     app.add_exception_handler(Busy, _busy)
     app.add_exception_handler(StarletteHTTPException, _http_error)

@@ -33,6 +33,10 @@ class Unknown(Exception):
     """There is no such image, or no picture of it."""
 
 
+class ReadOnly(Exception):
+    """The images are those of a database, which the server does not change."""
+
+
 class Taken(Exception):
     """There is an image of this id already."""
 
@@ -134,8 +138,10 @@ class Service:
     def add(self, upload: Upload) -> None:
         """Adds an image, which the next search finds.
 
-        Raises Taken, Busy where another process changes the index for long, and UserError for an id that no upload may have.
+        Raises Taken, ReadOnly, Busy where another process changes the index for long, and UserError for an id that no upload
+        may have.
         """
+        self._check_changeable()
         check_id(upload.id)
         with self._changing, _unless_changed_by_another():
             if self.holds(upload.id):
@@ -144,12 +150,17 @@ class Service:
             self._reload()
 
     def remove(self, image_id: str) -> None:
-        """Removes an image, which no later search finds; raises Unknown, or Busy as `add`."""
+        """Removes an image, which no later search finds; raises Unknown, or ReadOnly and Busy as `add`."""
+        self._check_changeable()
         with self._changing, _unless_changed_by_another():
             _row_of(self.index, image_id)
             remove_image(self.searcher, image_id)
             self._reload()
             thumbnails.place(self.path, image_id).unlink(missing_ok=True)
+
+    def _check_changeable(self) -> None:
+        if not self.index.changeable:
+            raise ReadOnly("this server searches a database, which search index --add --database=… changes")
 
     def holds(self, image_id: str) -> bool:
         """True if there is an image of this id."""
@@ -200,7 +211,7 @@ class Service:
     def _fill(self) -> None:
         """Makes the missing thumbnails of a collection of moderate size while nobody asks."""
         index = self.index
-        for row in range(len(index) if len(index) <= FILLED else 0):
+        for row in range(len(index) if index.changeable and len(index) <= FILLED else 0):
             while self.batcher.taken and not self._ended.is_set():
                 time.sleep(0.1)
             if self._ended.is_set():
