@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     command = parse(__doc__, "student_bin", argv)
     config, workdir = command.config, command.workdir
     try:
-        if "backbone" in config:
+        if "images" in config:
             print(train_detector(config, workdir))
             return 0
         count_given_steps(config, command.given)

@@ -48,7 +48,9 @@ class ImageFiles:
         return len(self.files)
 
 
-def list_images(images: Path, root: Path | None = None, boxes: Path | None = None) -> ImageFiles:
+def list_images(
+    images: Path, root: Path | None = None, boxes: Path | None = None, flag: str = "--images"
+) -> ImageFiles:
     """The images of a folder or of a list.
 
     Args:
@@ -58,6 +60,7 @@ def list_images(images: Path, root: Path | None = None, boxes: Path | None = Non
         release `path,width,height` or `path,label,width,height`, or `path,label`.
       root: folder that the paths of a list are relative to; by default the list's.
       boxes: what `read_boxes` takes, one box per image.
+      flag: what errors call the first argument.
 
     Raises:
       UserError: there is nothing, no image in it, a line that cannot be read, a name that cannot be an id, or another
@@ -65,24 +68,24 @@ def list_images(images: Path, root: Path | None = None, boxes: Path | None = Non
     """
     if images.is_dir():
         if root is not None:
-            raise UserError(f"--root={root} belongs to a list, but --images={images} is a folder")
-        found = _of_folder(images)
+            raise UserError(f"--root={root} belongs to a list, but {flag}={images} is a folder")
+        found = _of_folder(images, flag)
     elif images.is_file():
         found = _of_list(images, root or images.parent)
     else:
-        raise UserError(f"--images={images}: no such folder or list")
-    _refuse_bad_ids(images, found.files)
+        raise UserError(f"{flag}={images}: no such folder or list")
+    _refuse_bad_ids(f"{flag}={images}", found.files)
     return found if boxes is None else _with_boxes(found, boxes)
 
 
-def _of_folder(folder: Path) -> ImageFiles:
+def _of_folder(folder: Path, flag: str) -> ImageFiles:
     paths, left_out = _files_in(folder)
     if left_out:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
         print(f"{folder}: left out {kinds}", file=sys.stderr)
     shown = sorted(paths, key=Path.as_posix)
     if not shown:
-        raise UserError(f"--images={folder}: no image in this folder (looked for {', '.join(sorted(SUFFIXES))})")
+        raise UserError(f"{flag}={folder}: no image in this folder (looked for {', '.join(sorted(SUFFIXES))})")
     names = sorted({path.parts[0] for path in shown if len(path.parts) > 1})
     number = {name: label for label, name in enumerate(names)}
     labels = [number[path.parts[0]] if len(path.parts) > 1 else -1 for path in shown]
@@ -133,22 +136,20 @@ def _of_list(path: Path, root: Path) -> ImageFiles:
     return ImageFiles(root, [ImageFile(name, root / name, label) for name, label in zip(listed.ids, labels)])
 
 
-def _refuse_bad_ids(images: Path, files: Sequence[ImageFile]) -> None:
+def _refuse_bad_ids(where: str, files: Sequence[ImageFile]) -> None:
     seen: set[str] = set()
     for file in files:
         name = file.id
         try:
             name.encode()
         except UnicodeEncodeError:  # as Python holds the bytes of such a name
-            raise UserError(f"--images={images}: the name {os.fsencode(name)!r} is not UTF-8; rename it") from None
+            raise UserError(f"{where}: the name {os.fsencode(name)!r} is not UTF-8; rename it") from None
         if name in seen:
-            raise UserError(f"--images={images}: {name} is listed twice; every image needs an id of its own")
+            raise UserError(f"{where}: {name} is listed twice; every image needs an id of its own")
         if name.splitlines() != [name] or "\0" in name:
-            raise UserError(f"--images={images}: the name {name!r} holds a line break; rename it")
+            raise UserError(f"{where}: the name {name!r} holds a line break; rename it")
         if ".." in PurePath(name).parts:
-            raise UserError(
-                f"--images={images}: {name} leads out of --root by '..'; give --root=a folder above all images"
-            )
+            raise UserError(f"{where}: {name} leads out of --root by '..'; give --root=a folder above all images")
         seen.add(name)
 
 

@@ -133,7 +133,7 @@ def write_manifest(folder: Path) -> None:
     (folder / MANIFEST).write_text(json.dumps(entries, indent=1), encoding="utf-8")
 
 
-def check(folder: Path) -> None:
+def check(folder: Path, hint: str = REBUILD_HINT) -> None:
     """Reads every file once (a fraction of a second for 200 MB).
 
     Raises:
@@ -144,9 +144,9 @@ def check(folder: Path) -> None:
         entries = json.loads(manifest.read_text(encoding="utf-8"))
         expected = {folder / name: (int(size), int(crc)) for name, (size, crc) in entries.items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{manifest}: cannot be read; {REBUILD_HINT}") from error
+        raise UserError(f"{manifest}: cannot be read; {hint}") from error
     for path, (size, crc) in expected.items():
         if not path.is_file():
-            raise UserError(f"{path}: missing; {REBUILD_HINT}")
+            raise UserError(f"{path}: missing; {hint}")
         if path.stat().st_size != size or checksum(path) != crc:
-            raise UserError(f"{path}: damaged (its content differs from what was written); {REBUILD_HINT}")
+            raise UserError(f"{path}: damaged (its content differs from what was written); {hint}")

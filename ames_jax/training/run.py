@@ -14,6 +14,7 @@ from ames_jax import scenes
 from ames_jax.data.neighbours import open_neighbours
 from ames_jax.data.shards import DescriptorSource, open_split, read_about
 from ames_jax.extraction.backbone import STATISTICS_FILE
+from ames_jax.extraction.backbones import open_backbone
 from ames_jax.extraction.sift import SiftStatistics
 from ames_jax.model.elvis import ELViS
 from ames_jax.model.initialisation import initialise
@@ -30,6 +31,8 @@ from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import is_remote, path_of, same_job, write_file
 from ames_jax.runtime.processes import is_lead, lead_first, say, start
 from ames_jax.runtime.progress import Progress
+from ames_jax.scenes.photographs import ViewSettings
+from ames_jax.scenes.views import build_views
 from ames_jax.training.log import trace_steps
 from ames_jax.training.loop import FitSettings
 from ames_jax.training.model_task import finished, fit
@@ -38,6 +41,9 @@ from ames_jax.training.step import Recipe
 from ames_jax.training.triplets import Triplets
 
 SIZES = {"mini": {"layers": 2, "feed_forward": 256}, "released": {"layers": 5, "feed_forward": 1024}}
+OTHER_PHOTOS = (
+    "The photographs are others than those that this run began with: use another --workdir, or delete this one"
+)
 SAMPLE, SAMPLE_PER_IMAGE = 30_000, 48  # descriptors that whitening and ITQ are learned from
 
 
@@ -89,6 +95,8 @@ def open_run(config: ConfigDict, workdir: Path) -> Path:
         keep_config(config, workdir)
     with lead_first():
         root = data_root(config)
+        if "photos" in config and is_lead():
+            same_job(workdir / "photos.json", {"set": root.name}, advice=OTHER_PHOTOS)
     # What the model is to read is extracted with the statistics of the SIFT descriptors that it was trained on.
     if is_lead() and (root / STATISTICS_FILE).is_file():
         write_file(workdir / STATISTICS_FILE, (root / STATISTICS_FILE).read_bytes())
@@ -96,15 +104,38 @@ def open_run(config: ConfigDict, workdir: Path) -> Path:
 
 
 def data_root(config: ConfigDict) -> Path:
-    """The folder of the data set: `data_dir`, else a rendered set, which is built on first use."""
+    """The folder of the data set: `data_dir`, else one that is built on first use, rendered or of photographs."""
     if config.data_dir:
         return path_of(config.data_dir)
+    if "photos" in config:
+        return _views_root(config)
     if config.dataset in (scenes.LANDMARKS.folder, scenes.TRANSFER.folder):
         return scenes.build(config.dataset, rebuild=config.data.rebuild)
     raise UserError(
         f"dataset {config.dataset!r} needs --config.data_dir=DIR, a folder prepared from its descriptors: "
         "python -m ames_jax.prepare shards (docs/data.md says where to get them)"
     )
+
+
+def _views_root(config: ConfigDict) -> Path:
+    """The folder of the views of `photos`, made on first use."""
+    if not config.photos:
+        raise UserError("--config.photos is missing: give a folder of photographs, or a text list of them")
+    fields = config.views.to_dict()
+    options = {"descriptors": fields.pop("descriptors"), "max_side": fields.pop("side")}
+    other = {"name": config.global_backbone, "weights": _file(config.global_weights)}
+    backbone = open_backbone(
+        config.backbone,
+        weights=_file(config.weights),
+        global_backbone=other if config.global_backbone else None,
+        **options,
+    )
+    settings = ViewSettings(**fields, seed=config.seed)
+    return build_views(config.photos.split(","), backbone, settings, rebuild=config.data.rebuild)
+
+
+def _file(path: str) -> Path | None:
+    return Path(path) if path else None
 
 
 def train_teacher(config: ConfigDict, root: Path, workdir: Path) -> Model:

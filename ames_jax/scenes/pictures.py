@@ -1,0 +1,85 @@
+"""Files of photographs and of their views, written by working processes; without JAX, so that these start fast."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ames_jax.extraction.images import load_image, shrink
+from ames_jax.runtime.cores import end_with_parent
+from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.files import write_file
+from ames_jax.runtime.progress import Progress
+from ames_jax.scenes.warping import warp
+
+QUALITY = 95  # of the JPEG files that hold photos at the size of views
+CACHED = 32  # decoded photos that a working process keeps
+
+
+def write_photo(source: Path, side: int, target: Path) -> None:
+    """Writes a photo with its longer side at most `side`; of one that cannot be read, why, with the suffix .broken."""
+    try:
+        picture = shrink(load_image(source), side)
+    except UserError as error:
+        write_file(target.with_suffix(".broken"), str(error))
+        return
+    encoded = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1]
+    write_file(target, encoded.tobytes())
+
+
+def write_views(
+    photo: Path, views: Sequence[tuple[int, Path]], others: Sequence[Path], key: Sequence[int], strength: float
+) -> None:
+    """Writes warped views of a photo, each whole or not at all.
+
+    Args:
+      photo: its file.
+      views: number and file of each view.
+      others: files of the photos that lend backgrounds.
+      key: with a view's number, decides all that is random in it.
+      strength: see `warping.warp`.
+    """
+
+    def other(random: np.random.Generator) -> np.ndarray:
+        return _decoded(others[int(random.integers(len(others)))])
+
+    pixels = _decoded(photo)
+    for number, file in views:
+        random = np.random.Generator(np.random.Philox(np.random.SeedSequence([*key, number])))
+        write_file(file, warp(pixels, other, random, max(pixels.shape[:2]), strength))
+
+
+@functools.lru_cache(maxsize=CACHED)
+def _decoded(file: Path) -> np.ndarray:
+    return load_image(file)
+
+
+def run_all(calls: Sequence[Callable[[], None]], processes: int, label: str, total: int) -> None:
+    """Makes all the calls, which can be pickled, in working processes; progress counts towards `total` photographs."""
+    with Progress(label, total, "photographs", done=total - len(calls)) as progress:
+        if min(processes, len(calls)) <= 1:
+            for call in progress.over(calls):
+                call()
+            return
+        # Spawned, not forked: JAX may already run threads in this process.
+        pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _prepare_worker)
+        try:
+            for _ in progress.over(pool.map(_call, calls)):
+                pass
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _call(call: Callable[[], None]) -> None:
+    call()
+
+
+def _prepare_worker() -> None:
+    cv2.setNumThreads(1)  # every worker has a core
+    end_with_parent()
