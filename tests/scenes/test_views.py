@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from ames_jax.benchmarks.extraction import dead_leaves
+from ames_jax.benchmarks.extraction_speed import dead_leaves
 from ames_jax.data.neighbours import open_neighbours
 from ames_jax.data.shards import open_split
 from ames_jax.extraction.backbones import open_backbone
