@@ -20,8 +20,7 @@ from ames_jax.benchmarks import (
     training_speed,
 )
 from ames_jax.benchmarks.flags import DataFlags, EvaluateFlags, ExtractFlags, Flags, ScoreFlags, TrainFlags
-from ames_jax.benchmarks.harness import Case, Harness, matmul_peak
-from ames_jax.benchmarks.torch_process import TorchProcess
+from ames_jax.benchmarks.harness import Case, Harness, TorchProcess, matmul_peak
 from ames_jax.data.shards import open_split
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.extraction.vit import ViTConfig

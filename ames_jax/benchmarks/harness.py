@@ -7,9 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
+import os
+import shutil
 import statistics
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,7 +25,6 @@ from flax import nnx
 
 from ames_jax.benchmarks.flags import Flags
 from ames_jax.benchmarks.measuring import peak_bytes, reset_peak
-from ames_jax.benchmarks.torch_process import TorchProcess
 from ames_jax.model.ames import AMESConfig
 from ames_jax.model.kinds import Config, Model, new_model
 from ames_jax.model.torch_weights import from_torch, to_torch
@@ -31,6 +36,47 @@ from ames_jax.runtime.progress import Progress
 MATMUL = 2048
 # Weights are drawn this much wider than the release starts with, so that the logits of random pairs differ visibly.
 SPREAD = 4.0
+
+
+class TorchProcess:
+    """The PyTorch side; `there` is False when it is left out, and `why` says so in one line.
+
+    Raises:
+      UserError: there is no program `python` ("none": it is left out).
+    """
+
+    def __init__(self, python: str, needs: str = "torch") -> None:
+        self.there, self.why = False, "left out (--torch-python=none)"
+        if python == "none":
+            return
+        self._python = shutil.which(python)
+        if self._python is None:
+            raise UserError(f"--torch-python={python}: no such program; give a Python that has {needs}, or none")
+        code = f"import {needs}; print(torch.__version__)"
+        done = subprocess.run([self._python, "-c", code], capture_output=True, text=True)
+        self.there = done.returncode == 0
+        lines = (done.stdout if self.there else done.stderr).strip().splitlines()
+        self.why = lines[-1] if lines else f"{python} ended with {done.returncode}"
+
+    def run(self, job: str, settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The arrays that a job of `torch_jobs` gives back.
+
+        Raises UserError with the last line of what PyTorch said where it fails, e.g. for want of memory.
+        """
+        full = {"job": job, "gpu": jax.default_backend() == "gpu", **settings}
+        # Without what would point another Python at this one's packages.
+        environment = {name: v for name, v in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+        with tempfile.TemporaryDirectory(prefix="ames_jax_torch_") as folder:
+            asked, answer = Path(folder) / "job.npz", Path(folder) / "result.npz"
+            np.savez(asked, settings=json.dumps(full), **arrays)
+            command = [self._python, str(Path(__file__).with_name("torch_jobs.py")), str(asked), str(answer)]
+            done = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=environment)
+            if done.returncode:
+                said = done.stderr.strip().splitlines()
+                reason = said[-1] if said else "it was killed"
+                raise UserError(f"the PyTorch side ended with {done.returncode}: {reason}")
+            with np.load(answer) as file:
+                return dict(file)
 
 
 @dataclasses.dataclass(frozen=True)

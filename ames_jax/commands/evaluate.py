@@ -10,8 +10,8 @@ from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import write_file, write_json
 
 with epy.lazy_imports():  # help needs none of them
+    from ames_jax.report import comparison as comparisons
     from ames_jax.report import curves as pictures
-    from ames_jax.report import seeds as several
     from ames_jax.report import tables, tradeoff
 
 
@@ -22,7 +22,7 @@ def seeds(*runs: Path, out: Path) -> None:
       runs: Workdirs of finished training runs.
       out: Folder to write results.md, results.json and tradeoff.png into.
     """
-    comparison = several.join_seeds(runs)
+    comparison = comparisons.join_seeds(runs)
     table = tables.markdown_table(comparison)
     write_file(out / "results.md", table)
     results = {"dataset": comparison.data_set, "ceiling": comparison.ceiling, "rows": tables.table_rows(comparison)}

@@ -17,8 +17,7 @@ from ames_jax.extraction.images import load_image, shrink
 from ames_jax.index.collection import SearchIndex
 from ames_jax.index.reranking import Hit
 from ames_jax.index.searcher import STAGES, Searcher, SearchResult
-from ames_jax.report.gallery import GalleryQuery, RankedImage, draw_gallery
-from ames_jax.report.gallery_page import write_page
+from ames_jax.report.gallery import GalleryQuery, RankedImage, draw_gallery, write_page
 from ames_jax.report.tables import markdown
 from ames_jax.retrieval.judgements import find_hits, judge
 from ames_jax.retrieval.metrics import average_precision, hit_at, percent

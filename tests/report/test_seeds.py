@@ -5,8 +5,7 @@ import json
 import pytest
 
 from ames_jax.evaluate import main
-from ames_jax.report.comparison import Comparison, Row
-from ames_jax.report.seeds import join_seeds
+from ames_jax.report.comparison import Comparison, Row, join_seeds
 from ames_jax.report.tables import table_rows
 from ames_jax.runtime.errors import UserError
 
