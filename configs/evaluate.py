@@ -27,7 +27,7 @@ def get_config(variant: str = "benchmarks") -> ConfigDict:
     config = ConfigDict()
     config.data_dir = ""  # the release's folder, a prepared data set, a manifest's folder; "landmarks": embedded
     config.dataset = "roxford5k"  # a benchmark's name, a name in ground_truth/ of a prepared data set, or "custom"
-    config.model = ""  # run, model directory, .pt file or released name; several by commas, also kernel, maxsim, mutual
+    config.model = ""  # run, model directory, .pt file or released name; several by commas, also other methods (docs)
     config.backbone = "dinov2"  # prefix of the release's descriptor files: "dinov2" or "cvnet"
     config.first_stage = "dinov2"  # the release's neighbour list nn_NAME.pkl: "dinov2", "superglobal", …
     config.refine = ""  # lists by global descriptors alone: superglobal, expand, augment, or several joined by +
@@ -40,9 +40,9 @@ def get_config(variant: str = "benchmarks") -> ConfigDict:
     config.gamma = ""  # γ ≥ 0, scale of the logit, comma list; "" for the released model's value
     config.tune_on = ""  # data set on which one λ, γ of the lists is chosen for `dataset`; release: gldv2-val
 
-    config.plan = ""  # coarse to fine, comma list of COARSE@HEAD, e.g. kernel@40,100x50@100
+    config.plan = ""  # coarse to fine, plans with spaces between, e.g. "kernel@40,600x50 100x50@100,600x50"
     config.sweep_memory = False  # also at T = 10 … 600: tradeoff-*.png and a table of mAP against bytes per image
-    config.match_kernel = True  # in sweep_memory: the hand-made opponent on the same descriptors
+    config.match_kernel = True  # in sweep_memory: hand-made matching of the same descriptors
     config.logits = ""  # logits.npz of an earlier run: sweep from it, score nothing, need no model
     config.memory_gb = 2.0  # memory for descriptors on their way to the device, in 2³⁰ bytes
 

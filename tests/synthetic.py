@@ -6,7 +6,7 @@ import numpy as np
 
 from ames_jax.data.neighbour_search import nearest
 from ames_jax.data.neighbours import save_neighbours
-from ames_jax.data.shards import ImageRecord, write_shards
+from ames_jax.data.shards import ImageRecord, open_split, write_shards
 from ames_jax.descriptors import DescriptorSet
 
 WIDTH, COUNT = 24, 8
@@ -21,6 +21,15 @@ def images(labels, per_label, seed):
     clutter = rng.random((len(names), COUNT)) < 0.3
     features[clutter] = rng.standard_normal((clutter.sum(), WIDTH))
     return features.astype(np.float32), names
+
+
+def write_globals(root):
+    """The global descriptors behind the lists of `write`, as `extract` leaves them."""
+    (root / "global").mkdir()
+    for split in ("validation_query", "validation_gallery", "test_query", "test_gallery"):
+        source = open_split(root, split)
+        pooled = np.asarray(source.read(np.arange(len(source)), COUNT).features, np.float32).mean(1)
+        np.save(root / "global" / f"{split}.npy", pooled / np.linalg.norm(pooled, axis=1, keepdims=True))
 
 
 def write(root, labels=12, seed=0):

@@ -15,6 +15,8 @@ from ames_jax import extract
 from ames_jax.data.shards import open_split
 from ames_jax.extraction.backbones import open_backbone, reopen_backbone
 from ames_jax.extraction.images import load_image
+from ames_jax.report.retrieval_evaluation import evaluate
+from ames_jax.runtime.command_line import load_config
 from ames_jax.runtime.errors import UserError
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "extending.md"
@@ -63,10 +65,25 @@ def test_a_class_under_another_name_is_refused(module):
         open_backbone("colours:Colours")
 
 
-def test_the_matcher_is_tuned_as_all_are(tmp_path, monkeypatch, capsys):
-    synthetic.write(tmp_path / "DIR")
-    monkeypatch.chdir(tmp_path)
-    namespace: dict = {}
-    exec(MATCHER.replace("Chamfer(128)", f"Chamfer({synthetic.WIDTH})").replace("k=50", "k=20"), namespace)
-    assert namespace["found"].stored_bytes == 2 * synthetic.WIDTH * 64
-    assert "mAP" in capsys.readouterr().out
+def test_the_matcher_is_compared_with_others_by_its_name(tmp_path, monkeypatch, capsys):
+    synthetic.write(tmp_path / "set")
+    (tmp_path / "chamfer.py").write_text(MATCHER)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = load_config("evaluate")
+    config.update(
+        data_dir=str(tmp_path / "set"), dataset="test", tune_on="validation", rerank="20", database_descriptors=4
+    )
+    for model, methods in (("chamfer:Chamfer", ["chamfer"]), ("kernel,chamfer:Chamfer", ["kernel", "chamfer"])):
+        config.model = model
+        rows = evaluate(config, tmp_path / "run")["rows"]
+        assert [row["method"] for row in rows] == methods
+        assert rows[-1]["bytes_per_image"] == 2 * synthetic.WIDTH * 4
+    assert "| chamfer | " in capsys.readouterr().out
+    for model, told in (
+        ("chamfer:np", "expected a subclass of"),
+        ("chamfer:Chamfers", "expected package.module:Class"),
+    ):
+        config.model = model
+        with pytest.raises(UserError, match=f"--config.model={model}: {told}"):
+            evaluate(config, tmp_path / "run")
+    sys.modules.pop("chamfer")

@@ -57,7 +57,7 @@ def test_the_evaluation_notebook_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("AMES_JAX_MODEL", str(tmp_path / "model"))
     run("evaluate.ipynb", root, tmp_path / "work", monkeypatch)
     assert {"results.json", "tradeoff-mAP.png", "gallery.png"} <= {path.name for path in (tmp_path / "work").iterdir()}
-    assert "match kernel on bits" in capsys.readouterr().out
+    assert "hand-made, bits" in capsys.readouterr().out
 
 
 def test_the_search_notebook_runs_and_prints_the_same_figures_again(few_landmarks, tmp_path, monkeypatch, capsys):

@@ -19,7 +19,8 @@ from ames_jax.index.model_choice import ChosenModel
 from ames_jax.index.picture_sets import describe
 from ames_jax.retrieval.grid import Counts
 from ames_jax.retrieval.judgements import judge
-from ames_jax.retrieval.matchers import KernelMatcher, ModelMatcher
+from ames_jax.retrieval.matchers import ModelMatcher
+from ames_jax.retrieval.maxsim import MaxSimMatcher
 from ames_jax.retrieval.protocols import METRICS
 from ames_jax.retrieval.sets import RetrievalSet
 from ames_jax.retrieval.tuning import tune_all
@@ -40,13 +41,13 @@ def measure_quality(chosen: ChosenModel, root: Path, asked: QualityWork) -> list
     """Rows of method, descriptors, bytes per image, setting and mAP (percent) on the test pictures of the data set `root`.
 
     Pictures are read and extracted as those of a user, then globally searched with FAISS and re-ranked from their bits.
-    λ, γ and the match kernel's threshold are chosen on the validation pictures, for model and kernel alike.
+    λ, γ and the form and threshold of hand-made matching are chosen on the validation pictures, for all alike.
     """
     backbone = open_backbone("sift", statistics=_statistics(chosen, root))
     validation, test = (pictures_of(root, stage, backbone) for stage in ("validation", "test"))
     shortlist = min(asked.shortlist, validation.ranks.shape[1], test.ranks.shape[1])
     model = ModelMatcher(chosen.model, "AMES")
-    matchers = [KernelMatcher("hand-made matching", packer=model.packer), model]
+    matchers = [MaxSimMatcher("hand-made matching", packer=model.packer), model]
     work = [(matcher, Counts(asked.query_descriptors, count)) for matcher in matchers for count in asked.counts]
     rows: list[dict[str, Any]] = [{"method": f"global only: {backbone.global_name}", "map": test.figures()["mAP"]}]
     for found in tune_all(work, validation, test, shortlist):

@@ -22,7 +22,8 @@ class DescriptorReader(Protocol):
     def read(self, rows: np.ndarray, count: int) -> DescriptorSet:
         """The first `count` descriptors (fewer where fewer are stored) of images `rows`, int [n], ascending.
 
-        Features [n, T, ·] as stored and `valid` [n, T], which may be None where all are real.
+        Features [n, T, ·] as stored, `valid` [n, T], which may be None where all are real, and `xy` [n, T, 2] where the
+        data has positions.
         """
         ...
 
@@ -35,13 +36,14 @@ class MemoryReader:
     """A set [N, T, ·] that is in memory."""
 
     def __init__(self, descriptors: DescriptorSet) -> None:
-        self._descriptors = DescriptorSet(descriptors.features, descriptors.valid)
+        self._descriptors = DescriptorSet(descriptors.features, descriptors.valid, descriptors.xy)
 
     @classmethod
     def load(cls, reader: DescriptorReader, count: int) -> MemoryReader:
         """The first `count` descriptors of every image of a reader; `valid` is None when all are real."""
         images = reader.read(np.arange(len(reader)), count)
-        return cls(DescriptorSet(images.features, None if images.valid is None or images.valid.all() else images.valid))
+        valid = None if images.valid is None or images.valid.all() else images.valid
+        return cls(DescriptorSet(images.features, valid, images.xy))
 
     def __len__(self) -> int:
         return len(self._descriptors.features)
@@ -97,7 +99,8 @@ class ConcatenatedReader:
         shared = min(piece.count for piece in pieces)
         pieces = [piece.truncate(shared) for piece in pieces]
         valid = [np.ones(piece.features.shape[:2], bool) if piece.valid is None else piece.valid for piece in pieces]
-        return DescriptorSet(np.concatenate([piece.features for piece in pieces]), np.concatenate(valid))
+        xy = None if any(p.xy is None for p in pieces) else np.concatenate([piece.xy for piece in pieces])
+        return DescriptorSet(np.concatenate([piece.features for piece in pieces]), np.concatenate(valid), xy)
 
     def fingerprint(self) -> str:
         """Of all parts in their order."""

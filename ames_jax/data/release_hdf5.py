@@ -219,7 +219,7 @@ class ReleaseSource:
         for run in np.split(rows, breaks):
             metadata, features = self._read_clean(slice(run[0], run[-1] + 1), count)
             chosen = run - run[0]
-            pieces.append((features[chosen], metadata[chosen, :, MASK] == 0))
+            pieces.append((features[chosen], metadata[chosen, :, MASK] == 0, metadata[chosen][..., [X, Y]]))
         return DescriptorSet(*map(np.concatenate, zip(*pieces)))
 
     def read_raw(self, rows: int | slice, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:

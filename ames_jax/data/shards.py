@@ -89,7 +89,8 @@ class DescriptorSource:
     def read(self, rows: np.ndarray, count: int) -> DescriptorSet:
         """As `DescriptorReader`; rows in any order. Raises UserError for a shard that is gone."""
         images = [self[row].descriptors.truncate(count) for row in rows]
-        return DescriptorSet(np.stack([i.features for i in images]), np.stack([i.valid for i in images]))
+        xy = np.stack([i.xy for i in images]) if "xy" in self.format.geometry else None
+        return DescriptorSet(np.stack([i.features for i in images]), np.stack([i.valid for i in images]), xy)
 
     def ids(self) -> list[str]:
         """The id of every record."""

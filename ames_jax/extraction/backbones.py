@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from etils import epy
 from ames_jax.data.shards import read_about
 from ames_jax.extraction.backbone import STATISTICS_FILE, Backbone, ExtractedImage
 from ames_jax.runtime.errors import UserError, did_you_mean
+from ames_jax.runtime.imports import named_class
 
 with epy.lazy_imports():  # sift needs no network, and processes that only load images need neither
     from ames_jax.extraction import cvnet, dinov2, network, sift, xfeat
@@ -191,12 +191,8 @@ def _class_of(name: str, flag: str) -> type[Backbone]:
 
 
 def _class_elsewhere(name: str, flag: str) -> type[Backbone]:
-    """The class `package.module:Class`; its module is imported, so it may run code."""
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{flag}={name}: expected package.module:Class on Python's path; {error}") from error
+    """The class `package.module:Class`."""
+    found = named_class(name, flag)
     missing = [key for key in ("open", "fit", "extract") if not callable(getattr(found, key, None))]
     if missing:
         raise UserError(f"{flag}={name}: a backbone needs {', '.join(missing)}; see ames_jax/extraction/backbone.py")

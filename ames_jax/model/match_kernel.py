@@ -1,19 +1,16 @@
-"""The hand-made opponent: a thresholded match kernel on the very descriptors that the model reads.
+"""Hand-made matching as a part of a model, and the whitening that makes float descriptors comparable without one.
 
-The score of a pair is the sum over the query's descriptors of max(0, best similarity in the database image − t).
-Similarity is the cosine of (whitened) float descriptors, or 1 − 2·h/bits of packed bits at Hamming distance h, which is
-the cosine of their ±1 vectors. The threshold t is chosen on validation together with λ and γ (`retrieval.grid`).
-In NumPy; `kernel_term` is the kernel in JAX, as a term of a model's logit.
+The match kernel of a pair is the sum over the query's descriptors of max(0, best similarity in the database image − t), of the
+cosine of the ±1 vectors of their bits. As a method of its own, in all its forms: `retrieval.maxsim`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, UInt8, UInt64
+from jaxtyping import Array, Bool, Float, Float32
 
 from ames_jax.descriptors import AnyArray, DescriptorSet
 
@@ -51,61 +48,6 @@ def prepare(descriptors: DescriptorSet, whitening: Whitening | None = None) -> D
         features = flat.reshape(*features.shape[:-1], -1)
     norm = np.linalg.norm(features, axis=-1, keepdims=True)
     return replace(descriptors, features=features / np.maximum(norm, 1e-12))
-
-
-def best_similarities(query: DescriptorSet, database: DescriptorSet) -> Float32[np.ndarray, "K Q"]:
-    """The best similarity of each query descriptor in each database image, in −1..1.
-
-    query [Q, ·], database [K, T, ·], both from `prepare`, both floats or both packed bits. −1 for a query descriptor
-    that is padding and for an image without a valid descriptor, which adds nothing at any threshold.
-    """
-    if query.is_packed != database.is_packed:
-        raise ValueError("the match kernel compares floats with floats, or bits with bits")
-    match = _best_by_bits if query.is_packed else _best_by_cosine
-    best = match(np.asarray(query.features), np.asarray(database.features), database.valid)
-    return best if query.valid is None else np.where(np.asarray(query.valid), best, np.float32(-1))
-
-
-def kernel_scores(
-    query: DescriptorSet, database: DescriptorSet, thresholds: Sequence[float]
-) -> Float32[np.ndarray, "K F"]:
-    """Scores of a query [Q, ·] against images [K, T, ·], both from `prepare`, for F thresholds; 0 for an empty query.
-
-    The similarities are computed once for all thresholds.
-    """
-    best = best_similarities(query, database)
-    return np.stack([np.maximum(best - np.float32(threshold), 0).sum(axis=1) for threshold in thresholds], axis=1)
-
-
-def _best_by_cosine(
-    query: Float32[np.ndarray, "Q D"], database: Float32[np.ndarray, "K T D"], valid: Bool[AnyArray, "K T"] | None
-) -> Float32[np.ndarray, "K Q"]:
-    images, per_image, width = database.shape
-    similarity = (database.reshape(-1, width) @ query.T).reshape(images, per_image, len(query))
-    if valid is not None:
-        similarity[~np.asarray(valid)] = -1
-    return similarity.max(axis=1, initial=-1)
-
-
-def _best_by_bits(
-    query: UInt8[np.ndarray, "Q bytes"], database: UInt8[np.ndarray, "K T bytes"], valid: Bool[AnyArray, "K T"] | None
-) -> Float32[np.ndarray, "K Q"]:
-    bits = 8 * query.shape[-1]
-    query_words, database_words = _words(query), _words(database)
-    distance = np.zeros((len(query), *database.shape[:2]), np.uint16 if bits > 255 else np.uint8)
-    for word in range(query_words.shape[-1]):
-        distance += np.bitwise_count(query_words[:, None, None, word] ^ database_words[None, ..., word])
-    if valid is not None:
-        distance[:, ~np.asarray(valid)] = bits
-    nearest = distance.min(axis=2, initial=bits).T.astype(np.float32)
-    return 1 - nearest * np.float32(2 / bits)
-
-
-def _words(packed: UInt8[np.ndarray, "*batch bytes"]) -> UInt64[np.ndarray, "*batch words"]:
-    """The bytes in words; zeros fill the last word on both sides and so add no distance."""
-    missing = -packed.shape[-1] % 8
-    padded = np.pad(packed, [(0, 0)] * (packed.ndim - 1) + [(0, missing)]) if missing else np.ascontiguousarray(packed)
-    return padded.view(np.uint64)
 
 
 def kernel_term(

@@ -1,4 +1,4 @@
-"""The trade-off, measured: the same queries with ever fewer database descriptors, beside the match kernel."""
+"""The trade-off, measured: the same queries with ever fewer database descriptors, beside hand-made matching."""
 
 from __future__ import annotations
 

@@ -17,14 +17,13 @@ from ames_jax import scenes
 from ames_jax.data.store import PackedStore
 from ames_jax.model.ames import RELEASED
 from ames_jax.model.released import load_model
-from ames_jax.report.comparison import compare
 from ames_jax.report.memory_sweep import memory_sweep
+from ames_jax.report.methods import baseline_matcher, is_one_model, measure_methods, methods_of, methods_table
 from ames_jax.report.results import fit_notes, result_rows, results_table
-from ames_jax.report.tables import markdown, markdown_table
+from ames_jax.report.tables import markdown
 from ames_jax.retrieval.grid import GAMMAS, LAMBDAS, Counts, Grid
 from ames_jax.retrieval.logits_file import PairLogits
-from ames_jax.retrieval.matchers import KernelMatcher, Matcher, ModelMatcher
-from ames_jax.retrieval.maxsim import MaxSimMatcher
+from ames_jax.retrieval.matchers import ModelMatcher
 from ames_jax.retrieval.opening import open_set
 from ames_jax.retrieval.plans import measure_plans
 from ames_jax.retrieval.refinement import refined_set
@@ -36,16 +35,13 @@ from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import write_file, write_json
 from ames_jax.runtime.processes import is_lead
 
-# Hand-made matching by the name that the configuration gives it → its forms.
-HAND_MADE = {"kernel": ("query",), "maxsim": ("query", "both"), "mutual": ("mutual",)}
-
 
 def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Runs an evaluation and returns what it wrote to `results.json`.
 
     Of many processes, each scores its share of the queries; all get the result, and the lead one writes it.
     """
-    if "," in config.model:
+    if config.model and not is_one_model(config.model):
         return compare_matchers(config, workdir)
     grid = grid_of(config)
     _check_combination(config, grid)
@@ -86,7 +82,8 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     write_file(workdir / "results.md", table)
     print(f"{table}\nwritten to {workdir}: results.json, results.md, logits.npz")
     if config.plan:
-        print(markdown(results["plans"], {key: key for key in results["plans"][0]} | {"pairs": "share of pairs"}))
+        named = {"pairs": "share of pairs", "seconds": "s per query"}
+        print(markdown(results["plans"], {key: key for key in results["plans"][0]} | named))
     for note in fit_notes(results, tuned=bool(config.tune_on or config.lam or config.gamma)):
         print(note)
     return results
@@ -102,66 +99,37 @@ def _plans(
 ) -> list[dict[str, Any]]:
     if matcher is None or validation is None:
         raise UserError(f"--config.plan={config.plan} needs a model, and --config.tune_on: both stages are tuned on it")
-    plans = [text.strip() for text in config.plan.split(",") if text.strip()]
-    kernel = baseline_kernel(matcher, validation)
-    return measure_plans(plans, keeper, matcher, kernel, validation, test, max(grid.rerank), counts_of(config))
+    kernel = baseline_matcher(matcher.packer, validation)
+    return measure_plans(
+        config.plan.split(), keeper, matcher, kernel, validation, test, max(grid.rerank), counts_of(config)
+    )
 
 
 def compare_matchers(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Several matchers in one table, each at the λ, γ and threshold that `tune_on` prefers; what `results.json` holds.
+    """Several methods in one table, each at the λ, γ and threshold that `tune_on` prefers; what `results.json` holds.
 
-    `config.model` names models, and of hand-made matching on the bits of the first binary one (or on whitened floats):
-    kernel, maxsim (from one side or both), mutual (nearest neighbours). Raises UserError without a data set to tune on.
+    `config.model`: see `methods.methods_of`. Raises UserError without a data set to tune on.
     """
     if not config.tune_on:
         raise UserError(
-            f"--config.model={config.model}: several methods are compared at settings chosen on --config.tune_on"
+            f"--config.model={config.model}: several methods, and those without released λ and γ, are compared at settings "
+            "chosen on --config.tune_on"
         )
     validation, test = (_open(config, name, None, workdir) for name in (config.tune_on, config.dataset))
     keeper = ScoreKeeper(workdir / "scores", int(config.memory_gb * 2**30))
-    counts = counts_of(config)
-    k = max(_numbers(config, "rerank", int), default=0)
+    counts, k = counts_of(config), max(_numbers(config, "rerank", int), default=0)
     if k < 1:
         raise UserError("--config.rerank is empty: say how many images to re-rank, e.g. 100")
-    measured = [
-        tune(keeper, matcher, validation, test, k=k, counts=counts)
-        for matcher in _matchers([name.strip() for name in config.model.split(",") if name.strip()], validation)
-    ]
-    rows = [
-        {
-            "method": one.matcher.name,
-            "rerank": k,
-            "lam": one.setting.lam,
-            "gamma": one.setting.gamma,
-            "threshold": one.setting.threshold,
-            "query_descriptors": counts.query,
-            "database_descriptors": counts.database,
-            "bytes_per_image": one.stored_bytes,
-            **one.figures,
-        }
-        for one in measured
-    ]
+    rows = measure_methods(methods_of(config.model, validation), keeper, validation, test, k, counts)
     results = {"dataset": test.name, "first_stage": _first_stage(test), "tuned_on": {"dataset": validation.name}}
     results |= {"model": config.model, "rows": rows, "config": flatten(config)}
     if not is_lead():
         return results
-    comparisons = [compare(test, measured, protocol) for protocol in test.protocols]
-    table = "\n".join(map(markdown_table, comparisons))
+    table = methods_table(test, rows, k, counts)
     write_json(workdir / "results.json", results)
     write_file(workdir / "results.md", table)
     print(f"{table}\nwritten to {workdir}: results.json, results.md")
     return results
-
-
-def _matchers(names: Sequence[str], data: RetrievalSet) -> list[Matcher]:
-    # By the last part of a path, as one model is; two of the same last part by the whole.
-    ends = [Path(name).name for name in names]
-    shown = {name: name if ends.count(end) > 1 else end for name, end in zip(names, ends)}
-    models = {name: ModelMatcher(load_model(name), shown[name]) for name in names if name not in HAND_MADE}
-    binary = next((matcher.packer for matcher in models.values() if matcher.packer), None)
-    whitening = None if binary else KernelMatcher.on_floats("floats", data.training or data.database).whitening
-    read = {"packer": binary, "whitening": whitening}
-    return [models[name] if name in models else MaxSimMatcher(name, forms=HAND_MADE[name], **read) for name in names]
 
 
 def grid_of(config: ConfigDict) -> Grid:
@@ -246,28 +214,19 @@ def _memory(
     rows: Sequence[SweepRow],
     workdir: Path,
 ) -> dict[str, Any]:
-    """The memory sweep of the model at its one setting and, where there is a data set to tune it on, of the match kernel."""
+    """The memory sweep of the model at its one setting and, where there is a data set to tune it on, of hand-made matching."""
     largest = max((row.setting for row in rows), key=lambda setting: setting.k)
     compared = [(matcher, largest)]
     if config.match_kernel and validation is not None:
-        kernel = baseline_kernel(matcher, validation)
+        kernel = baseline_matcher(matcher.packer, validation)
         tuned = tune(keeper, kernel, validation, k=largest.k, counts=counts_of(config))
         compared.append((kernel, tuned.setting))
     elif config.match_kernel:
-        print("match kernel left out: it has no released setting; name a data set to tune it on (--config.tune_on)")
+        print(
+            "hand-made matching left out: it has no released setting; name a data set to tune it on (--config.tune_on)"
+        )
     with tempfile.TemporaryDirectory() as scratch:
         return memory_sweep(keeper, compared, test, config.query_descriptors, workdir if is_lead() else Path(scratch))
-
-
-def baseline_kernel(matcher: ModelMatcher, data: RetrievalSet) -> KernelMatcher:
-    """The match kernel on what a model reads: its bits, or floats whitened with statistics of the set's training images.
-
-    A set without training images lends those of its database, and the name says so.
-    """
-    if matcher.packer is not None:
-        return KernelMatcher("match kernel on bits", packer=matcher.packer)
-    whitened = "" if data.training else ", whitened on the database"
-    return KernelMatcher.on_floats(f"match kernel on floats{whitened}", data.training or data.database)
 
 
 def _first_stage(data: RetrievalSet) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from ames_jax.report.gallery import draw_gallery, gallery_query, pick_queries
 from ames_jax.report.tables import markdown_table, table_rows
 from ames_jax.report.tradeoff import draw_tradeoff
 from ames_jax.retrieval.grid import Counts
-from ames_jax.retrieval.matchers import KernelMatcher, Matcher, ModelMatcher
+from ames_jax.retrieval.matchers import Matcher, ModelMatcher
+from ames_jax.retrieval.maxsim import MaxSimMatcher
 from ames_jax.retrieval.ranking import reordered
 from ames_jax.retrieval.sets import RetrievalSet
 from ames_jax.retrieval.tuning import Measured, tune_all
@@ -29,8 +30,8 @@ from ames_jax.runtime.files import write_file, write_json
 def write_report(settings: ConfigDict, root: Path, workdir: Path, teacher: Model, student: Model) -> None:
     """Scores global only, teacher, student and hand-made matching on the test split; writes and prints what came out.
 
-    Writes results.json, results.md, tradeoff.png, gallery.png and training.png into `workdir`. λ, γ and the kernels'
-    thresholds are chosen on the validation split alone.
+    Writes results.json, results.md, tradeoff.png, gallery.png and training.png into `workdir`. λ, γ and the forms and
+    thresholds of hand-made matching are chosen on the validation split alone.
     """
     test = RetrievalSet.load(root, "test")
     validation = RetrievalSet.load(root, "validation", queries=settings.validation_queries)
@@ -40,7 +41,7 @@ def write_report(settings: ConfigDict, root: Path, workdir: Path, teacher: Model
     held = [data.in_memory(max(queries), max(counts)) for data in (validation, test)]
     measured = tune_all(work, *held, shortlist)
     comparison = compare(test, measured, test.protocols[0])
-    table = markdown_table(comparison)
+    table = f"{markdown_table(comparison)}\n{chosen_forms(measured)}"
     write_file(workdir / "results.md", table)
     results = {
         "dataset": test.name, "split": "test", "queries": len(test.ranks), "database_images": len(test.database),
@@ -71,8 +72,8 @@ def matchers(teacher: Model | None, student: Model, training: DescriptorReader) 
     binary = ModelMatcher(student, f"{kind}student")
     found = [
         binary,
-        KernelMatcher.on_floats("hand-made, floats", training),
-        KernelMatcher("hand-made, bits", packer=binary.packer),
+        MaxSimMatcher.on_floats("hand-made, floats", training),
+        MaxSimMatcher("hand-made, bits", packer=binary.packer),
     ]
     return found if teacher is None else [ModelMatcher(teacher, f"{kind}teacher"), *found]
 
@@ -103,6 +104,16 @@ def setting_rows(measured: Sequence[Measured]) -> list[dict]:
         }
         for one in measured
     ]
+
+
+def chosen_forms(measured: Sequence[Measured]) -> str:
+    """Names the form of hand-made matching that validation chose for each number of descriptors, one line per method."""
+    chosen: dict[str, list[str]] = {}
+    for one in measured:
+        if one.setting.threshold is not None:
+            counts = f"{one.counts.query} × {one.counts.database}"
+            chosen.setdefault(one.matcher.name, []).append(f"{counts}: {one.setting.threshold}")
+    return "".join(f"{name}, as validation chose it: {'; '.join(forms)}.\n" for name, forms in chosen.items())
 
 
 def draw_curves(

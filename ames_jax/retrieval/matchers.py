@@ -1,4 +1,4 @@
-"""Matchers: ways to score a query against database images. AMES, and the match kernel on the same descriptors.
+"""Matchers: ways to score a query against database images. Trained models here; hand-made ones in `maxsim`, `geometry`.
 
 A matcher of one's own is a subclass of `Matcher`: a name, facts, the bytes that an image costs, and `shortlist`.
 """
@@ -11,20 +11,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 
-from ames_jax.data.readers import DescriptorReader
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.model import match_kernel
 from ames_jax.model.kinds import Model
-from ames_jax.model.match_kernel import Whitening
 from ames_jax.model.packing import BitPacker
 from ames_jax.model.weights import model_fingerprint
-from ames_jax.retrieval.grid import GAMMAS, KERNEL_GAMMAS, KERNEL_THRESHOLDS
+from ames_jax.retrieval.grid import GAMMAS
 from ames_jax.retrieval.scorer import Scorer
-from ames_jax.retrieval.sets import sample_descriptors
-from ames_jax.runtime.files import digest_of
-
-WHITENING_SAMPLE, WHITENING_PER_IMAGE = 30_000, 48  # descriptors that whitening is learned from
 
 
 class Matcher(abc.ABC):
@@ -36,6 +30,8 @@ class Matcher(abc.ABC):
       facts: plain JSON, all that scores depend on beside the data: scores are kept under it.
       thresholds: one for each score of a pair that `shortlist` returns; (None,) where there is one score.
       gammas: γ among which validation chooses.
+      parameters: numbers that were learned, None of what has none.
+      positions: `stored` and `shortlist` are given `xy`, too, which only some data sets have.
     """
 
     name: str
@@ -43,6 +39,8 @@ class Matcher(abc.ABC):
     facts: dict[str, Any]
     thresholds: tuple[float | str | None, ...] = (None,)
     gammas: tuple[float, ...] = GAMMAS
+    parameters: int | None = None
+    positions: bool = False
 
     @abc.abstractmethod
     def stored_bytes(self, count: int) -> int:
@@ -65,6 +63,7 @@ class ModelMatcher(Matcher):
 
     def __init__(self, model: Model, name: str):
         self.name, self._model, self._scorer = name, model, Scorer(model)
+        self.parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
         binary = model.config.bits is not None
         self.kind, self.packer = ("student", BitPacker(model)) if binary else ("teacher", None)
 
@@ -85,37 +84,3 @@ class ModelMatcher(Matcher):
     def shortlist(self, query: DescriptorSet, database: DescriptorSet) -> np.ndarray:
         """float32 logits [K]; see `Scorer.shortlist`."""
         return self._scorer.shortlist(query, database)
-
-
-class KernelMatcher(Matcher):
-    """The hand-made opponent, at all its thresholds in one pass: the match kernel of `model.match_kernel`.
-
-    Reads the bits of a binary model (`packer`) or whitened floats, stored in float16 (`whitening`).
-    """
-
-    thresholds, gammas = KERNEL_THRESHOLDS, KERNEL_GAMMAS
-
-    @classmethod
-    def on_floats(cls, name: str, source: DescriptorReader) -> KernelMatcher:
-        """Whitened with the statistics of these images."""
-        sample = sample_descriptors(source, WHITENING_SAMPLE, WHITENING_PER_IMAGE, seed=0)
-        return cls(name, whitening=Whitening.fit(sample))
-
-    def __init__(self, name: str, *, packer: BitPacker | None = None, whitening: Whitening | None = None):
-        self.name, self.packer, self.whitening = name, packer, whitening
-        self.kind = "kernel on bits" if packer else "kernel on floats"
-        read = packer.fingerprint if packer else digest_of(whitening.mean, whitening.matrix)
-        self.facts = {"kernel": list(self.thresholds), self.kind: read}
-
-    def stored_bytes(self, count: int) -> int:
-        """See `Matcher`."""
-        return count * (self.packer.bits // 8 if self.packer else 2 * len(self.whitening.mean))
-
-    def stored(self, database: DescriptorSet) -> DescriptorSet:
-        """Bits, or whitened and normalised floats."""
-        return self.packer.pack(database) if self.packer else match_kernel.prepare(database, self.whitening)
-
-    def shortlist(self, query: DescriptorSet, database: DescriptorSet) -> np.ndarray:
-        """float32 [K, F]: for each threshold the sum over query descriptors of max(0, best similarity − threshold)."""
-        one = self.stored(jax.tree.map(lambda field: field[None], query))[0]
-        return match_kernel.kernel_scores(one, database, self.thresholds)

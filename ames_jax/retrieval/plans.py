@@ -1,12 +1,15 @@
-"""Coarse to fine: a shortlist is scored cheaply first, and the model with all descriptors scores only the head of that order.
+"""Coarse to fine: a shortlist is scored cheaply first, and only the head of that order with more descriptors.
 
-A plan is COARSE@HEAD. COARSE is `kernel`, hand-made matching of the bits or floats that the model reads, or QxT, the model
-with fewer descriptors. Both stages are tuned on validation, each for itself.
+A plan is its stages with commas between: `100x50@100,600x50` scores all images with 100 query and 50 database descriptors,
+and the best 100 of that order with 600 × 50. `@100` says how many images go on to the finer stage. A stage is QxT, the model
+with so many descriptors, or, as the coarsest alone, `kernel`: hand-made matching of the same bits or floats. The same plan may
+be written from fine to coarse: `600x50@100,100x50`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,36 +18,68 @@ import numpy as np
 from ames_jax.retrieval.grid import Counts
 from ames_jax.retrieval.matchers import Matcher
 from ames_jax.retrieval.metrics import Protocol, protocol_score
-from ames_jax.retrieval.ranking import Setting, ensemble
-from ames_jax.retrieval.score_keeper import ScoreKeeper
+from ames_jax.retrieval.ranking import ensemble
+from ames_jax.retrieval.score_keeper import ScoreKeeper, pairs_per_second
 from ames_jax.retrieval.sets import RetrievalSet
 from ames_jax.retrieval.tuning import Measured, tune
 from ames_jax.runtime.errors import UserError
 
+KERNEL = "kernel"
+FORM = "expected stages with commas between, each QxT or kernel, with @ and how many go on, e.g. 100x50@100,600x50"
+Scores = Callable[[Counts | None, np.ndarray], np.ndarray]
+
 
 @dataclass(frozen=True)
 class Plan:
-    """The first stage of scoring, None for the match kernel, and how many images of it the model scores with `fine`."""
+    """Stages from coarse to fine, None for hand-made matching, and how many images go on from each but the last."""
 
-    coarse: Counts | None
-    head: int
-    fine: Counts
+    stages: tuple[Counts | None, ...]
+    heads: tuple[int, ...]
 
     @classmethod
-    def parse(cls, text: str, fine: Counts, k: int) -> Plan:
-        """From COARSE@HEAD; raises UserError for another form, and for a plan that saves nothing."""
-        coarse, _, head = text.partition("@")
-        numbers = coarse.split("x")
-        if not head.isdecimal() or not (coarse == "kernel" or (len(numbers) == 2 and all(map(str.isdecimal, numbers)))):
-            raise UserError(f"plan={text}: expected kernel@HEAD or QxT@HEAD, e.g. kernel@40 or 100x50@100")
-        counts = None if coarse == "kernel" else Counts(*map(int, numbers))
-        larger = counts is not None and (counts.query > fine.query or counts.database > fine.database or counts == fine)
-        if not 1 <= int(head) < k or larger:
+    def parse(cls, text: str, k: int) -> Plan:
+        """The plan for shortlists of k images; raises UserError for another form, and for a plan that does not shrink."""
+        parts = [part.strip().partition("@") for part in text.split(",")]
+        stages = [_counts(name, text) for name, _, _ in parts]
+        heads = [head for _, at, head in parts if at]
+        if len(parts) < 2 or [bool(at) for _, at, _ in parts] != [True] * (len(parts) - 1) + [False]:
+            raise UserError(f"plan={text}: {FORM}; all but the last have a number")
+        if not all(map(str.isdecimal, heads)):
+            raise UserError(f"plan={text}: {FORM}")
+        numbers = [int(head) for head in heads]
+        if _work(stages[0]) > _work(stages[-1]):
+            stages, numbers = stages[::-1], numbers[::-1]
+        work, images = [_work(stage) for stage in stages], [k, *numbers, 0]
+        if not (_rising(work) and _rising(images[::-1])):
             raise UserError(
-                f"plan={text}: saves nothing; the head must be smaller than the {k} images that are re-ranked, and QxT smaller "
-                f"than {fine.query}x{fine.database}"
+                f"plan={text}: does not shrink; each stage must score fewer images than the one before it, of {k}, with more "
+                "descriptors"
             )
-        return cls(counts, int(head), fine)
+        return cls(tuple(stages), tuple(numbers))
+
+    @property
+    def most(self) -> Counts:
+        """The most descriptors that any stage of the model reads."""
+        return Counts(*map(max, zip(*(stage for stage in self.stages if stage))))
+
+    def run(
+        self, score: Scores, similarities: np.ndarray, lam: float, gamma: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Scores shortlists stage by stage; every stage ranks by λ, γ and the global similarity.
+
+        score: (stage, columns int [Nq, n]) → scores float [Nq, n] of these columns of the lists. similarities: [Nq, k].
+
+        Returns:
+          columns int [Nq, n] that the last stage scored, in the order of the lists; their scores [Nq, n]; and the other
+          columns [Nq, k − n], best first.
+        """
+        columns = np.tile(np.arange(similarities.shape[1]), (len(similarities), 1))
+        rest = columns[:, :0]
+        for stage, head in zip(self.stages, self.heads):
+            values = ensemble(np.take_along_axis(similarities, columns, 1), score(stage, columns), lam, gamma)
+            ordered = np.take_along_axis(columns, np.argsort(-values, axis=1, kind="stable"), 1)
+            columns, rest = np.sort(ordered[:, :head], axis=1), np.concatenate([ordered[:, head:], rest], axis=1)
+        return columns, score(self.stages[-1], columns), rest
 
 
 def measure_plans(
@@ -57,39 +92,60 @@ def measure_plans(
     k: int,
     fine: Counts,
 ) -> list[dict[str, Any]]:
-    """One row per plan, after one for the model alone: figures in percent, and the share of pairs that the model scores.
+    """One row per plan, after one for the model alone with `fine`: figures in percent, and what scoring costs.
 
-    Pairs are scored once and kept, so that a further plan costs no scoring. `pairs` is
-    the share of the k images that the model scores with `fine`; all k are scored by the coarse stage.
+    `pairs` is the share of the k images that the last stage scores; `seconds` is what the scoring of a query takes on this
+    machine, from the speed of every stage. Every stage is tuned on validation. Pairs are scored once and kept, so
+    that a further plan costs no scoring.
     """
-    alone = tune(keeper, matcher, validation, test, k=k, counts=fine)
-    rows = [{"plan": f"{fine.query}x{fine.database}", "pairs": 1.0, **alone.figures}]
-    coarse: dict[Counts | None, Measured] = {}
-    for text in plans:
-        plan = Plan.parse(text, fine, k)
-        if plan.coarse not in coarse:
-            chosen = kernel if plan.coarse is None else matcher
-            coarse[plan.coarse] = tune(keeper, chosen, validation, test, k=k, counts=plan.coarse or fine)
-        first = coarse[plan.coarse]
+    parsed = {text: Plan.parse(text, k) for text in plans}
+    measured: dict[Counts | None, tuple[Measured, float]] = {}
+    for counts in [fine, *(stage for plan in parsed.values() for stage in plan.stages)]:
+        if counts not in measured:
+            chosen, read = (kernel, fine) if counts is None else (matcher, counts)
+            found = tune(keeper, chosen, validation, test, k=k, counts=read)
+            measured[counts] = found, pairs_per_second(test, chosen, k, read)
+    alone, speed = measured[fine]
+    rows = [{"plan": f"{fine.query}x{fine.database}", "pairs": 1.0, "seconds": k / speed, **alone.figures}]
+    for text, plan in parsed.items():
+        stages = [measured[stage][0] for stage in plan.stages]
         figures = {
-            protocol.name: protocol_score(
-                test.judged.reordered(_order(test, protocol, first, alone, plan.head)), protocol
-            )
+            protocol.name: protocol_score(test.judged.reordered(_order(test, protocol, stages, plan.heads)), protocol)
             for protocol in test.protocols
         }
-        rows.append({"plan": text, "pairs": plan.head / k, **figures})
+        seconds = sum(images / measured[stage][1] for stage, images in zip(plan.stages, (k, *plan.heads)))
+        rows.append({"plan": text, "pairs": plan.heads[-1] / k, "seconds": seconds, **figures})
     return rows
 
 
-def _order(data: RetrievalSet, protocol: Protocol, first: Measured, fine: Measured, head: int) -> np.ndarray:
-    """int64 [Nq, H]: the coarse order whose first `head` images are sorted by the fine score; junk stays last."""
-    setting: Setting = first.setting
-    coarse = data.shortlist(first.scores, setting.k, protocol).order(setting.lam, setting.gamma)
-    best = coarse[:, :head]
-    scores, similarity = (
-        np.take_along_axis(values, best, 1) for values in (fine.scores, np.asarray(data.similarities))
-    )
-    missing = np.isnan(scores)
-    values = ensemble(similarity, np.where(missing, 0, scores), fine.setting.lam, fine.setting.gamma)
-    by_value = np.argsort(np.where(missing, np.inf, -values), axis=1, kind="stable")
-    return np.concatenate([np.take_along_axis(best, by_value, 1), coarse[:, head:]], axis=1)
+def _order(data: RetrievalSet, protocol: Protocol, stages: Sequence[Measured], heads: Sequence[int]) -> np.ndarray:
+    """int64 [Nq, H]: the first stage's order whose heads are sorted by the finer stages' scores; junk stays last."""
+    setting = stages[0].setting
+    order = data.shortlist(stages[0].scores, setting.k, protocol).order(setting.lam, setting.gamma)
+    for stage, head in zip(stages[1:], heads):
+        best = order[:, :head]
+        scores, similarity = (
+            np.take_along_axis(values, best, 1) for values in (stage.scores, np.asarray(data.similarities))
+        )
+        missing = np.isnan(scores)
+        values = ensemble(similarity, np.where(missing, 0, scores), stage.setting.lam, stage.setting.gamma)
+        by_value = np.argsort(np.where(missing, np.inf, -values), axis=1, kind="stable")
+        order = np.concatenate([np.take_along_axis(best, by_value, 1), order[:, head:]], axis=1)
+    return order
+
+
+def _counts(name: str, text: str) -> Counts | None:
+    numbers = name.split("x")
+    if name == KERNEL:
+        return None
+    if len(numbers) != 2 or not all(number.isdecimal() and int(number) for number in numbers):
+        raise UserError(f"plan={text}: {FORM}")
+    return Counts(*map(int, numbers))
+
+
+def _work(stage: Counts | None) -> int:
+    return 0 if stage is None else stage.query * stage.database
+
+
+def _rising(values: Sequence[int]) -> bool:
+    return all(before < after for before, after in itertools.pairwise(values))

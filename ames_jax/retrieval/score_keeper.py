@@ -6,6 +6,7 @@ import hashlib
 import json
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from ames_jax.runtime.processes import as_lead, is_lead, join_shares, own_share
 from ames_jax.runtime.progress import Progress
 
 READ_BYTES = 64 << 20
+TIMED_QUERIES = 8
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class ScoreKeeper:
 
         Column j is column j of the set's lists. Raises UserError when the first stage lists fewer than k images.
         """
+        if matcher.positions:
+            data.check_positions(matcher.name)
         needed = data.needed_pairs(k)
         shape = (*needed.shape, len(matcher.thresholds))
         facts = {**matcher.facts, **data.facts, "descriptors": counts} if self.folder else {}
@@ -90,7 +94,14 @@ def fill(
     total, threads = int(missing.sum()), queries_at_a_time()
     if not total:
         return 0
-    cache = DatabaseCache(data.database, counts.database, matcher.stored, memory_bytes, threads)
+
+    def read(images: DescriptorSet) -> DescriptorSet:
+        return images if matcher.positions else DescriptorSet(images.features, images.valid)
+
+    def stored(images: DescriptorSet) -> DescriptorSet:
+        return matcher.stored(read(images))
+
+    cache = DatabaseCache(data.database, counts.database, stored, memory_bytes, threads)
     work = [
         (query, columns[start : start + cache.images_per_block])
         for query, columns in ((query, np.flatnonzero(missing[query])) for query in range(len(missing)))
@@ -100,7 +111,7 @@ def fill(
     def score(item: tuple[int, np.ndarray]) -> np.ndarray:
         query, columns = item
         images = cache.gather(np.asarray(data.ranks[query, columns], np.int64))
-        return matcher.shortlist(data.queries.read(np.array([query]), counts.query)[0], images)
+        return matcher.shortlist(read(data.queries.read(np.array([query]), counts.query))[0], images)
 
     _unrecord(scores)
     label = f"{data.name}, {matcher.name}, {counts.query} × {counts.database} descriptors"
@@ -110,6 +121,31 @@ def fill(
             progress.update(len(columns))
     _flush(scores)
     return total
+
+
+def pairs_per_second(data: RetrievalSet, matcher: Matcher, k: int, counts: Counts) -> float:
+    """Speed of a matcher on the first k images of some lists, with as many queries at a time as `fill` takes.
+
+    What is stored of the images lies in memory; the programs are compiled before.
+    """
+    lists = np.asarray(data.ranks[:TIMED_QUERIES, :k], np.int64)
+    needed, places = np.unique(lists, return_inverse=True)
+    queries, database = (
+        data.queries.read(np.arange(len(lists)), counts.query),
+        data.database.read(needed, counts.database),
+    )
+    if not matcher.positions:
+        queries, database = (DescriptorSet(side.features, side.valid) for side in (queries, database))
+    stored = matcher.stored(database)
+
+    def score(query: int) -> None:
+        matcher.shortlist(queries[query], stored[places.reshape(lists.shape)[query]])
+
+    score(0)
+    start = time.perf_counter()
+    for _ in in_threads(score, range(len(lists)), queries_at_a_time(), first_alone=False):
+        pass
+    return lists.size / (time.perf_counter() - start)
 
 
 class DatabaseCache:
@@ -131,11 +167,10 @@ class DatabaseCache:
         read = reader.read(np.arange(min(1, len(reader))), count)
         kept = stored(read)
         self._images_per_read = max(1, READ_BYTES // max(1, read.features[0].nbytes))
-        bytes_per_image = kept.features[0].nbytes + kept.count
+        bytes_per_image = kept.features[0].nbytes + kept.count + (0 if kept.xy is None else kept.xy[0].nbytes)
         self.images_per_block = max(1, memory_bytes // (4 * threads * bytes_per_image))
         capacity = min(len(reader), max(self.images_per_block, memory_bytes // (2 * bytes_per_image)))
-        self._features = np.empty((capacity, *kept.features.shape[1:]), kept.features.dtype)
-        self._valid = None if kept.valid is None else np.empty((capacity, kept.count), bool)
+        self._kept = jax.tree.map(lambda field: np.empty((capacity, *field.shape[1:]), field.dtype), kept)
         self._slot_of = np.full(len(reader), -1, np.int64)
         self._image_in = np.full(capacity, -1, np.int64)
         self._last_use = np.zeros(capacity, np.int64)
@@ -154,14 +189,13 @@ class DatabaseCache:
                 part = slice(start, start + self._images_per_read)
                 self._keep(missing[part], free[part])
             slots = self._slot_of[rows]
-            return DescriptorSet(self._features[slots], None if self._valid is None else self._valid[slots])
+            return self._kept[slots]
 
     def _keep(self, rows: np.ndarray, slots: np.ndarray) -> None:
         images = self._stored(self._reader.read(rows, self._count))
         self._slot_of[self._image_in[slots][self._image_in[slots] >= 0]] = -1
-        self._features[slots] = images.features
-        if self._valid is not None:
-            self._valid[slots] = images.valid
+        for kept, read in zip(jax.tree.leaves(self._kept), jax.tree.leaves(images), strict=True):
+            kept[slots] = read
         self._image_in[slots], self._slot_of[rows] = rows, slots
         self._last_use[slots] = self._clock
         self.images_read += len(rows)

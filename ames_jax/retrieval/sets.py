@@ -136,6 +136,15 @@ class RetrievalSet:
             "database": self.database.fingerprint(),
         }
 
+    def check_positions(self, method: str) -> None:
+        """Raises UserError unless both sides say where in the image each descriptor lies, which a `method` compares."""
+        for side, reader in (("queries", self.queries), ("database", self.database)):
+            if reader.read(np.arange(min(1, len(reader))), 1).xy is None:
+                raise UserError(
+                    f"{method}: the {side} of {self.name} have no positions of their descriptors; extract shards with them, or "
+                    "read the release's HDF5 files instead of a packed store"
+                )
+
     def figures(self, order: np.ndarray | None = None) -> dict[str, float]:
         """Percent by protocol name, of the first stage's lists or of these with the head in a new order (int [Nq, H])."""
         judged = self.judged if order is None else self.judged.reordered(order)

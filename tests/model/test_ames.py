@@ -13,7 +13,6 @@ from flax import nnx
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.model.ames import AMES, NAMED, AMESConfig
 from ames_jax.model.kinds import config_of
-from ames_jax.model.match_kernel import kernel_scores
 from ames_jax.model.torch_weights import from_torch, infer_config, to_torch
 from ames_jax.runtime.errors import UserError
 
@@ -217,8 +216,10 @@ def test_matches_of_bits_join_the_logit_as_the_kernel_counts_them(rng):
         plain.tokenizer.binarize(DescriptorSet(rng.standard_normal((3, n, 16), np.float32), rng.random((3, n)) < 0.8))
         for n in (5, 7)
     )
-    kernel = [kernel_scores(query[i], database[[i]], (0.2,))[0, 0] for i in range(3)]
-    expected = logits(plain, query, database) + 0.5 * np.stack(kernel)
+    signs = [np.unpackbits(side.features, axis=-1) * 2.0 - 1 for side in (query, database)]
+    similarity = np.where(database.valid[:, None], np.einsum("bqc,btc->bqt", *signs) / 32, -1)
+    kernel = np.where(query.valid, np.maximum(similarity.max(2) - 0.2, 0), 0).sum(1)
+    expected = logits(plain, query, database) + 0.5 * kernel
     np.testing.assert_allclose(run(AMES.pair_logits, counting, query, database), expected, atol=1e-5)
     np.testing.assert_allclose(logits(counting, query, database), expected, atol=1e-5)
     np.testing.assert_allclose(run(short_way, counting, query[0], database)[0], expected[0], atol=1e-5)

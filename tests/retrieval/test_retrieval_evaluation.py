@@ -93,6 +93,7 @@ def own_data(tmp_path) -> Path:
     for side, count in (("query", QUERIES), ("gallery", IMAGES)):
         rows = np.zeros((count, STORED, 5 + WIDTH), np.float16)
         rows[..., 5:] = rng.normal(size=(count, STORED, WIDTH))
+        rows[..., :2] = rng.random((count, STORED, 2))
         rows[..., 3] = np.arange(STORED) >= rng.integers(2, STORED + 1, count)[:, None]
         with h5py.File(tmp_path / f"{side}.hdf5", "w") as file:
             file["features"] = rows
@@ -384,19 +385,45 @@ def test_the_release_layout_is_found(own_data, tmp_path):
 
 
 def test_several_methods_in_one_table(own_data, models, tmp_path, capsys):
-    names = ["kernel", "maxsim", "mutual"]
-    results = run(own_data, tmp_path / "run", ",".join([models["bits"], *names]), tune_on="custom")
-    assert [row["method"] for row in results["rows"]] == ["bits", *names]
-    assert {row["bytes_per_image"] for row in results["rows"]} == {results["rows"][0]["bytes_per_image"]}
-    assert results["rows"][3]["threshold"].startswith("mutual, query ")
-    assert "| mutual |" in capsys.readouterr().out
+    names = ["kernel", "maxsim", "mutual", "ransac", "ransac16"]
+    results = run(own_data, tmp_path / "run", ",".join([models["bits"], *names, "global"]), tune_on="custom")
+    rows = {row["method"]: row for row in results["rows"]}
+    assert list(rows) == ["bits", *names, "the first stage alone"]
+    bits = rows["bits"]["bytes_per_image"]
+    assert [row["bytes_per_image"] / bits for row in rows.values()] == [1, 1, 1, 1, (4 + 2) / 4, (4 + 4) / 4, 0]
+    assert rows["mutual"]["threshold"].startswith("mutual, query ")
+    assert rows["ransac"]["threshold"].startswith(("similarity", "affine", "homography"))
+    assert rows["bits"]["pairs_per_second"] > 0
+    assert rows["bits"]["parameters"] > 100
+    assert rows["the first stage alone"]["mAP@100"] == results["first_stage"]["mAP@100"]
+    assert "| mutual " in capsys.readouterr().out
     alone = run(own_data, tmp_path / "floats", ",".join([models["floats"], "kernel"]), tune_on="custom")
-    assert alone["rows"][1]["bytes_per_image"] != results["rows"][1]["bytes_per_image"]
+    assert alone["rows"][1]["bytes_per_image"] == 600 * 2 * WIDTH
     twin = Path(shutil.copytree(models["bits"], tmp_path / "other" / "bits"))
     alike = run(own_data, tmp_path / "alike", f"{models['bits']},{twin}", tune_on="custom")
     assert [row["method"] for row in alike["rows"]] == [models["bits"], str(twin)]
-    with pytest.raises(UserError, match="several methods are compared"):
-        run(own_data, tmp_path / "none", ",".join([models["bits"], "kernel"]))
+    with pytest.raises(UserError, match="several methods, and those without"):
+        run(own_data, tmp_path / "none", "kernel")
+
+
+def test_methods_on_a_refined_first_stage(tmp_path):
+    root = synthetic.write(tmp_path / "set")
+    fields = {"dataset": "test", "tune_on": "validation"}
+    with pytest.raises(UserError, match=r"refine=expand: .* has no global descriptors"):
+        run(root, tmp_path / "run", "global@expand", **fields)
+    synthetic.write_globals(root)
+    names = "global,global@expand,kernel@augment+expand,kernel"
+    results = run(root, tmp_path / "run", names, **fields)
+    assert [row["first_stage"] for row in results["rows"]] == ["mean", "mean + expand", "mean + augment+expand", "mean"]
+    assert len({row["mAP"] for row in results["rows"]}) > 2
+
+
+def test_positions_are_asked_for(own_data, models, tmp_path):
+    packer, task = BitPacker(load_model(models["bits"])), open_set(own_data, "custom", "", "", tmp_path / "lists")
+    ids = [str(row) for row in range(IMAGES)]
+    build_store(tmp_path / "g.store", task.database, ids, packer, STORED, model="bits", source="own photos")
+    with pytest.raises(UserError, match="ransac: the database of own photos have no positions"):
+        run(own_data, tmp_path / "run", f"{models['bits']},ransac", tune_on="custom", store=str(tmp_path / "g.store"))
 
 
 def test_a_result_below_the_first_stage_says_so():
@@ -411,17 +438,12 @@ def test_a_result_below_the_first_stage_says_so():
 
 def test_plans_from_coarse_to_fine(own_data, models, tmp_path):
     fields = {"tune_on": "custom", "query_descriptors": 4, "database_descriptors": 4, "rerank": "10"}
-    results = run(own_data, tmp_path / "run", models["bits"], **fields, plan="kernel@9,2x4@3")
-    assert [row["plan"] for row in results["plans"]] == ["4x4", "kernel@9", "2x4@3"]
-    assert [row["pairs"] for row in results["plans"]] == [1.0, 0.9, 0.3]
-    everything = run(own_data, tmp_path / "run", models["bits"], **fields, plan="kernel@1")["plans"]
-    assert everything[0] == results["plans"][0]
-    for plan, message in (
-        ("kernel@10", "saves nothing"),
-        ("4x4@3", "saves nothing"),
-        ("few@3", "expected kernel@HEAD"),
-    ):
-        with pytest.raises(UserError, match=message):
-            run(own_data, tmp_path / "run", models["bits"], **fields, plan=plan)
+    plans = ["kernel@9,4x4", "2x4@3,4x4", "4x4@3,2x4@6,kernel"]
+    results = run(own_data, tmp_path / "run", models["bits"], **fields, plan=" ".join(plans))
+    assert [row["plan"] for row in results["plans"]] == ["4x4", *plans]
+    assert [row["pairs"] for row in results["plans"]] == [1.0, 0.9, 0.3, 0.3]
+    assert all(row["seconds"] > 0 for row in results["plans"])
+    [everything, _] = run(own_data, tmp_path / "run", models["bits"], **fields, plan="kernel@1,4x4")["plans"]
+    assert everything["mAP@100"] == results["plans"][0]["mAP@100"]
     with pytest.raises(UserError, match="both stages are tuned"):
-        run(own_data, tmp_path / "none", models["bits"], lam="0.5", gamma="1", rerank="10", plan="kernel@3")
+        run(own_data, tmp_path / "none", models["bits"], lam="0.5", gamma="1", rerank="10", plan="kernel@3,4x4")

@@ -9,13 +9,14 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.model import match_kernel
 from ames_jax.model.ames import AMES, AMESConfig
 from ames_jax.model.weights import save_model
-from ames_jax.report.retrieval_evaluation import baseline_kernel, evaluate
+from ames_jax.report.methods import baseline_matcher
+from ames_jax.report.retrieval_evaluation import evaluate
 from ames_jax.report.run_report import matchers
 from ames_jax.retrieval.grid import KERNEL_THRESHOLDS, Counts
-from ames_jax.retrieval.matchers import KernelMatcher, Matcher, ModelMatcher
+from ames_jax.retrieval.matchers import Matcher
+from ames_jax.retrieval.maxsim import MaxSimMatcher
 from ames_jax.retrieval.score_keeper import ScoreKeeper
 from ames_jax.retrieval.sets import RetrievalSet
 from ames_jax.retrieval.tuning import tune, tune_all
@@ -36,20 +37,20 @@ def model() -> AMES:
     return AMES(AMESConfig(**SHAPE), nnx.Rngs(0))
 
 
-def test_the_kernel_on_floats_is_the_same_in_report_and_evaluation(root, model):
+def test_the_opponent_on_floats_is_the_same_in_report_and_evaluation(root):
     student = AMES(AMESConfig(**SHAPE, bits=16), nnx.Rngs(0))
     validation = RetrievalSet.load(root, "validation")
     in_report = next(m for m in matchers(None, student, validation.training) if m.kind == "kernel on floats")
-    evaluated = baseline_kernel(ModelMatcher(model, "floats"), validation)
+    evaluated = baseline_matcher(None, validation)
     assert evaluated.facts == in_report.facts
-    assert evaluated.name == "match kernel on floats"
+    assert evaluated.name == "hand-made, floats"
     (root / "images" / "train.ids.txt").rename(root / "hidden")
     try:
         without = RetrievalSet.load(root, "validation")
     finally:
         (root / "hidden").rename(root / "images" / "train.ids.txt")
-    of_database = baseline_kernel(ModelMatcher(model, "floats"), without)
-    assert of_database.name == "match kernel on floats, whitened on the database"
+    of_database = baseline_matcher(None, without)
+    assert of_database.name == "hand-made, floats, whitened on the database"
     assert of_database.facts != in_report.facts
 
 
@@ -66,12 +67,12 @@ def test_training_and_evaluation_choose_the_same_setting(root, model, tmp_path):
 
 def test_all_thresholds_are_scored_in_one_pass(root, monkeypatch):
     calls = []
-    original = match_kernel.best_similarities
-    monkeypatch.setattr(match_kernel, "best_similarities", lambda *sets: calls.append(1) or original(*sets))
+    original = MaxSimMatcher.similarities
+    monkeypatch.setattr(MaxSimMatcher, "similarities", lambda *given: calls.append(1) or original(*given))
     data = RetrievalSet.load(root, "test")
-    kernel = KernelMatcher.on_floats("kernel", data.training)
-    scores = ScoreKeeper().scores(data, kernel, 10, Counts(6, 4))
-    assert scores.shape == (len(data.ranks), 10, len(KERNEL_THRESHOLDS))
+    matcher = MaxSimMatcher.on_floats("hand-made", data.training)
+    scores = ScoreKeeper().scores(data, matcher, 10, Counts(6, 4))
+    assert scores.shape == (len(data.ranks), 10, 3 * len(KERNEL_THRESHOLDS))
     assert len(calls) == len(data.ranks)
 
 
