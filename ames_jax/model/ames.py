@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Bool, Float, Float32
 
-from ames_jax.descriptors import DescriptorSet
+from ames_jax.descriptors import AnyArray, DescriptorSet
 from ames_jax.model.attention import ACTIVATIONS, CrossWeights, Layer, Sequence, join_valid
-from ames_jax.model.match_kernel import kernel_term
+from ames_jax.model.matches import FORMS, as_long_as_signs, matched, similarities
 from ames_jax.model.shortcuts import SharedQuery, join_database, last_row, share_query
 from ames_jax.model.tokens import Tokenizer, layer_norm
 from ames_jax.runtime.errors import UserError, did_you_mean
@@ -36,8 +36,13 @@ class AMESConfig:
       sigma: the erf surrogate's variance; 1e-6 in the release.
       round_stored: full precision rounds database tokens through float16 at test time, as they are stored (release: True).
       dtype: compute type, "float32" or "bfloat16"; parameters, bits, softmax and scores stay float32.
-      match_weight: of the count of matching bits (`match_kernel.kernel_term` above match_threshold) that is added to the
-        logit; ours, 0 in the release. Binary models only.
+      match_weight: of the matches (`matches.matched` above match_threshold) that are added to the logit; ours, 0 in the
+        release. A binary model compares bits, a full-precision one the L2-normalised descriptors.
+      match_threshold: cosine from which descriptors match.
+      match_form: "query" (best partners of the query's descriptors) or "mutual" (partners that are each other's best).
+      match_query: "bits" or "floats": a query given as floats is compared by its bits, or by its projections before they
+        are binarized (asymmetric). Binary models only.
+      match_learned: weight and threshold are parameters, which start from these values.
     """
 
     descriptor_width: int = 768
@@ -54,21 +59,28 @@ class AMESConfig:
     dtype: str = "float32"
     match_weight: float = 0.0
     match_threshold: float = 0.0
+    match_form: str = "query"
+    match_query: str = "bits"
+    match_learned: bool = False
 
     def __post_init__(self) -> None:
         if self.model_width % self.heads:
             raise UserError(f"model_width {self.model_width} is not divisible by heads {self.heads}")
         if self.bits is not None and self.bits % 8:
             raise UserError(f"bits {self.bits} is not a whole number of bytes")
-        if self.match_weight and self.bits is None:
-            raise UserError("match_weight counts matches of bits, and a full-precision model has none; set it to 0")
         if self.layers < 1:
             raise UserError(f"layers must be at least 1, found {self.layers}")
         binarizers, dtypes = ("straight_through", "erf"), ("float32", "bfloat16")
         choices = {"activation": tuple(ACTIVATIONS), "binarizer": binarizers, "dtype": dtypes}
+        choices |= {"match_form": FORMS, "match_query": ("bits", "floats")}
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
                 raise UserError(f"{field} must be one of {', '.join(allowed)}, found {getattr(self, field)!r}")
+
+    @property
+    def counts_matches(self) -> bool:
+        """Whether matches are added to the logit."""
+        return self.match_learned or self.match_weight != 0
 
     @classmethod
     def named(cls, name: str) -> AMESConfig:
@@ -149,6 +161,9 @@ class AMES(nnx.Module):
         self.final_norm = layer_norm(config.model_width, dtype, rngs) if config.pre_norm else None
         options["dtype"] = jnp.float32
         self.classifier = nnx.Linear(config.model_width, 1, kernel_init=truncated_normal, **options)
+        if config.match_learned:
+            self.match_weight = nnx.Param(jnp.float32(config.match_weight))
+            self.match_threshold = nnx.Param(jnp.float32(config.match_threshold))
 
     def __call__(self, query: DescriptorSet, database: DescriptorSet, train: bool = False) -> Pair:
         """Scores pair i of query [B, Q, ·] with database [B, T, ·].
@@ -172,18 +187,16 @@ class AMES(nnx.Module):
         """The work on one query [Q, ·] that its whole shortlist shares."""
         tokens = self.tokenizer(query)
         shared = share_query(self.layers[0], tokens, query.valid, self._matching(tokens.dtype))
-        return shared._replace(signs=self.tokenizer.signs(query)) if self.config.match_weight else shared
+        return shared._replace(vectors=self._query_vectors(query)) if self.config.counts_matches else shared
 
     def logits(self, shared: SharedQuery, database: DescriptorSet) -> Float32[Array, " K"]:
         """Logits of one shared query against database images [K, T, ·]."""
         tokens = self.database_tokens(database)
         sequence = join_database(self.layers[0], shared, self._matching(tokens.dtype), tokens, database.valid)
         logits = self._after_self_block(sequence)
-        if shared.signs is None:
+        if shared.vectors is None:
             return logits
-        signs = self.tokenizer.signs(database)
-        count = kernel_term(shared.signs, signs, shared.valid, database.valid, self.config.match_threshold)
-        return logits + self.config.match_weight * count
+        return logits + self._matches(shared.vectors, self._database_vectors(database), shared.valid, database.valid)
 
     def database_tokens(self, database: DescriptorSet, train: bool = False) -> Float[Array, "*batch T d"]:
         """Tokens of the database side; at test time in the precision in which they are stored."""
@@ -217,11 +230,34 @@ class AMES(nnx.Module):
     def _with_matches(
         self, logits: Float32[Array, " B"], query: DescriptorSet, database: DescriptorSet, train: bool
     ) -> Float32[Array, " B"]:
-        if not self.config.match_weight:
+        if not self.config.counts_matches:
             return logits
-        signs = (self.tokenizer.signs(side, train) for side in (query, database))
-        count = kernel_term(*signs, query.valid, database.valid, self.config.match_threshold)
-        return logits + self.config.match_weight * count
+        vectors = self._query_vectors(query, train), self._database_vectors(database, train)
+        return logits + self._matches(*vectors, query.valid, database.valid)
+
+    def _query_vectors(self, query: DescriptorSet, train: bool = False) -> Float32[Array, "*batch Q C"]:
+        if self.config.match_query == "bits" or query.is_packed:
+            return self._database_vectors(query, train)
+        return as_long_as_signs(self.tokenizer.projections(query.features))
+
+    def _database_vectors(self, database: DescriptorSet, train: bool = False) -> Float32[Array, "*batch T C"]:
+        if self.config.bits is None:
+            return as_long_as_signs(database.features.astype(jnp.float32))
+        return self.tokenizer.signs(database, train)
+
+    def _matches(
+        self,
+        query: Float32[Array, "*B Q C"],
+        database: Float32[Array, "K T C"],
+        query_valid: Bool[AnyArray, "*B Q"] | None,
+        database_valid: Bool[AnyArray, "K T"] | None,
+    ) -> Float32[Array, " K"]:
+        """The term of the logit; bits pass their gradient on as the binarizer does."""
+        weight, threshold = self.config.match_weight, self.config.match_threshold
+        if self.config.match_learned:
+            weight, threshold = self.match_weight[...], self.match_threshold[...]
+        cosines = similarities(query, database, query_valid, database_valid)
+        return weight * matched(cosines, threshold, self.config.match_form)
 
     def _normed(self, tokens: Float[Array, "B N d"]) -> Float[Array, "B N d"]:
         return tokens if self.final_norm is None else self.final_norm(tokens)

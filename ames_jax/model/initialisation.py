@@ -65,7 +65,10 @@ def initialise(model: Model, how: str, descriptors: np.ndarray, teacher: Model |
 
 
 def copy_rest(teacher: Model, student: Model) -> None:
-    """Gives the student all of the teacher but the tokenizer; raises UserError for models of different sizes."""
+    """Gives the student all of the teacher but the tokenizer and what weighs matches, which of bits are others than of floats.
+
+    Raises UserError for models of different sizes.
+    """
     same = [name for name in SAME_SIZE if hasattr(student.config, name)]
     other = [
         f"{n} {getattr(teacher.config, n)}" for n in same if getattr(teacher.config, n) != getattr(student.config, n)
@@ -73,7 +76,8 @@ def copy_rest(teacher: Model, student: Model) -> None:
     if other:
         raise UserError(f"the teacher has {', '.join(other)}, the student has not: both must be of one size")
     parameters = nnx.to_flat_state(nnx.state(teacher, nnx.Param))
-    nnx.update(student, nnx.from_flat_state([(path, value) for path, value in parameters if path[0] != "tokenizer"]))
+    own = ("tokenizer", "match_weight", "match_threshold")
+    nnx.update(student, nnx.from_flat_state([(path, value) for path, value in parameters if path[0] not in own]))
 
 
 def whitening(x: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,18 +1,12 @@
-"""Hand-made matching as a part of a model, and the whitening that makes float descriptors comparable without one.
-
-The match kernel of a pair is the sum over the query's descriptors of max(0, best similarity in the database image − t), of the
-cosine of the ±1 vectors of their bits. As a method of its own, in all its forms: `retrieval.maxsim`.
-"""
+"""Whitening that makes float descriptors comparable without a model, for hand-made matching (`retrieval.maxsim`)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32
 
-from ames_jax.descriptors import AnyArray, DescriptorSet
+from ames_jax.descriptors import DescriptorSet
 
 
 @dataclass(frozen=True)
@@ -48,24 +42,3 @@ def prepare(descriptors: DescriptorSet, whitening: Whitening | None = None) -> D
         features = flat.reshape(*features.shape[:-1], -1)
     norm = np.linalg.norm(features, axis=-1, keepdims=True)
     return replace(descriptors, features=features / np.maximum(norm, 1e-12))
-
-
-def kernel_term(
-    query: Float[Array, "*B Q bits"],
-    database: Float[Array, "K T bits"],
-    query_valid: Bool[AnyArray, "*B Q"] | None,
-    database_valid: Bool[AnyArray, "K T"] | None,
-    threshold: float,
-) -> Float32[Array, " K"]:
-    """The kernel in the model: sum over the query's descriptors of max(0, best cosine in the image − threshold).
-
-    query and database hold ±1; the query's B is K, or left out for one query against all images. An image without a
-    valid descriptor adds nothing.
-    """
-    best = jnp.einsum("qc,btc->bqt" if query.ndim == 2 else "bqc,btc->bqt", query, database) / query.shape[-1]
-    if database_valid is not None:
-        best = jnp.where(database_valid[:, None], best, -1)
-    above = jnp.maximum(best.max(-1) - threshold, 0)
-    if query_valid is not None:
-        above = jnp.where(jnp.broadcast_to(query_valid, above.shape), above, 0)
-    return above.sum(-1).astype(jnp.float32)

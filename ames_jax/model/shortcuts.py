@@ -42,13 +42,13 @@ class SharedQuery(NamedTuple):
       tokens: [Q, d], as they enter the first layer.
       attended: [Q, d], after the first layer's self block.
       valid: bool [Q] or None.
-      signs: ±1 [Q, bits] for a model that counts matches of bits as well, else None.
+      vectors: [Q, C] for a model that counts matches as well, else None.
     """
 
     tokens: jax.Array
     attended: jax.Array
     valid: jax.Array | None
-    signs: jax.Array | None = None
+    vectors: jax.Array | None = None
 
 
 def pooled_row(attention: Attention, row: Float[Array, "B 1 d"], parts: list[Part]) -> Float[Array, "B 1 d"]:

@@ -133,9 +133,9 @@ def from_torch(weights: Mapping[str, np.ndarray], config: Config | None = None) 
 def to_torch(model: Model) -> dict[str, np.ndarray]:
     """The model's parameters under the release's names and in its layout, float32; `from_torch` gives back the same model.
 
-    Raises UserError for a model that adds matching bits to its logit, which the release's code would leave out.
+    Raises UserError for a model that adds matches to its logit, which the release's code would leave out.
     """
-    if getattr(model.config, "match_weight", 0):
+    if getattr(model.config, "counts_matches", False):
         raise UserError(f"match_weight is {model.config.match_weight:g}: the release's code cannot score such a model")
     weights = weights_of(model)
     return {

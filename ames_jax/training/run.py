@@ -44,6 +44,8 @@ SIZES = {"mini": {"layers": 2, "feed_forward": 256}, "released": {"layers": 5, "
 OTHER_PHOTOS = (
     "The photographs are others than those that this run began with: use another --workdir, or delete this one"
 )
+# Keys that runs of earlier versions go without, and the value that those had.
+LATER = {"model.match_form": "query", "model.match_query": "bits", "model.match_learned": False}
 SAMPLE, SAMPLE_PER_IMAGE = 30_000, 48  # descriptors that whitening and ITQ are learned from
 
 
@@ -309,6 +311,13 @@ def keep_config(config: ConfigDict, directory: Path) -> None:
             "hosts need the same folder: gs://BUCKET/…, or a mount of one"
         )
     try:
-        same_job(path, flatten(config), free=_FreeKeys(), advice="Use another --workdir, or delete this one")
+        settings = flatten(config)
+        same_job(
+            path,
+            settings,
+            free=_FreeKeys(),
+            later=[key for key, value in LATER.items() if settings.get(key) == value],
+            advice="Use another --workdir, or delete this one",
+        )
     except OSError as error:
         raise UserError(f"workdir {directory} cannot be written: {error.strerror or error}") from error

@@ -161,6 +161,8 @@ def test_released_sizes():
         ({"layers": 0}, "at least 1"),
         ({"activation": "selu"}, "relu, gelu"),
         ({"binarizer": "hard"}, "straight_through, erf"),
+        ({"match_form": "both"}, "query, mutual"),
+        ({"match_query": "float"}, "bits, floats"),
     ],
 )
 def test_impossible_configurations_are_refused(fields, message):
@@ -207,23 +209,96 @@ def test_cross_weights_are_those_of_the_forward_pass(golden_settings):
     )
 
 
-def test_matches_of_bits_join_the_logit_as_the_kernel_counts_them(rng):
-    config = AMESConfig(descriptor_width=16, bits=32, model_width=16, heads=2, layers=2, feed_forward=16)
-    plain = AMES(config, nnx.Rngs(0))
-    graph = nnx.graphdef(AMES(dataclasses.replace(config, match_weight=0.5, match_threshold=0.2), nnx.Rngs(1)))
-    counting = nnx.merge(graph, nnx.split(plain)[1])
-    query, database = (
-        plain.tokenizer.binarize(DescriptorSet(rng.standard_normal((3, n, 16), np.float32), rng.random((3, n)) < 0.8))
-        for n in (5, 7)
-    )
-    signs = [np.unpackbits(side.features, axis=-1) * 2.0 - 1 for side in (query, database)]
-    similarity = np.where(database.valid[:, None], np.einsum("bqc,btc->bqt", *signs) / 32, -1)
-    kernel = np.where(query.valid, np.maximum(similarity.max(2) - 0.2, 0), 0).sum(1)
-    expected = logits(plain, query, database) + 0.5 * kernel
+MATCHING = AMESConfig(descriptor_width=16, model_width=16, heads=2, layers=2, feed_forward=16)
+
+
+def counted_by_hand(query, database, threshold, form):
+    """The sum over pairs of matching vectors [Q, C] and [T, C], written out."""
+    cosines = query @ database.T / np.linalg.norm(query, axis=1)[:, None] / np.linalg.norm(database, axis=1)
+    total = 0.0
+    for row in cosines:
+        best = row.max(initial=-1)
+        partners = [cosines[:, j].max() for j in np.flatnonzero(row == best)]
+        if form == "query" or any(best == other for other in partners):
+            total += max(0.0, best - threshold)
+    return total
+
+
+def sides_of(rng, width=16):
+    return [DescriptorSet(rng.standard_normal((3, n, width), np.float32), rng.random((3, n)) < 0.8) for n in (5, 7)]
+
+
+@pytest.mark.parametrize("form", ["query", "mutual"])
+@pytest.mark.parametrize(("bits", "asking"), [(32, "bits"), (32, "floats"), (32, "packed"), (None, "bits")])
+@pytest.mark.parametrize("learned", [False, True])
+def test_matches_join_the_logit_as_they_are_counted_by_hand(form, bits, asking, learned, rng):
+    config = dataclasses.replace(MATCHING, bits=bits)
+    plain, (query, database) = AMES(config, nnx.Rngs(0)), sides_of(rng)
+    fields = {"match_weight": 0.5, "match_threshold": 0.2, "match_form": form, "match_learned": learned}
+    counting = AMES(dataclasses.replace(config, **fields, match_query=asking.replace("packed", "floats")), nnx.Rngs(1))
+    nnx.update(counting, nnx.state(plain, nnx.Param))
+    if bits:
+        database = plain.tokenizer.binarize(database)
+    if asking == "packed":  # a float query and its bits are of one length, yet only bits are there to compare
+        query = plain.tokenizer.binarize(query)
+
+    def vectors(side, use_bits):
+        if side.is_packed:
+            return np.unpackbits(side.features, axis=-1).astype(np.float32) * 2 - 1
+        if bits is None:
+            return np.asarray(side.features)
+        projected = np.asarray(plain.tokenizer.projections(side.features))
+        return np.where(projected > 0, 1, -1).astype(np.float32) if use_bits else projected
+
+    of_query, of_database = vectors(query, asking == "bits"), vectors(database, True)
+    by_hand = [
+        counted_by_hand(of_query[i][query.valid[i]], of_database[i][database.valid[i]], 0.2, form) for i in range(3)
+    ]
+    expected = logits(plain, query, database) + 0.5 * np.float32(by_hand)
     np.testing.assert_allclose(run(AMES.pair_logits, counting, query, database), expected, atol=1e-5)
     np.testing.assert_allclose(logits(counting, query, database), expected, atol=1e-5)
     np.testing.assert_allclose(run(short_way, counting, query[0], database)[0], expected[0], atol=1e-5)
     with pytest.raises(UserError, match="match_weight"):
-        dataclasses.replace(config, bits=None, match_weight=1.0)
-    with pytest.raises(UserError, match="match_weight"):
         to_torch(counting)
+
+
+@pytest.mark.parametrize("form", ["query", "mutual"])
+def test_matches_do_not_depend_on_order_or_padding(form, rng):
+    """Eight bits, so that many partners are equally near."""
+    bits = (
+        DescriptorSet(rng.integers(0, 4, (2, 9, 1), np.uint8)),
+        DescriptorSet(rng.integers(0, 4, (2, 12, 1), np.uint8)),
+    )
+    config = dataclasses.replace(MATCHING, bits=8, match_weight=1.0, match_threshold=-0.5, match_form=form)
+    counting = AMES(config, nnx.Rngs(0))
+
+    def matches(query, database):
+        vectors = counting._query_vectors(query), counting._database_vectors(database)
+        return np.asarray(counting._matches(*vectors, query.valid, database.valid))
+
+    expected = matches(*bits)
+    turned = [DescriptorSet(side.features[:, rng.permutation(side.count)]) for side in bits]
+    np.testing.assert_allclose(matches(*turned), expected, atol=1e-6)
+    np.testing.assert_allclose(matches(*(side.pad(15) for side in bits)), expected, atol=1e-6)
+    nothing = DescriptorSet(bits[1].features, np.zeros((2, 12), bool))
+    np.testing.assert_array_equal(matches(bits[0], nothing), 0)
+    np.testing.assert_array_equal(matches(nothing, bits[0]), 0)
+    np.testing.assert_array_equal(matches(bits[0], DescriptorSet(np.zeros((2, 0, 16), np.float32))), 0)
+
+
+@pytest.mark.parametrize("asking", ["bits", "floats"])
+def test_mutual_matches_teach_hyperplanes_weight_and_threshold(asking, rng):
+    fields = {"match_form": "mutual", "match_query": asking, "match_threshold": -0.5, "match_learned": True}
+    model = AMES(dataclasses.replace(MATCHING, bits=32, **fields, match_weight=1.0), nnx.Rngs(0))
+    graph, state = nnx.split(model)
+    query, database = sides_of(rng)
+
+    def total(state):
+        merged = nnx.merge(graph, state)
+        vectors = merged._query_vectors(query, True), merged._database_vectors(database, True)
+        return merged._matches(*vectors, query.valid, database.valid).sum()
+
+    gradient = jax.grad(total)(state)
+    assert float(gradient["match_threshold"][...]) < 0 < float(gradient["match_weight"][...])
+    values = gradient["tokenizer"]["hyperplanes"][...]
+    assert 0 < np.abs(values).max() < np.inf

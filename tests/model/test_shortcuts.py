@@ -17,7 +17,15 @@ def shortlist_logits(model, query, database):
 
 @pytest.mark.parametrize("pre_norm", [False, True])
 @pytest.mark.parametrize("layers", [1, 3])
-@pytest.mark.parametrize("matches", [{}, {"bits": 16, "match_weight": 0.5, "match_threshold": 0.1}])
+@pytest.mark.parametrize(
+    "matches",
+    [
+        {},
+        {"bits": 16, "match_weight": 0.5, "match_threshold": 0.1},
+        {"bits": 16, "match_weight": 0.5, "match_threshold": 0.1, "match_form": "mutual", "match_query": "floats"},
+        {"match_form": "mutual", "match_weight": 0.5, "match_learned": True},
+    ],
+)
 def test_plain_and_short_are_equal(pre_norm, layers, matches, rng):
     """One query against its shortlist, with padding on both sides, in all three ways."""
     shape = {"descriptor_width": 24, "model_width": 32, "heads": 4, "feed_forward": 48}
