@@ -47,7 +47,9 @@ def convert(
     write(model, target, source, terms)
     config = model.config
     stored = f"{config.bits} bits per descriptor" if config.bits else "full precision"
-    shape = f"descriptors of {config.descriptor_width}, width {config.model_width}"
+    shape = f"descriptors of {config.descriptor_width}"
+    if kinds.kind_of(config) != "matching":
+        shape += f", width {config.model_width}"
     print(f"{source} → {target}: {kinds.title_of(config)}, {stored}, {shape}")
 
 

@@ -110,7 +110,8 @@ def index(
       add: Add the images that the index at --out does not hold yet.
       budget: Bytes of local bits per image (default: 1024).
       global_index: flat (exact, the default), ivf or hnsw (millions of images), or a factory string of FAISS, e.g. SQfp16.
-      model: Run or model directory, release .pt or released name (default: the one shipped for the descriptors).
+      model: Run or model directory, release .pt or released name, or mutual: hand-made matching, whose bits are learned from
+        the pictures (default: the one shipped for the descriptors).
       lam: Weight λ of the global similarity (default: the model's).
       gamma: Scale γ of the logits (default: the model's).
       database: Also make qdrant:PATH_OR_URL#COLLECTION, milvus:FILE.db_OR_URL#COLLECTION or
@@ -176,9 +177,9 @@ def _build(
     building.refuse_taken(out)
     if descriptors:
         images = building.Descriptors.open(descriptors, split)
-        chosen = model_choice.ChosenModel.load(model, images.about.get("backbone", ""), lam, gamma)
+        chosen = model_choice.ChosenModel.for_collection(model, images.about.get("backbone", ""), lam, gamma)
         return building.build_index(out, images, chosen, **settings)
-    chosen = model_choice.ChosenModel.load(model, photos.backbone, lam, gamma)
+    chosen = model_choice.ChosenModel.for_collection(model, photos.backbone, lam, gamma)
     listed, extractor = listing.list_images(photos.images), photos.open()
     built, broken = index_photos.index_photos(
         out, listed, extractor, chosen, **settings, skip_broken=photos.skip_broken

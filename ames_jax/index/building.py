@@ -113,6 +113,7 @@ def build_index(
     path = Path(path)
     refuse_taken(path)
     chosen.check(descriptors.about, descriptors.statistics)
+    chosen = chosen.fitted(descriptors.reader(), descriptors.about)
     packer = BitPacker(chosen.model)
     size = packer.bits // 8
     if budget < size:

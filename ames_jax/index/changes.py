@@ -111,13 +111,21 @@ def refuse_another_extraction(index: SearchIndex, descriptors: Descriptors) -> N
             f"{descriptors.root}: extracted with other SIFT statistics than the images of {index.path}; extract them "
             f"with --statistics={index.path / 'sift_statistics.npz'}"
         )
-    was, now = (about.get("extraction") or {} for about in (read_about(index.path), descriptors.about))
-    for key in sorted((was.keys() | now.keys()) - FILES):
+    was, now = map(_extraction, (read_about(index.path), descriptors.about))
+    for key in sorted(was.keys() | now.keys(), key=lambda key: (not key.endswith("name"), key)):
         if was.get(key) != now.get(key):
             raise UserError(
                 f"{descriptors.root}: extracted with {key} = {now.get(key)!r}, the images of {index.path} with "
                 f"{was.get(key)!r}; extract them with the same settings"
             )
+
+
+def _extraction(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of an extraction that make its descriptors what they are; those of the global descriptor as global_KEY."""
+    settings = dict(about.get("extraction") or {})
+    beside = settings.pop("global_backbone", None) or {}
+    settings |= {f"global_{key}": value for key, value in beside.items()}
+    return {key: value for key, value in settings.items() if key.removeprefix("global_") not in FILES}
 
 
 def _refuse_another_picture(index: SearchIndex, descriptors: Descriptors) -> None:

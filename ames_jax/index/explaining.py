@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -14,8 +15,11 @@ from ames_jax.descriptors import DescriptorSet, stack
 from ames_jax.extraction.images import load_image
 from ames_jax.index.reranking import Hit, ranked
 from ames_jax.index.searcher import Searcher
+from ames_jax.model.ames import AMES
 from ames_jax.model.attention import CrossWeights
 from ames_jax.model.elvis import ELViS
+from ames_jax.model.kinds import kind_of
+from ames_jax.model.matches import Matching
 from ames_jax.model.packing import BitPacker
 from ames_jax.runtime.errors import UserError
 
@@ -33,8 +37,8 @@ class Explanation:
       query_xy [Q, 2], xy [T, 2]: positions of the descriptors as a share of width and height.
       pairs: int [P, 2], query and image descriptor of each correspondence, the strongest first; strengths: float [P].
       query_attention [Q], attention [T]: the matching token's attention to each descriptor in the last layer; of ELViS the
-        largest share of each descriptor, which its vote comes from.
-      transport: whether this is of ELViS's transport plan.
+        largest share of each descriptor, which its vote comes from; of hand-made matching, cosines above the threshold.
+      kind: of the model, a key of `kinds.KINDS`.
     """
 
     query: str
@@ -49,7 +53,7 @@ class Explanation:
     strengths: np.ndarray
     query_attention: np.ndarray
     attention: np.ndarray
-    transport: bool = False
+    kind: str = "ames"
 
 
 def explain(searcher: Searcher, query: Path | np.ndarray, image_id: str, pictures: Path | None = None) -> Explanation:
@@ -77,8 +81,7 @@ def explain(searcher: Searcher, query: Path | np.ndarray, image_id: str, picture
     logit, seen = _look(*nnx.split(index.model), query_set, database)
     similarity = np.array([asking.global_descriptor @ asked_for.global_descriptor], np.float32)
     [hit] = ranked([image_id], np.array([row]), similarity, np.asarray(logit), searcher.lam, searcher.gamma)
-    transport = isinstance(index.model, ELViS)
-    if transport:
+    if not isinstance(index.model, AMES):
         plan = np.asarray(seen)[0, : local.count, : stored.count]
         pairs, strengths = mutual_pairs(plan)
         attention = plan.max(axis=1, initial=0), plan.max(axis=0, initial=0)
@@ -87,19 +90,23 @@ def explain(searcher: Searcher, query: Path | np.ndarray, image_id: str, picture
         pairs, strengths = correspondences(weights)
         last = np.asarray(weights[-1].matching[0].mean(axis=0))
         attention = last[: local.count], last[local.count + 1 :]
-    setting = searcher.lam, searcher.gamma
-    return Explanation(name, *images, hit, *setting, local.xy, again.xy, pairs, strengths, *attention, transport)
+    setting, kind = (searcher.lam, searcher.gamma), kind_of(index.model.config)
+    return Explanation(name, *images, hit, *setting, local.xy, again.xy, pairs, strengths, *attention, kind)
 
 
 @partial(jax.jit, static_argnums=0)
 def _look(
     graph: nnx.GraphDef, params: nnx.State, query: DescriptorSet, database: DescriptorSet
 ) -> tuple[jax.Array, list[CrossWeights] | jax.Array]:
-    """The logit, and the cross-attention's weights (AMES) or the transport plan [1, Q, T] (ELViS)."""
+    """The logit, and the cross-attention's weights (AMES), the transport plan [1, Q, T] (ELViS), or what cosines are above the
+    threshold (hand-made matching)."""
     model = nnx.merge(graph, params)
     if isinstance(model, ELViS):
         found = model(query, database)
         return found.logit, found.plan
+    if isinstance(model, Matching):
+        found = model(query, database)
+        return found.logit, jnp.maximum(found.cosines - model.config.threshold, 0)
     return model.pair_logits(query, database), model.cross_weights(query, database)
 
 
@@ -127,7 +134,7 @@ def correspondences(weights: list[CrossWeights]) -> tuple[np.ndarray, np.ndarray
 
 
 def mutual_pairs(strength: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of a matrix [Q, T] that are each other's strongest: int [P, 2] and strength [P], falling."""
+    """Pairs of a matrix [Q, T] that are each other's strongest, above 0: int [P, 2] and strength [P], falling."""
     if not strength.size:
         return np.zeros((0, 2), np.int64), np.zeros(0, np.float32)
     best = strength.argmax(axis=1)
@@ -135,6 +142,7 @@ def mutual_pairs(strength: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     pairs = np.stack([mutual, best[mutual]], axis=1)
     values = strength[pairs[:, 0], pairs[:, 1]]
     order = np.argsort(-values, kind="stable")
+    order = order[values[order] > 0]
     return pairs[order], values[order]
 
 

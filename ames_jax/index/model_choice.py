@@ -7,12 +7,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ames_jax.data.readers import DescriptorReader
 from ames_jax.index.reranking import check_setting
 from ames_jax.model.ames import RELEASED
+from ames_jax.model.initialisation import SAMPLE, SAMPLE_PER_IMAGE, learned_matching
 from ames_jax.model.kinds import Model
 from ames_jax.model.released import SHIPPED, folder_of, load_model
 from ames_jax.model.weights import facts_of, find_model
+from ames_jax.retrieval.sets import sample_descriptors
 from ames_jax.runtime.errors import UserError
+
+# Hand-made matching in place of a model, and what its λ, γ and bits are.
+MUTUAL, MUTUAL_LAM, MUTUAL_GAMMA, MUTUAL_BITS = "mutual", 0.8, 0.4, 64
+# Models by backbone for which none is shipped.
+DEFAULTS = {"xfeat": MUTUAL}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,12 +28,13 @@ class ChosenModel:
     """A binary model with the facts that go with it.
 
     Attributes:
+      model: None for hand-made matching whose bits are learned from the collection (`fitted`).
       name: as the user gave it.
       facts: saved with the model: data_set, backbone, statistics, …
       lam, gamma: λ and γ of the ensemble, None where they are unknown.
     """
 
-    model: Model
+    model: Model | None
     name: str
     facts: Mapping[str, Any]
     lam: float | None
@@ -42,13 +51,44 @@ class ChosenModel:
         """
         name = name or SHIPPED.get(backbone)
         if name is None:
-            raise UserError(f"--model is missing: no model is shipped for {backbone} descriptors; give one")
+            raise UserError(
+                f"--model is missing: no model is shipped for {backbone} descriptors; give one, or in search index "
+                f"--model={MUTUAL}, hand-made matching"
+            )
         folder = folder_of(name)
         facts = facts_of(find_model(folder)) if folder.is_dir() else {}
         released_lam, released_gamma = RELEASED.get(facts.get("released", Path(name).stem), (None, None))
         lam = facts.get("lam", released_lam) if lam is None else lam
         gamma = facts.get("gamma", released_gamma) if gamma is None else gamma
         return cls(load_model(folder), str(name), facts, lam, gamma)
+
+    @classmethod
+    def for_collection(
+        cls, name: str | Path | None, backbone: str, lam: float | None = None, gamma: float | None = None
+    ) -> ChosenModel:
+        """As `load`; or, for the name "mutual", hand-made matching, which needs no model: mutual nearest neighbours."""
+        if str(name or SHIPPED.get(backbone) or DEFAULTS.get(backbone)) != MUTUAL:
+            return cls.load(name, backbone, lam, gamma)
+        return cls(None, MUTUAL, {}, MUTUAL_LAM if lam is None else lam, MUTUAL_GAMMA if gamma is None else gamma)
+
+    def fitted(self, reader: DescriptorReader, about: Mapping[str, Any]) -> ChosenModel:
+        """The same, but its model is there: bits of hand-made matching are learned from the collection's descriptors.
+
+        reader: of the collection; about: about.json of its descriptors.
+        Raises UserError where they are too narrow for bits.
+        """
+        if self.model is not None:
+            return self
+        per_image = max(SAMPLE_PER_IMAGE, -(-SAMPLE // len(reader)))
+        sample = sample_descriptors(reader, SAMPLE, per_image, seed=0)
+        bits = min(MUTUAL_BITS, sample.shape[1] // 8 * 8)
+        if not bits or not len(sample):
+            raise UserError(
+                f"--model={MUTUAL} learns bits from descriptors of 8 values and more: found {len(sample)} descriptors of "
+                f"{sample.shape[1]}"
+            )
+        facts = {"backbone": about.get("backbone"), "global": about.get("global"), "lam": self.lam, "gamma": self.gamma}
+        return dataclasses.replace(self, model=learned_matching(sample, bits), facts=facts)
 
     def check(self, about: Mapping[str, Any], statistics: str | None) -> None:
         """Raises UserError where λ or γ are unknown, or the model was trained for other descriptors.
@@ -65,6 +105,13 @@ class ChosenModel:
         if trained and found and trained != found:
             raise UserError(
                 f"{self.name} was trained on {trained} descriptors, these are {found}; give another --model"
+            )
+        beside, found = self.facts.get("global"), about.get("global")
+        own = (self.lam, self.gamma) == (self.facts.get("lam"), self.facts.get("gamma"))
+        if own and beside and found and beside != found:
+            raise UserError(
+                f"{self.name}: its λ and γ were chosen with the global descriptor {beside}, these are {found}; give --lam and "
+                "--gamma, or another --model or --global"
             )
         wanted = self.facts.get("statistics")
         if wanted and statistics and wanted != statistics:

@@ -78,6 +78,9 @@ def index_photos(
     """
     path = Path(path)
     refuse_taken(path)
+    statistics = getattr(backbone, "statistics", None)  # of sift
+    found = {"backbone": backbone.name, "global": backbone.global_name}
+    chosen.check(found, statistics and statistics.fingerprint())  # before hours of extraction
     with lock(_workspace(path), home()):
         descriptors, broken = _extracted(
             path, images, stamps_of([file.path for file in images.files]), backbone, budget, skip_broken

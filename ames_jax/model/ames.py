@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Float32
 
 from ames_jax.descriptors import AnyArray, DescriptorSet
 from ames_jax.model.attention import ACTIVATIONS, CrossWeights, Layer, Sequence, join_valid
-from ames_jax.model.matches import FORMS, as_long_as_signs, matched, similarities
+from ames_jax.model.matches import FORMS, QUERIES, as_long_as_signs, matched, similarities, vectors_of
 from ames_jax.model.shortcuts import SharedQuery, join_database, last_row, share_query
 from ames_jax.model.tokens import Tokenizer, layer_norm
 from ames_jax.runtime.errors import UserError, did_you_mean
@@ -72,7 +72,7 @@ class AMESConfig:
             raise UserError(f"layers must be at least 1, found {self.layers}")
         binarizers, dtypes = ("straight_through", "erf"), ("float32", "bfloat16")
         choices = {"activation": tuple(ACTIVATIONS), "binarizer": binarizers, "dtype": dtypes}
-        choices |= {"match_form": FORMS, "match_query": ("bits", "floats")}
+        choices |= {"match_form": FORMS, "match_query": QUERIES}
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
                 raise UserError(f"{field} must be one of {', '.join(allowed)}, found {getattr(self, field)!r}")
@@ -187,7 +187,9 @@ class AMES(nnx.Module):
         """The work on one query [Q, ·] that its whole shortlist shares."""
         tokens = self.tokenizer(query)
         shared = share_query(self.layers[0], tokens, query.valid, self._matching(tokens.dtype))
-        return shared._replace(vectors=self._query_vectors(query)) if self.config.counts_matches else shared
+        if not self.config.counts_matches:
+            return shared
+        return shared._replace(vectors=self._vectors(query, self.config.match_query == "floats"))
 
     def logits(self, shared: SharedQuery, database: DescriptorSet) -> Float32[Array, " K"]:
         """Logits of one shared query against database images [K, T, ·]."""
@@ -196,7 +198,7 @@ class AMES(nnx.Module):
         logits = self._after_self_block(sequence)
         if shared.vectors is None:
             return logits
-        return logits + self._matches(shared.vectors, self._database_vectors(database), shared.valid, database.valid)
+        return logits + self._matches(shared.vectors, self._vectors(database, False), shared.valid, database.valid)
 
     def database_tokens(self, database: DescriptorSet, train: bool = False) -> Float[Array, "*batch T d"]:
         """Tokens of the database side; at test time in the precision in which they are stored."""
@@ -232,18 +234,14 @@ class AMES(nnx.Module):
     ) -> Float32[Array, " B"]:
         if not self.config.counts_matches:
             return logits
-        vectors = self._query_vectors(query, train), self._database_vectors(database, train)
-        return logits + self._matches(*vectors, query.valid, database.valid)
+        asking = self._vectors(query, self.config.match_query == "floats", train)
+        return logits + self._matches(asking, self._vectors(database, False, train), query.valid, database.valid)
 
-    def _query_vectors(self, query: DescriptorSet, train: bool = False) -> Float32[Array, "*batch Q C"]:
-        if self.config.match_query == "bits" or query.is_packed:
-            return self._database_vectors(query, train)
-        return as_long_as_signs(self.tokenizer.projections(query.features))
-
-    def _database_vectors(self, database: DescriptorSet, train: bool = False) -> Float32[Array, "*batch T C"]:
+    def _vectors(self, side: DescriptorSet, floats: bool, train: bool = False) -> Float32[Array, "*batch N C"]:
+        """Vectors that are matched; floats: of a binary model the projections, where they are there."""
         if self.config.bits is None:
-            return as_long_as_signs(database.features.astype(jnp.float32))
-        return self.tokenizer.signs(database, train)
+            return as_long_as_signs(side.features.astype(jnp.float32))
+        return vectors_of(side, self.tokenizer, floats, train)
 
     def _matches(
         self,

@@ -16,6 +16,7 @@ from ames_jax.descriptors import DescriptorSet
 from ames_jax.model.ames import AMES
 from ames_jax.model.attention import Attention
 from ames_jax.model.kinds import Model
+from ames_jax.model.matches import Matching, MatchingConfig
 from ames_jax.runtime.errors import UserError
 
 SHARPNESS = 1.2  # of the identity in the query and key projections of cross-attention
@@ -24,6 +25,7 @@ DIFFERENCE = -0.5  # of the identity in the output projection: a token minus its
 EIGENVALUE_FLOOR = 1e-3  # of the largest, added before the square root, so that whitening does not blow up noise
 RIDGE = 1e-2  # of the least-squares fit from bits to tokens
 ITQ_ROUNDS = 30
+SAMPLE, SAMPLE_PER_IMAGE = 30_000, 48  # descriptors that whitening and ITQ are learned from
 # Settings that a student shares with its teacher.
 SAME_SIZE = ("model_width", "heads", "layers", "feed_forward", "pre_norm", "vote_width", "head_width")
 
@@ -62,6 +64,17 @@ def initialise(model: Model, how: str, descriptors: np.ndarray, teacher: Model |
         signs = np.where(x @ np.asarray(tokenizer.hyperplanes[...]) > 0, 1, -1).astype(np.float32)
         gram = signs.T @ signs + RIDGE * len(signs) * np.eye(bits, dtype=np.float32)
         tokenizer.remap.kernel[...] = jnp.asarray(np.linalg.solve(gram, signs.T @ targets))
+
+
+def learned_matching(descriptors: np.ndarray, bits: int) -> Matching:
+    """Hand-made matching whose bits are learned from a sample of descriptors, float [n, D], by whitened ITQ.
+
+    Raises UserError for more bits than descriptor dimensions.
+    """
+    x = _normalise(np.asarray(descriptors, np.float32))
+    model = Matching(MatchingConfig(x.shape[1], bits), nnx.Rngs(0))
+    model.tokenizer.hyperplanes[...] = jnp.asarray(itq(x, bits, whiten=True, seed=0))
+    return model
 
 
 def copy_rest(teacher: Model, student: Model) -> None:

@@ -10,12 +10,17 @@ from flax import nnx
 
 from ames_jax.model.ames import AMES, AMESConfig
 from ames_jax.model.elvis import ELViS, ELViSConfig
+from ames_jax.model.matches import Matching, MatchingConfig
 from ames_jax.runtime.errors import UserError, did_you_mean
 
-Config = AMESConfig | ELViSConfig
-Model = AMES | ELViS
-KINDS: dict[str, tuple[type[Config], type[Model]]] = {"ames": (AMESConfig, AMES), "elvis": (ELViSConfig, ELViS)}
-TITLES = {"ames": "AMES", "elvis": "ELViS"}
+Config = AMESConfig | ELViSConfig | MatchingConfig
+Model = AMES | ELViS | Matching
+KINDS: dict[str, tuple[type[Config], type[Model]]] = {
+    "ames": (AMESConfig, AMES),
+    "elvis": (ELViSConfig, ELViS),
+    "matching": (MatchingConfig, Matching),
+}
+TITLES = {"ames": "AMES", "elvis": "ELViS", "matching": "Hand-made matching"}
 
 
 def kind_of(config: Config) -> str:

@@ -17,8 +17,8 @@ from ames_jax.runtime.errors import UserError, did_you_mean
 from ames_jax.runtime.files import path_of, read_json
 
 DETECTORS = ("dinov2_detector", "cvnet_detector")
-# Models that come with the package, by the backbone that they are for.
-SHIPPED = {"sift": Path(__file__).parent / "shipped" / "sift"}
+# Models that come with the package, by the backbone that they are for: the folders of `shipped/`.
+SHIPPED = {path.parent.name: path.parent for path in sorted(Path(__file__).parent.glob(f"shipped/*/{MODEL_FILE}"))}
 
 
 def load_model(path_or_name: str | Path) -> Model:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ames_jax.model.ames import RELEASED
-from ames_jax.model.kinds import Model, fields_of, title_of
+from ames_jax.model.kinds import Model, fields_of, kind_of, title_of
 from ames_jax.model.weights import MODEL_FILE, save_model
 from ames_jax.runtime.errors import UserError, requires
 from ames_jax.runtime.files import path_of, write_file, write_json
@@ -21,6 +21,7 @@ RECIPE, TABLE, STATISTICS = OF_A_RUN = "recipe.json", "results.md", "sift_statis
 TITLES = {
     "data_set": "trained on",
     "backbone": "descriptors",
+    "global": "global descriptor",
     "role": "role",
     "step": "best step",
     "validation_map": "validation mAP (%)",
@@ -28,6 +29,13 @@ TITLES = {
     "gamma": "γ",
     "released": "released by the authors of AMES as",
     "converted_from": "converted from",
+}
+# What a card says of the method, by kind of model.
+METHODS = {
+    "ames": "The method: Suma et al., AMES: Asymmetric and Memory-Efficient Similarity Estimation for Instance-level "
+    "Retrieval, ECCV 2024, https://arxiv.org/abs/2408.03282",
+    "elvis": "The method: ELViS, ICLR 2026, https://arxiv.org/abs/2603.28603",
+    "matching": "The method: nearest neighbours among local descriptors, above a threshold; only the bits are learned.",
 }
 
 
@@ -119,8 +127,7 @@ def model_card(
             *("```python", "from ames_jax import load_model", "", f'model = load_model("{name}")', "```", ""),
             *([f"Its settings in training: `{RECIPE}`.", ""] if recipe else []),
             *([table.strip(), ""] if table else []),
-            "The method: Suma et al., AMES: Asymmetric and Memory-Efficient Similarity Estimation for Instance-level "
-            "Retrieval, ECCV 2024, https://arxiv.org/abs/2408.03282",
+            METHODS[kind_of(config)],
             "",
         ]
     )

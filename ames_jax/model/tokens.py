@@ -42,7 +42,46 @@ def erf_sign(x: Float[Array, "*shape"], sigma: float) -> Float[Array, "*shape"]:
     return jax.scipy.special.erf(x / math.sqrt(2 * sigma))
 
 
-class Tokenizer(nnx.Module):
+class Binarizer(nnx.Module):
+    """Descriptors [..., N, D] to bits: L2-normalise, x·W with W = `hyperplanes` [D, bits], sign; bits None: it has none."""
+
+    def __init__(
+        self,
+        descriptor_width: int,
+        bits: int | None,
+        *,
+        binarizer: str = "straight_through",
+        sigma: float = 1e-6,
+        rngs: nnx.Rngs,
+    ):
+        self.bits, self.binarizer, self.sigma = bits, binarizer, sigma
+        if bits is not None:
+            self.hyperplanes = nnx.Param(nnx.initializers.orthogonal()(rngs.params(), (descriptor_width, bits)))
+
+    def projections(self, features: Float[AnyArray, "*batch N D"]) -> Float32[Array, "*batch N bits"]:
+        """Signed distances to the hyperplanes, whose signs are the bits."""
+        # Full precision whatever the compute type: a bit must not depend on it.
+        x = l2_normalise(features.astype(jnp.float32))
+        return jnp.matmul(x, self.hyperplanes[...], precision=jax.lax.Precision.HIGHEST)
+
+    def signs(self, descriptors: DescriptorSet, train: bool = False) -> Float32[Array, "*batch N bits"]:
+        """The bits as ±1; in training, where the binarizer is "erf", its surrogate of them."""
+        if descriptors.is_packed:
+            return unpack_bits(descriptors.features)
+        values = self.projections(descriptors.features)
+        surrogate = train and self.binarizer == "erf"
+        return erf_sign(values, self.sigma) if surrogate else straight_through_sign(values)
+
+    def binarize(self, descriptors: DescriptorSet) -> DescriptorSet:
+        """The set with its features as stored bits, uint8 [..., N, bits / 8]; raises ValueError for a full-precision model."""
+        if self.bits is None:
+            raise ValueError("a full-precision model has no bits to store")
+        if descriptors.is_packed:
+            return descriptors
+        return dataclasses.replace(descriptors, features=pack_bits(self.projections(jnp.asarray(descriptors.features))))
+
+
+class Tokenizer(Binarizer):
     """Descriptors [..., N, D] or stored bits uint8 [..., N, bits / 8] to tokens [..., N, d] (paper section 3.2).
 
     Full precision (`bits=None`): L2-normalise, Linear(D → d), LayerNorm.
@@ -61,19 +100,11 @@ class Tokenizer(nnx.Module):
         precision: jax.lax.Precision | None,
         rngs: nnx.Rngs,
     ):
-        self.bits, self.binarizer, self.sigma, self.precision = bits, binarizer, sigma, precision
+        super().__init__(descriptor_width, bits, binarizer=binarizer, sigma=sigma, rngs=rngs)
         truncated_normal = nnx.initializers.truncated_normal(stddev=0.02, lower=-2.0, upper=2.0)
-        if bits is not None:
-            self.hyperplanes = nnx.Param(nnx.initializers.orthogonal()(rngs.params(), (descriptor_width, bits)))
         options = {"dtype": dtype, "precision": precision, "rngs": rngs}
         self.remap = nnx.Linear(bits or descriptor_width, model_width, kernel_init=truncated_normal, **options)
         self.norm = layer_norm(model_width, dtype, rngs)
-
-    def projections(self, features: Float[AnyArray, "*batch N D"]) -> Float32[Array, "*batch N bits"]:
-        """Signed distances to the hyperplanes, whose signs are the bits (binary models only)."""
-        # Full precision whatever the compute type: a bit must not depend on it.
-        x = l2_normalise(features.astype(jnp.float32))
-        return jnp.matmul(x, self.hyperplanes[...], precision=jax.lax.Precision.HIGHEST)
 
     def __call__(self, descriptors: DescriptorSet, train: bool = False) -> Float[Array, "*batch N d"]:
         """The tokens; `train` matters to the erf binarizer alone."""
@@ -82,19 +113,3 @@ class Tokenizer(nnx.Module):
         else:
             values = self.signs(descriptors, train)
         return self.norm(self.remap(values))
-
-    def signs(self, descriptors: DescriptorSet, train: bool = False) -> Float32[Array, "*batch N bits"]:
-        """The bits as ±1 (binary models only); in training, where the binarizer is "erf", its surrogate of them."""
-        if descriptors.is_packed:
-            return unpack_bits(descriptors.features)
-        values = self.projections(descriptors.features)
-        surrogate = train and self.binarizer == "erf"
-        return erf_sign(values, self.sigma) if surrogate else straight_through_sign(values)
-
-    def binarize(self, descriptors: DescriptorSet) -> DescriptorSet:
-        """The set with its features as stored bits, uint8 [..., N, bits / 8]; raises ValueError for a full-precision model."""
-        if self.bits is None:
-            raise ValueError("a full-precision model has no bits to store")
-        if descriptors.is_packed:
-            return descriptors
-        return dataclasses.replace(descriptors, features=pack_bits(self.projections(jnp.asarray(descriptors.features))))

@@ -9,6 +9,7 @@ import numpy as np
 from ames_jax.model.ames import AMESConfig
 from ames_jax.model.elvis import ELViSConfig
 from ames_jax.model.kinds import Config, Model, title_of
+from ames_jax.model.matches import MatchingConfig
 from ames_jax.model.weights import model_of, weights_of
 from ames_jax.runtime.errors import UserError
 
@@ -133,8 +134,11 @@ def from_torch(weights: Mapping[str, np.ndarray], config: Config | None = None) 
 def to_torch(model: Model) -> dict[str, np.ndarray]:
     """The model's parameters under the release's names and in its layout, float32; `from_torch` gives back the same model.
 
-    Raises UserError for a model that adds matches to its logit, which the release's code would leave out.
+    Raises UserError for a model that adds matches to its logit, which the release's code would leave out, and for
+    hand-made matching, which has no file of the authors.
     """
+    if isinstance(model.config, MatchingConfig):
+        raise UserError(f"{title_of(model.config)} is no model of the release: write it as a directory or .stablehlo")
     if getattr(model.config, "counts_matches", False):
         raise UserError(f"match_weight is {model.config.match_weight:g}: the release's code cannot score such a model")
     weights = weights_of(model)

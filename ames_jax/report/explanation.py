@@ -15,10 +15,11 @@ from ames_jax.report.figures import INK, new_figure
 SIDE = 5.2  # inches of an image's longer side
 ATTENTION_COLOR, LINES = "#E69F00", "viridis"
 LARGEST_CIRCLE = 260  # points², of the descriptor that the matching token attends to most
-LEGEND = "lines: descriptors that attend to each other, brighter is stronger   circles: the matching token's attention"
-PLAN_LEGEND = (
-    "lines: what the transport plan moves, brighter is more   circles: the largest share of a descriptor, its vote"
-)
+LEGENDS = {
+    "ames": "lines: descriptors that attend to each other, brighter is stronger   circles: the matching token's attention",
+    "elvis": "lines: what the transport plan moves, brighter is more   circles: the largest share of a descriptor, its vote",
+    "matching": "lines: descriptors that match, brighter is nearer   circles: how far the best partner is above the threshold",
+}
 
 
 def draw_explanation(explained: Explanation, path: str | Path, lines: int = 30) -> None:
@@ -49,7 +50,7 @@ def draw_explanation(explained: Explanation, path: str | Path, lines: int = 30) 
         pairs = explained.pairs[:lines]
         start = _pixels(explained.query_xy[pairs[:, 0]], explained.query_image)
         _lines(left, right, start, _pixels(explained.xy[pairs[:, 1]], explained.image), explained.strengths[:lines])
-        figure.supxlabel(PLAN_LEGEND if explained.transport else LEGEND, fontsize=8, color=INK, x=0.01, ha="left")
+        figure.supxlabel(LEGENDS[explained.kind], fontsize=8, color=INK, x=0.01, ha="left")
 
 
 def _pixels(xy: np.ndarray, picture: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from ames_jax.extraction.backbone import STATISTICS_FILE
 from ames_jax.extraction.backbones import open_backbone
 from ames_jax.extraction.sift import SiftStatistics
 from ames_jax.model.elvis import ELViS
-from ames_jax.model.initialisation import initialise
+from ames_jax.model.initialisation import SAMPLE, SAMPLE_PER_IMAGE, initialise
 from ames_jax.model.kinds import Config, Model, config_of, new_model, title_of
 from ames_jax.model.released import folder_of, load_model
 from ames_jax.model.weights import facts_of, find_model, read_model
@@ -46,7 +46,6 @@ OTHER_PHOTOS = (
 )
 # Keys that runs of earlier versions go without, and the value that those had.
 LATER = {"model.match_form": "query", "model.match_query": "bits", "model.match_learned": False}
-SAMPLE, SAMPLE_PER_IMAGE = 30_000, 48  # descriptors that whitening and ITQ are learned from
 
 
 class _FreeKeys:
@@ -65,6 +64,10 @@ class _FreeKeys:
 def model_config(config: ConfigDict, descriptor_width: int) -> Config:
     """The model that a configuration asks for, on descriptors of this width."""
     fields = {"descriptor_width": descriptor_width, **config.model.to_dict()}
+    if fields.get("kind") == "matching":
+        raise UserError(
+            "model.kind is 'matching': hand-made matching is not trained; search index --model=mutual makes it"
+        )
     if fields.get("kind", "ames") != "ames":
         return config_of(fields)
     if config.size not in SIZES:
@@ -198,7 +201,8 @@ def train_role(config: ConfigDict, root: Path, workdir: Path, label: str, teache
         keep=config.checkpoint.keep,
         profile=trace_steps(config.profile),
     )
-    facts = {"data_set": about["name"], "backbone": about.get("backbone"), "role": label, **_statistics_fact(root)}
+    facts = {"data_set": about["name"], "backbone": about.get("backbone"), "global": about.get("global"), "role": label}
+    facts |= _statistics_fact(root)
     return fit(model, recipe, pipeline, settings, make_validation(config, root), teacher, facts)
 
 

@@ -65,7 +65,7 @@ def test_an_index_of_elvis_explains_by_its_plan(made, tmp_path):
     assert search.main([*command, "--budget=80B"]) == 0
     searcher = Searcher(tmp_path / "index", query_descriptors=30)
     explained = explain(searcher, made / "asked" / "scene1" / "5.jpg", "scene1/0.jpg")
-    assert explained.transport
+    assert explained.kind == "elvis"
     assert 0 < explained.hit.logit < 50  # a vote of each of 30 + 20 descriptors
     assert len(explained.pairs) > 0
     assert 0 < explained.attention.max() <= 1 + 1e-5

@@ -273,7 +273,7 @@ def test_matches_do_not_depend_on_order_or_padding(form, rng):
     counting = AMES(config, nnx.Rngs(0))
 
     def matches(query, database):
-        vectors = counting._query_vectors(query), counting._database_vectors(database)
+        vectors = (counting._vectors(side, False) for side in (query, database))
         return np.asarray(counting._matches(*vectors, query.valid, database.valid))
 
     expected = matches(*bits)
@@ -295,7 +295,7 @@ def test_mutual_matches_teach_hyperplanes_weight_and_threshold(asking, rng):
 
     def total(state):
         merged = nnx.merge(graph, state)
-        vectors = merged._query_vectors(query, True), merged._database_vectors(database, True)
+        vectors = merged._vectors(query, asking == "floats", True), merged._vectors(database, False, True)
         return merged._matches(*vectors, query.valid, database.valid).sum()
 
     gradient = jax.grad(total)(state)
