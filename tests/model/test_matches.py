@@ -5,7 +5,6 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
-from ames_jax.retrieval.scoring import Scorer
 from compiled import run
 from flax import nnx
 
@@ -19,6 +18,7 @@ from ames_jax.model.packing import BitPacker
 from ames_jax.model.released import load_model
 from ames_jax.model.weights import save_model, weights_of
 from ames_jax.retrieval.maxsim import MaxSimMatcher
+from ames_jax.retrieval.scorer import Scorer
 from ames_jax.runtime.errors import UserError
 
 THRESHOLD = 0.2
