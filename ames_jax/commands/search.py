@@ -36,6 +36,8 @@ class SearcherFlags:
       query_descriptors: The strongest descriptors of a query, which are used.
       lam: Weight λ of the global similarity (default: the index's).
       gamma: Scale γ of the logits (default: the index's).
+      refine: Refine the first stage by global descriptors alone: superglobal, expand, augment, or several joined by +.
+      plan: Score from coarse to fine, e.g. kernel@40,100x64: stages QxT or kernel, each with how many images go on.
       faiss: Parameters of FAISS's search, e.g. nprobe=64 or efSearch=256.
       keep_query: List a query that is itself a picture of the index among its hits, too.
       database: Take the images from qdrant:PATH_OR_URL#COLLECTION, milvus:FILE.db_OR_URL#COLLECTION or
@@ -48,6 +50,8 @@ class SearcherFlags:
     query_descriptors: Count = 100
     lam: Fraction | None = None
     gamma: Scale | None = None
+    refine: str = ""
+    plan: str = ""
     faiss: str | None = None
     keep_query: bool = False
     database: str | None = None
@@ -61,6 +65,7 @@ class SearcherFlags:
         else:
             index = collection.SearchIndex.open(self.index, self.faiss)
         counts = {"shortlist": self.shortlist, "query_descriptors": self.query_descriptors}
+        counts |= {"refine": self.refine, "plan": self.plan}
         own = {"keep_query": self.keep_query, "pictures": self.pictures, "backbone": opened}
         return searcher.Searcher(index, **counts, lam=self.lam, gamma=self.gamma, **own)
 

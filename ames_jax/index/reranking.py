@@ -95,12 +95,19 @@ def rerank(
 
 
 def ranked(
-    ids: Sequence[str], rows: np.ndarray, similarities: np.ndarray, logits: np.ndarray, lam: float, gamma: float
+    ids: Sequence[str],
+    rows: np.ndarray,
+    similarities: np.ndarray,
+    logits: np.ndarray,
+    lam: float,
+    gamma: float,
+    places: np.ndarray | None = None,
 ) -> list[Hit]:
-    """Hits by falling score; equal ones in the order of the first stage."""
+    """Hits by falling score; equal ones in the order of the first stage. places: in it, from 0 (default: as they stand)."""
     scores = ensemble(similarities, logits, lam, gamma)
+    places = np.arange(len(ids)) if places is None else places
     return [
-        Hit(ids[i], int(rows[i]), float(scores[i]), float(similarities[i]), float(logits[i]), int(i) + 1)
+        Hit(ids[i], int(rows[i]), float(scores[i]), float(similarities[i]), float(logits[i]), int(places[i]) + 1)
         for i in np.argsort(-scores, kind="stable")
     ]
 

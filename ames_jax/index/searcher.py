@@ -19,8 +19,13 @@ from ames_jax.extraction.backbone import STATISTICS_FILE, Backbone, ExtractedIma
 from ames_jax.extraction.sift import SiftStatistics, global_descriptor
 from ames_jax.index.collection import SearchIndex
 from ames_jax.index.queries import as_picture, check_global, check_local
+from ames_jax.index.refined_stage import RefinedStage, Search
 from ames_jax.index.reranking import Hit, ranked, setting_of
 from ames_jax.model.packing import BitPacker
+from ames_jax.retrieval.grid import KERNEL_THRESHOLDS, Counts
+from ames_jax.retrieval.maxsim import MaxSimMatcher
+from ames_jax.retrieval.plans import Plan
+from ames_jax.retrieval.ranking import ensemble
 from ames_jax.retrieval.scorer import Scorer
 from ames_jax.runtime.cores import usable_cores
 from ames_jax.runtime.errors import UserError
@@ -30,6 +35,8 @@ QUERIES_AT_A_TIME = 32  # pictures and shortlists held in memory
 
 # A picture file, a picture (`queries.as_picture`), or descriptors.
 Query = str | Path | ExtractedImage | DescriptorSet | Any
+# Of `kernel` in a plan: what validation chooses for 64 stored descriptors of the embedded landmarks.
+KERNEL_THRESHOLD, KERNEL_GAMMA = 0.3, 0.1
 # More than this makes the query's own attention a matter of gigabytes.
 MOST_QUERY_DESCRIPTORS = 4096
 
@@ -58,6 +65,9 @@ class Searcher:
       query_descriptors: Q, the strongest descriptors of a query, which are used.
       lam, gamma: λ and γ in place of those of the index.
       backbone: extracts queries; by default, opened on the first picture, the one that extracted the images.
+      refine: kinds of refinement of the first stage by global descriptors alone, joined by + (`retrieval.refinement`).
+      plan: stages from coarse to fine (`retrieval.plans`), which say how many descriptors are used, in place of
+        `query_descriptors`. Every stage ranks with λ and γ of the last, `kernel` with a γ of its own.
       keep_query: a query file that is itself a picture of the index is among its own hits; by default it is left out.
       pictures: folder of the indexed pictures, where they have moved.
 
@@ -73,6 +83,8 @@ class Searcher:
         query_descriptors: int = 100,
         lam: float | None = None,
         gamma: float | None = None,
+        refine: str = "",
+        plan: str = "",
         backbone: Backbone | None = None,
         keep_query: bool = False,
         pictures: str | Path | None = None,
@@ -87,6 +99,10 @@ class Searcher:
         self.shortlist, self.query_descriptors = min(shortlist, len(self.index)), query_descriptors
         self.lam, self.gamma = setting_of(self.index, lam, gamma)
         self._scorer = Scorer(self.index.model)
+        self._refined = RefinedStage(self.index, refine) if refine else None
+        self._plan = Plan.parse(plan, self.shortlist) if plan else None
+        if self._plan:
+            self.query_descriptors = self._plan.most.query
         self._backbone, self._keep_query = backbone, keep_query
         self._pictures = None if pictures is None else Path(os.path.abspath(pictures))
 
@@ -172,19 +188,62 @@ class Searcher:
         needed, places = np.unique(shortlists, return_inverse=True)
         database = self.index.read(needed)
         times.append(time.perf_counter())
-        logits = self._scorer.shortlists(local, database, places.reshape(shortlists.shape))
+        scored = self._score(local, database, places.reshape(shortlists.shape), similarities)
         times.append(time.perf_counter())
-        lists = [self._ranked(s[r >= 0], r[r >= 0], x[r[: len(x)] >= 0]) for s, r, x in zip(similarities, rows, logits)]
+        lists = [self._ranked(*of_query) for of_query in zip(similarities, rows, *scored)]
         times.append(time.perf_counter())
         seconds = dict(zip(STAGES, (np.diff(times) / len(queries)).tolist()))
         return [SearchResult(hits[:k], before[:k], seconds) for hits, before in lists]
 
+    def _score(
+        self, local: DescriptorSet, database: DescriptorSet, places: np.ndarray, similarities: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Columns int [Nq, n] of the shortlists that the model scores, its logits [Nq, n], and the other columns, best first.
+
+        local [Nq, Q, ·]; places int [Nq, S], rows of `database` [N, T, ·]; similarities of the first stage [Nq, ≥ S].
+        """
+        count = places.shape[1]
+        if self._plan is None:
+            columns = np.tile(np.arange(count), (len(places), 1))
+            return columns, self._scorer.shortlists(local, database, places), columns[:, count:]
+        known = np.maximum(similarities[:, :count], -1)  # −∞ where an approximate first stage lists fewer
+
+        def score(stage: Counts | None, columns: np.ndarray) -> np.ndarray:
+            lists = np.take_along_axis(places, columns, axis=1)
+            if stage is not None:
+                sides = local.truncate(stage.query), database.truncate(stage.database)
+                return self._scorer.shortlists(*sides, lists)
+            kernel, threshold = self._kernel
+            scores = [kernel.shortlist(local[query], database[rows])[:, threshold] for query, rows in enumerate(lists)]
+            return np.stack(scores)
+
+        def values(stage: Counts | None, columns: np.ndarray) -> np.ndarray:
+            gamma = KERNEL_GAMMA if stage is None else self.gamma
+            return ensemble(np.take_along_axis(known, columns, axis=1), score(stage, columns), self.lam, gamma)
+
+        columns, rest = self._plan.head(values, len(places), count)
+        return columns, score(self._plan.stages[-1], columns), rest
+
+    @functools.cached_property
+    def _kernel(self) -> tuple[MaxSimMatcher, int]:
+        """Hand-made matching for the coarsest stage of a plan, and which of its scores counts."""
+        kernel = MaxSimMatcher("kernel", packer=self.packer, forms=("query",), queries=("floats",))
+        return kernel, KERNEL_THRESHOLDS.index(KERNEL_THRESHOLD)
+
     def _first_stage(self, queries: Sequence[Query], vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Similarities and rows as `GlobalIndex.search` gives them, without the queries themselves."""
+        if self._refined is None:
+            return self._others(queries, self.index.global_index.search, vectors, count)
+        search = functools.partial(self._others, queries, self._refined.search)
+        return self._refined.lists(vectors, count, search)
+
+    def _others(
+        self, queries: Sequence[Query], search: Search, vectors: np.ndarray, count: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         own = [self.own_row(query) for query in queries]
         if not any(row is not None for row in own):
-            return self.index.global_index.search(vectors, count)
-        similarities, rows = self.index.global_index.search(vectors, count + 1)
+            return search(vectors, count)
+        similarities, rows = search(vectors, count + 1)
         itself = rows == np.array([-1 if row is None else row for row in own])[:, None]
         similarities, rows = np.where(itself, -np.inf, similarities).astype(np.float32), np.where(itself, -1, rows)
         order = np.argsort(itself, axis=1, kind="stable")[:, :count]
@@ -196,12 +255,19 @@ class Searcher:
             return None
         return self.index.row_of_picture(Path(query), self._pictures)
 
-    def _ranked(self, similarities: np.ndarray, rows: np.ndarray, logits: np.ndarray) -> tuple[list[Hit], list[Hit]]:
-        """The whole list re-ranked, and as the first stage gave it."""
-        ids, count = [self.index.ids[row] for row in rows], len(logits)
-        head = ranked(ids[:count], rows[:count], similarities[:count], logits, self.lam, self.gamma)
+    def _ranked(
+        self, similarities: np.ndarray, rows: np.ndarray, columns: np.ndarray, logits: np.ndarray, rest: np.ndarray
+    ) -> tuple[list[Hit], list[Hit]]:
+        """The whole list re-ranked, and as the first stage gave it; columns, logits and rest as of `_score`."""
+        there = rows[columns] >= 0
+        columns, logits = columns[there], logits[there]
+        found = rows[columns]
+        names = [self.index.ids[row] for row in found]
+        head = ranked(names, found, similarities[columns], logits, self.lam, self.gamma, places=columns)
+        below = [*rest, *range(len(there) + len(rest), len(rows))]
         tail = [
-            Hit(ids[i], int(rows[i]), None, float(similarities[i]), None, old_place=i + 1)
-            for i in range(count, len(ids))
+            Hit(self.index.ids[rows[i]], int(rows[i]), None, float(similarities[i]), None, old_place=int(i) + 1)
+            for i in below
+            if rows[i] >= 0
         ]
-        return head + tail, sorted(head, key=lambda hit: hit.old_place) + tail
+        return head + tail, sorted(head + tail, key=lambda hit: hit.old_place)

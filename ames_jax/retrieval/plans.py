@@ -26,7 +26,7 @@ from ames_jax.runtime.errors import UserError
 
 KERNEL = "kernel"
 FORM = "expected stages with commas between, each QxT or kernel, with @ and how many go on, e.g. 100x50@100,600x50"
-Scores = Callable[[Counts | None, np.ndarray], np.ndarray]
+Values = Callable[[Counts | None, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -62,24 +62,21 @@ class Plan:
         """The most descriptors that any stage of the model reads."""
         return Counts(*map(max, zip(*(stage for stage in self.stages if stage))))
 
-    def run(
-        self, score: Scores, similarities: np.ndarray, lam: float, gamma: float
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Scores shortlists stage by stage; every stage ranks by λ, γ and the global similarity.
+    def head(self, values: Values, queries: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The images that the last stage is to score, after all stages before it.
 
-        score: (stage, columns int [Nq, n]) → scores float [Nq, n] of these columns of the lists. similarities: [Nq, k].
+        values: (stage, columns int [Nq, n]) → float [Nq, n], by which these columns of the lists are ranked.
 
         Returns:
-          columns int [Nq, n] that the last stage scored, in the order of the lists; their scores [Nq, n]; and the other
-          columns [Nq, k − n], best first.
+          columns int [Nq, n] of the lists, ascending, and the other columns [Nq, k − n], best first.
         """
-        columns = np.tile(np.arange(similarities.shape[1]), (len(similarities), 1))
+        columns = np.tile(np.arange(k), (queries, 1))
         rest = columns[:, :0]
         for stage, head in zip(self.stages, self.heads):
-            values = ensemble(np.take_along_axis(similarities, columns, 1), score(stage, columns), lam, gamma)
-            ordered = np.take_along_axis(columns, np.argsort(-values, axis=1, kind="stable"), 1)
+            order = np.argsort(-values(stage, columns), axis=1, kind="stable")
+            ordered = np.take_along_axis(columns, order, 1)
             columns, rest = np.sort(ordered[:, :head], axis=1), np.concatenate([ordered[:, head:], rest], axis=1)
-        return columns, score(self.stages[-1], columns), rest
+        return columns, rest
 
 
 def measure_plans(

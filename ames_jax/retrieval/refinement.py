@@ -17,6 +17,7 @@ from ames_jax.runtime.errors import UserError, did_you_mean
 
 KINDS = ("augment", "expand", "superglobal")
 NEIGHBOURS, ALPHA = 9, 3.0  # of query expansion and database augmentation
+SHORTLIST = 400  # images that SuperGlobal re-ranks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,13 +50,18 @@ def refine(lists: Lists, kinds: str) -> Lists:
         "expand": _expanded,
         "superglobal": _superglobal_first,
     }
+    check_kinds(kinds)
     for kind in kinds.split("+"):
-        if kind not in steps:
-            raise UserError(
-                f"refine={kinds}: expected {', '.join(KINDS)}, or several joined by +{did_you_mean(kind, KINDS)}"
-            )
         lists = steps[kind](lists)
     return lists
+
+
+def check_kinds(kinds: str) -> None:
+    """Raises UserError unless all are of `KINDS`."""
+    for kind in (kind for kind in kinds.split("+") if kind not in KINDS):
+        raise UserError(
+            f"refine={kinds}: expected {', '.join(KINDS)}, or several joined by +{did_you_mean(kind, KINDS)}"
+        )
 
 
 def refined_set(data: RetrievalSet, kinds: str) -> RetrievalSet:
@@ -97,7 +103,7 @@ def superglobal(
     query: np.ndarray,
     database: np.ndarray,
     ranks: np.ndarray,
-    shortlist: int = 400,
+    shortlist: int = SHORTLIST,
     neighbours: int = 9,
     weight: float = 0.15,
 ) -> np.ndarray:
@@ -126,7 +132,7 @@ def superglobal_lists(
     query: np.ndarray,
     database: np.ndarray,
     ranks: np.ndarray,
-    shortlist: int = 400,
+    shortlist: int = SHORTLIST,
     neighbours: int = 9,
     weight: float = 0.15,
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -69,6 +69,8 @@ def test_the_database_gives_the_results_of_the_files_and_is_kept_up_to_date(made
     assert write_index(SearchIndex.open(index), address) == (12, 0)
     opened = DatabaseIndex.connect(head, address)
     assert len(opened) == 12
+    with pytest.raises(UserError, match="refine=expand reads the global descriptors of the index, and those of"):
+        Searcher(opened, refine="expand")
     same_results(made, SearchIndex.open(index), opened)
     picture = made / "pictures" / "scene0" / "0.jpg"  # of the index, known by its path
     assert opened.ids[Searcher(opened).own_row(picture)] == "scene0/0.jpg"

@@ -13,6 +13,7 @@ from ames_jax.index.model_choice import ChosenModel
 from ames_jax.index.reranking import rerank
 from ames_jax.index.searcher import STAGES, Searcher
 from ames_jax.retrieval.ranking import ensemble
+from ames_jax.retrieval.refinement import Lists, refine
 from ames_jax.retrieval.scorer import score_shortlist
 from ames_jax.runtime.errors import UserError
 
@@ -113,3 +114,49 @@ def test_an_approximate_first_stage_may_list_fewer(made, searcher, monkeypatch):
     assert [hit.id for hit in result.first_stage] == [hit.id for hit in whole.first_stage[:5]]
     kept = {hit.id: hit.score for hit in whole.hits if hit.old_place <= 5}
     assert {hit.id: hit.score for hit in result.hits} == pytest.approx(kept)
+
+
+@pytest.mark.parametrize("kinds", ["superglobal", "expand", "augment", "augment+expand+superglobal"])
+def test_a_refined_first_stage_is_that_of_lists_on_disk(made, kinds):
+    refined = Searcher(made / "index", shortlist=8, query_descriptors=QUERY_DESCRIPTORS, refine=kinds)
+    paths = [made / "asked" / f"scene{scene}" / "5.jpg" for scene in range(2)]
+    found = refined.search_many(paths, k=12)
+    vectors = np.stack([image.global_descriptor for image in refined.extract(paths)])
+    expected = refine(Lists.search(vectors, np.load(made / "set" / "global" / "images.npy"), 12), kinds)
+    for result, ranks, similarities in zip(found, expected.ranks, expected.similarities):
+        assert [hit.row for hit in result.first_stage] == ranks.tolist()
+        np.testing.assert_allclose([hit.global_similarity for hit in result.first_stage], similarities, atol=1e-5)
+    itself = refined.search(made / "pictures" / "scene0" / "1.jpg", k=12)
+    assert "scene0/1.jpg" not in [hit.id for hit in itself.first_stage]
+    assert len(itself.first_stage) == 11
+
+
+def test_a_plan_scores_the_head_of_its_coarse_stage(made, searcher):
+    path = made / "asked" / "scene2" / "5.jpg"
+    whole = searcher.search(path, k=12)
+    for plan, head in (("kernel@3,30x20", 3), ("30x20@3,10x20@5,kernel", 3)):
+        result = Searcher(made / "index", shortlist=8, plan=plan).search(path, k=12)
+        scored = [hit for hit in result.hits if hit.logit is not None]
+        assert scored == result.hits[:head]
+        known = {hit.id: hit for hit in whole.hits}
+        for hit in scored:
+            assert hit.old_place == known[hit.id].old_place
+            assert hit.score == pytest.approx(known[hit.id].score, abs=1e-5)
+        assert [hit.row for hit in result.first_stage] == [hit.row for hit in whole.first_stage]
+        assert {hit.old_place for hit in result.hits[head:8]} < set(range(1, 9))
+        assert [hit.old_place for hit in result.hits[8:]] == [9, 10, 11, 12]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"refine": "superglobl"}, "did you mean superglobal"),
+        ({"refine": "expand+augment"}, "in the order augment"),
+        ({"plan": "kernel@8,30x20"}, "does not shrink"),
+        ({"plan": "30x20"}, "expected stages"),
+    ],
+)
+def test_bad_settings_are_one_line(made, given, told):
+    with pytest.raises(UserError, match=told) as caught:
+        Searcher(made / "index", shortlist=8, **given)
+    assert "\n" not in str(caught.value)
