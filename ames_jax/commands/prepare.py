@@ -21,8 +21,9 @@ with epy.lazy_imports():  # help needs none of them
     from ames_jax.data import shards as shard_files
     from ames_jax.data import store as packed_store
     from ames_jax.data.checks import validation
+    from ames_jax.extraction import sift
     from ames_jax.index import model_choice
-    from ames_jax.model import packing
+    from ames_jax.model import packing, weights
     from ames_jax.retrieval import refinement
 
 Paths = Annotated[list[Path], Parameter(consume_multiple=True)]
@@ -219,6 +220,9 @@ def store(
     reader, ids = _gallery(features, split, list_files)
     lists.refuse_repeats(ids, list_files[0] if list_files else features[0])
     chosen = model_choice.ChosenModel.load(model, "")
+    if split:
+        about, statistics = shard_files.read_about(features[0]), sift.statistics_of(features[0])
+        weights.refuse_other_descriptors(model, chosen.facts, about, statistics)
     built = packed_store.build_store(
         out,
         reader,

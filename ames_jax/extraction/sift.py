@@ -14,7 +14,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.extraction.backbone import ExtractedImage
+from ames_jax.extraction.backbone import STATISTICS_FILE, ExtractedImage
 from ames_jax.extraction.images import shrink
 from ames_jax.extraction.keypoints import SIFT_WIDTH, Keypoints, detect
 from ames_jax.extraction.vlad import learn_axes, learn_centres, normalised, vlad
@@ -26,6 +26,12 @@ SHIPPED = Path(__file__).parents[1] / "model" / "shipped" / "sift" / "sift_stati
 DESCRIPTORS, MAX_SIDE = 600, 640
 # Histograms that the statistics are learned from: for mean and centres more change nothing that can be measured.
 SAMPLE = 20_000
+
+
+def statistics_of(root: Path) -> str | None:
+    """The fingerprint of the SIFT statistics that the descriptors in a folder were made with; None for other backbones."""
+    file = root / STATISTICS_FILE
+    return SiftStatistics.load(file).fingerprint() if file.is_file() else None
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ import numpy as np
 
 from ames_jax.data.readers import DescriptorReader, PartReader
 from ames_jax.data.shards import open_split, read_about
+from ames_jax.data.store import PackedStore, build_store
 from ames_jax.extraction.backbone import STATISTICS_FILE
-from ames_jax.extraction.sift import SiftStatistics
+from ames_jax.extraction.sift import statistics_of
 from ames_jax.index.collection import SearchIndex
 from ames_jax.index.first_stage import ChosenVectors, check_vectors, factory_string, make_empty, write_empty
 from ames_jax.index.index_json import EMPTY, FORMAT, MODEL, publish, recorded, sync
@@ -73,8 +74,7 @@ class Descriptors:
     @property
     def statistics(self) -> str | None:
         """Fingerprint of the SIFT statistics that they were made with; None for other backbones."""
-        file = self.root / STATISTICS_FILE
-        return SiftStatistics.load(file).fingerprint() if file.is_file() else None
+        return statistics_of(self.root)
 
     def reader(self, rows: np.ndarray | None = None) -> DescriptorReader:
         """Local descriptors of the images `rows`, int [n] ascending (None: all)."""
@@ -145,6 +145,25 @@ def build_index(
         publish(folder, write_images(folder, facts, descriptors.images(), packer))
         sync(folder)
     return SearchIndex.open(path)
+
+
+def pack_descriptors(path: str | Path, descriptors: Descriptors, chosen: ChosenModel, count: int = 64) -> PackedStore:
+    """Packs the `count` strongest descriptors of all images to a store beside a database of one's own, and opens it.
+
+    The store keeps λ and γ of the model.
+    Raises UserError: the path is taken, or model and descriptors do not belong together.
+    """
+    chosen.check(descriptors.about, descriptors.statistics)
+    return build_store(
+        path,
+        descriptors.reader(),
+        descriptors.ids,
+        BitPacker(chosen.model),
+        count,
+        model=chosen.name,
+        source=f"{descriptors.root} {descriptors.split}",
+        setting=(chosen.lam, chosen.gamma),
+    )
 
 
 def files_of_index(path: Path) -> list[str]:

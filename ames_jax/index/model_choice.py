@@ -9,11 +9,10 @@ from typing import Any
 
 from ames_jax.data.readers import DescriptorReader
 from ames_jax.index.reranking import check_setting
-from ames_jax.model.ames import RELEASED
 from ames_jax.model.initialisation import SAMPLE, SAMPLE_PER_IMAGE, learned_matching
 from ames_jax.model.kinds import Model
-from ames_jax.model.released import SHIPPED, folder_of, load_model
-from ames_jax.model.weights import facts_of, find_model
+from ames_jax.model.released import SHIPPED, known_facts, known_setting, load_model
+from ames_jax.model.weights import refuse_other_descriptors
 from ames_jax.retrieval.sets import sample_descriptors
 from ames_jax.runtime.errors import UserError
 
@@ -55,12 +54,10 @@ class ChosenModel:
                 f"--model is missing: no model is shipped for {backbone} descriptors; give one, or in search index "
                 f"--model={MUTUAL}, hand-made matching"
             )
-        folder = folder_of(name)
-        facts = facts_of(find_model(folder)) if folder.is_dir() else {}
-        released_lam, released_gamma = RELEASED.get(facts.get("released", Path(name).stem), (None, None))
-        lam = facts.get("lam", released_lam) if lam is None else lam
-        gamma = facts.get("gamma", released_gamma) if gamma is None else gamma
-        return cls(load_model(folder), str(name), facts, lam, gamma)
+        facts = known_facts(name)
+        known_lam, known_gamma = known_setting(name, facts)
+        lam, gamma = known_lam if lam is None else lam, known_gamma if gamma is None else gamma
+        return cls(load_model(name), str(name), facts, lam, gamma)
 
     @classmethod
     def for_collection(
@@ -101,22 +98,11 @@ class ChosenModel:
                 "(python -m ames_jax.evaluate finds good ones)"
             )
         check_setting(self.lam, self.gamma, self.name)
-        trained, found = self.facts.get("backbone"), about.get("backbone")
-        if trained and found and trained != found:
-            raise UserError(
-                f"{self.name} was trained on {trained} descriptors, these are {found}; give another --model"
-            )
+        refuse_other_descriptors(self.name, self.facts, about, statistics)
         beside, found = self.facts.get("global"), about.get("global")
         own = (self.lam, self.gamma) == (self.facts.get("lam"), self.facts.get("gamma"))
         if own and beside and found and beside != found:
             raise UserError(
                 f"{self.name}: its λ and γ were chosen with the global descriptor {beside}, these are {found}; give --lam and "
                 "--gamma, or another --model or --global"
-            )
-        wanted = self.facts.get("statistics")
-        if wanted and statistics and wanted != statistics:
-            raise UserError(
-                f"{self.name} was trained with other SIFT statistics ({wanted[:8]}) than these descriptors were extracted "
-                f"with ({statistics[:8]}): their bits would mean something else. Extract them with "
-                "--statistics=RUN/sift_statistics.npz of the model's run directory, or give another --model"
             )

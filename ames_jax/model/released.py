@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from ames_jax.model.ames import NAMED, AMESConfig
+from ames_jax.model.ames import NAMED, RELEASED, AMESConfig
 from ames_jax.model.elvis import NAMES as ELVIS
 from ames_jax.model.kinds import Config, Model, config_of, title_of
 from ames_jax.model.sharing import download, is_on_hub
 from ames_jax.model.torch_files import read_checkpoint, read_config
 from ames_jax.model.torch_weights import from_torch
-from ames_jax.model.weights import MODEL_FILE, find_model, read_model, save_model
+from ames_jax.model.weights import MODEL_FILE, facts_of, find_model, read_model, save_model
 from ames_jax.runtime.cache import ADDRESSES, fetch_file, home, pin_of
 from ames_jax.runtime.errors import UserError, did_you_mean
 from ames_jax.runtime.files import path_of, read_json
@@ -40,6 +41,18 @@ def load_model(path_or_name: str | Path) -> Model:
             f"{path}: no such file or directory; a model is a run or model directory, a .pt file or a released name"
         )
     return load_released(str(path_or_name))
+
+
+def known_facts(path_or_name: str | Path) -> dict[str, Any]:
+    """The facts that were saved with a model that `load_model` finds under this name; none of a `.pt` file."""
+    folder = folder_of(path_or_name)
+    return facts_of(find_model(folder)) if folder.is_dir() else {}
+
+
+def known_setting(path_or_name: str | Path, facts: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """λ and γ of a model: those that validation chose in training, or those of a released model's authors, or None."""
+    lam, gamma = RELEASED.get(facts.get("released", Path(path_or_name).stem), (None, None))
+    return facts.get("lam", lam), facts.get("gamma", gamma)
 
 
 def folder_of(path_or_name: str | Path) -> Path:

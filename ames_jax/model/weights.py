@@ -65,6 +65,25 @@ def facts_of(directory: Path) -> dict[str, Any]:
     return json.loads(_metadata(path_of(directory) / MODEL_FILE)["facts"])
 
 
+def refuse_other_descriptors(
+    name: str, facts: Mapping[str, Any], about: Mapping[str, Any], statistics: str | None
+) -> None:
+    """Raises UserError where a model with these facts was trained on descriptors that mean something else.
+
+    about: about.json of the descriptors; statistics: fingerprint of their SIFT statistics, if any.
+    """
+    trained, found = facts.get("backbone"), about.get("backbone")
+    if trained and found and trained != found:
+        raise UserError(f"{name} was trained on {trained} descriptors, these are {found}; give another model")
+    wanted = facts.get("statistics")
+    if wanted and statistics and wanted != statistics:
+        raise UserError(
+            f"{name} was trained with other SIFT statistics ({wanted[:8]}) than these descriptors were extracted "
+            f"with ({statistics[:8]}): their bits would mean something else. Extract them with "
+            "--statistics=RUN/sift_statistics.npz of the model's run directory, or give another model"
+        )
+
+
 def read_model(directory: Path) -> Model:
     """The model in a model directory; raises UserError naming the file and every weight that is missing or does not fit."""
     path = path_of(directory) / MODEL_FILE

@@ -47,7 +47,13 @@ class Method:
 
 def is_one_model(text: str) -> bool:
     """True where `--config.model` names one trained model, False for other methods and for several."""
-    return not ("," in text or ":" in text.removeprefix("hf://") or _split(text)[1] or text in (GLOBAL, *HAND_MADE))
+    return not ("," in text or _is_elsewhere(text) or _split(text)[1] or text in (GLOBAL, *HAND_MADE))
+
+
+def trained_models(text: str) -> list[str]:
+    """The trained models among the methods of `--config.model`, each once."""
+    names = (name for name, _ in _named(text) if name not in (GLOBAL, *HAND_MADE) and not _is_elsewhere(name))
+    return list(dict.fromkeys(names))
 
 
 def methods_of(text: str, data: RetrievalSet) -> list[Method]:
@@ -58,10 +64,8 @@ def methods_of(text: str, data: RetrievalSet) -> list[Method]:
 
     Raises UserError for a name that is none of these.
     """
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    pairs = [_split(name) for name in names]
-    elsewhere = {name for name, _ in pairs if ":" in name.removeprefix("hf://")}
-    trained = dict.fromkeys(name for name, _ in pairs if name not in (GLOBAL, *HAND_MADE, *elsewhere))
+    pairs, trained = _named(text), trained_models(text)
+    elsewhere = {name for name, _ in pairs if _is_elsewhere(name)}
     # By the last part of a path, as one model is; two of the same last part by the whole.
     ends = [Path(name).name for name in trained]
     shown = {name: name if ends.count(end) > 1 else end for name, end in zip(trained, ends)}
@@ -131,6 +135,14 @@ def _own(name: str, data: RetrievalSet) -> Matcher:
     if not (isinstance(found, type) and issubclass(found, Matcher)):
         raise UserError(f"--config.model={name}: expected a subclass of ames_jax.retrieval.matchers.Matcher")
     return found(data)
+
+
+def _is_elsewhere(name: str) -> bool:
+    return ":" in name.removeprefix("hf://")
+
+
+def _named(text: str) -> list[tuple[str, str]]:
+    return [_split(name.strip()) for name in text.split(",") if name.strip()]
 
 
 def _split(name: str) -> tuple[str, str]:

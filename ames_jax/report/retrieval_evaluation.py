@@ -14,11 +14,20 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ames_jax import scenes
+from ames_jax.data.shards import read_about
 from ames_jax.data.store import PackedStore
-from ames_jax.model.ames import RELEASED
-from ames_jax.model.released import load_model
+from ames_jax.extraction.sift import statistics_of
+from ames_jax.model.released import known_facts, known_setting, load_model
+from ames_jax.model.weights import refuse_other_descriptors
 from ames_jax.report.memory_sweep import memory_sweep
-from ames_jax.report.methods import baseline_matcher, is_one_model, measure_methods, methods_of, methods_table
+from ames_jax.report.methods import (
+    baseline_matcher,
+    is_one_model,
+    measure_methods,
+    methods_of,
+    methods_table,
+    trained_models,
+)
 from ames_jax.report.results import fit_notes, result_rows, results_table
 from ames_jax.report.tables import markdown
 from ames_jax.retrieval.grid import GAMMAS, LAMBDAS, Counts, Grid
@@ -116,6 +125,8 @@ def compare_matchers(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             "chosen on --config.tune_on"
         )
     validation, test = (_open(config, name, None, workdir) for name in (config.tune_on, config.dataset))
+    for name in trained_models(config.model):
+        _refuse_other_descriptors(config, name)
     keeper = ScoreKeeper(workdir / "scores", int(config.memory_gb * 2**30))
     counts, k = counts_of(config), max(_numbers(config, "rerank", int), default=0)
     if k < 1:
@@ -133,16 +144,18 @@ def compare_matchers(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
 
 def grid_of(config: ConfigDict) -> Grid:
-    """k, λ and γ of a configuration; empty λ or γ: the released model's, or the whole grid when they are to be tuned."""
+    """k, λ and γ of a configuration; empty λ or γ: those of the model, or the whole grid when they are to be tuned."""
     given = {key: _numbers(config, key, float) for key in ("lam", "gamma")}
-    name = Path(config.model).stem
-    known = dict(zip(("lam", "gamma"), ([value] for value in RELEASED.get(name, ())), strict=False))
+    known: dict[str, Sequence[float]] = {}
     if config.tune_on:
         known = {"lam": LAMBDAS, "gamma": GAMMAS}
+    elif config.model and not all(given.values()):
+        setting = known_setting(config.model, known_facts(config.model))
+        known = {key: [value] for key, value in zip(given, setting) if value is not None}
     for key, values in given.items():
         if not values and key not in known:
             raise UserError(
-                f"--config.{key} is empty and {name or 'the model'} is not a released model: give a value, "
+                f"--config.{key} is empty and {config.model or 'the model'} does not say: give a value, "
                 "or a data set to choose it on (--config.tune_on)"
             )
     rerank = _numbers(config, "rerank", int)
@@ -181,6 +194,7 @@ def _check_combination(config: ConfigDict, grid: Grid) -> None:
 
 
 def _matcher(config: ConfigDict) -> ModelMatcher:
+    _refuse_other_descriptors(config, config.model)
     matcher = ModelMatcher(load_model(config.model), Path(config.model).name)
     if config.store and matcher.packer is None:
         raise UserError(
@@ -189,13 +203,24 @@ def _matcher(config: ConfigDict) -> ModelMatcher:
     return matcher
 
 
+def _root(config: ConfigDict) -> Path:
+    return scenes.build("landmarks") if config.data_dir == "landmarks" else Path(config.data_dir)
+
+
+def _refuse_other_descriptors(config: ConfigDict, model: str) -> None:
+    """Raises UserError where a model was trained on other descriptors than those of a prepared data set."""
+    root = _root(config)
+    if root.is_dir():
+        refuse_other_descriptors(model, known_facts(model), read_about(root), statistics_of(root))
+
+
 def _open(config: ConfigDict, dataset: str, matcher: ModelMatcher | None, workdir: Path) -> RetrievalSet:
     """The data set `dataset`; the store of the configuration, if any, belongs to `config.dataset` alone."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be made: {error.strerror}") from error
-    root = scenes.build("landmarks") if config.data_dir == "landmarks" else Path(config.data_dir)
+    root = _root(config)
     store = config.store if dataset == config.dataset else ""
     data = open_set(root, dataset, config.backbone, config.first_stage, workdir / "lists", store)
     if config.refine:

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ames_jax.model.kinds import Model, fields_of
-from ames_jax.model.weights import MODEL_FILE, facts_of, model_fingerprint, read_model, save_model
+from ames_jax.model.released import folder_of, load_model
+from ames_jax.model.weights import MODEL_FILE, facts_of, find_model, model_fingerprint, read_model, save_model
 from ames_jax.runtime.devices import data_mesh, local_copy, on_all
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.processes import as_lead, check_equal, is_lead, wait_for_all
@@ -53,6 +54,20 @@ def fit(
 def finished(directory: Path) -> bool:
     """True where a run in this directory went to its end."""
     return (directory / "last" / MODEL_FILE).is_file() and bool(facts_of(directory / "last").get("finished"))
+
+
+def load_finished(key: str, path: str) -> Model:
+    """The model that a key names; raises UserError for the run of a training that was stopped before its end."""
+    folder = folder_of(path)
+    if folder.is_dir():
+        best = find_model(folder)
+        if best != folder and (best.parent / "checkpoints").is_dir() and not finished(best.parent):
+            raise UserError(
+                f"--config.{key}={path}: this training has not finished (its best model is of step "
+                f"{facts_of(best).get('step', '?')}): give its command again to go on, or take that model: "
+                f"--config.{key}={best}"
+            )
+    return load_model(path)
 
 
 class ModelTask(Task):

@@ -15,12 +15,12 @@ from ames_jax.data.neighbours import open_neighbours
 from ames_jax.data.shards import DescriptorSource, open_split, read_about
 from ames_jax.extraction.backbone import STATISTICS_FILE
 from ames_jax.extraction.backbones import open_backbone
-from ames_jax.extraction.sift import SiftStatistics
+from ames_jax.extraction.sift import statistics_of
 from ames_jax.model.elvis import ELViS
 from ames_jax.model.initialisation import SAMPLE, SAMPLE_PER_IMAGE, initialise
 from ames_jax.model.kinds import Config, Model, config_of, new_model, title_of
-from ames_jax.model.released import folder_of, load_model
-from ames_jax.model.weights import facts_of, find_model, read_model
+from ames_jax.model.released import known_facts
+from ames_jax.model.weights import read_model, refuse_other_descriptors
 from ames_jax.retrieval.grid import Counts
 from ames_jax.retrieval.matchers import ModelMatcher
 from ames_jax.retrieval.score_keeper import ScoreKeeper
@@ -35,7 +35,7 @@ from ames_jax.scenes.photographs import ViewSettings
 from ames_jax.scenes.views import build_views
 from ames_jax.training.log import trace_steps
 from ames_jax.training.loop import FitSettings
-from ames_jax.training.model_task import finished, fit
+from ames_jax.training.model_task import finished, fit, load_finished
 from ames_jax.training.pipeline import TripletPipeline
 from ames_jax.training.step import Recipe
 from ames_jax.training.triplets import Triplets
@@ -147,27 +147,15 @@ def train_teacher(config: ConfigDict, root: Path, workdir: Path) -> Model:
     """The teacher that the configuration is of. For a student: the given one, or one that is trained in `workdir` first,
     with the student's data, seed and size."""
     if config.get("teacher"):
-        return _load_finished("teacher", config.teacher)
+        teacher, given = load_finished("teacher", config.teacher), f"--config.teacher={config.teacher}"
+        refuse_other_descriptors(given, known_facts(config.teacher), read_about(root), statistics_of(root))
+        return teacher
     settings = config.get("train_teacher", config)
     if settings is not config:
         for key in {"dataset", "data_dir", "seed", "size", "profile"} & set(config):
             settings[key] = config[key]
         say(f"no teacher given (--config.teacher): training or reusing one in {workdir / 'teacher'}")
     return train_role(settings, root, workdir, "teacher", None)
-
-
-def _load_finished(key: str, path: str) -> Model:
-    """The model that a key names; raises UserError for the run of a training that was stopped before its end."""
-    folder = folder_of(path)
-    if folder.is_dir():
-        best = find_model(folder)
-        if best != folder and (best.parent / "checkpoints").is_dir() and not finished(best.parent):
-            raise UserError(
-                f"--config.{key}={path}: this training has not finished (its best model is of step "
-                f"{facts_of(best).get('step', '?')}): give its command again to go on, or take that model: "
-                f"--config.{key}={best}"
-            )
-    return load_model(path)
 
 
 def train_role(config: ConfigDict, root: Path, workdir: Path, label: str, teacher: Model | None) -> Model:
@@ -202,7 +190,8 @@ def train_role(config: ConfigDict, root: Path, workdir: Path, label: str, teache
         profile=trace_steps(config.profile),
     )
     facts = {"data_set": about["name"], "backbone": about.get("backbone"), "global": about.get("global"), "role": label}
-    facts |= _statistics_fact(root)
+    if statistics := statistics_of(root):  # only descriptors made with them mean something to the model
+        facts["statistics"] = statistics
     return fit(model, recipe, pipeline, settings, make_validation(config, root), teacher, facts)
 
 
@@ -215,18 +204,12 @@ def _initial_model(config: ConfigDict, source: DescriptorSource, data_set: str, 
         sample = sample_descriptors(source, SAMPLE, SAMPLE_PER_IMAGE, config.seed)
         initialise(model, config.init, sample, teacher, config.seed)
         return model
-    started = _load_finished("start", config.start)
+    started = load_finished("start", config.start)
     if started.config != model.config:
         raise UserError(
             f"--config.start={config.start}: expected a model of {model.config}, found one of {started.config}"
         )
     return started
-
-
-def _statistics_fact(root: Path) -> dict[str, str]:
-    """The fingerprint of a SIFT data set's statistics: only descriptors made with them mean something to the model."""
-    file = root / STATISTICS_FILE
-    return {"statistics": SiftStatistics.load(file).fingerprint()} if file.is_file() else {}
 
 
 def _refuse_teacher(teacher: Model, student: Model, data_set: str) -> None:

@@ -15,7 +15,7 @@ from ames_jax.data.neighbour_search import BlockSearch, nearest
 from ames_jax.data.neighbours import open_neighbours, search_to_folder
 from ames_jax.data.release_hdf5 import ReleaseSource
 from ames_jax.data.release_pickles import import_neighbours
-from ames_jax.data.shards import open_split, read_about
+from ames_jax.data.shards import open_split, read_about, write_about
 from ames_jax.data.store import open_store
 from ames_jax.model.ames import AMES, AMESConfig
 from ames_jax.model.weights import save_model
@@ -309,6 +309,10 @@ def test_a_store_of_the_release_and_of_shards(release, tmp_path, capsys):
         save_model(AMES(shape, nnx.Rngs(0)), tmp_path / "model", facts)
         assert run("store", *dataset, *more, "--out", tmp_path / f"{setting[0]}.store") == 0
         assert open_store(tmp_path / f"{setting[0]}.store").setting == setting
+    save_model(AMES(shape, nnx.Rngs(0)), tmp_path / "model", {"backbone": "sift"})
+    write_about(release.folder / "set", read_about(release.folder / "set") | {"backbone": "dinov2"})
+    with pytest.raises(UserError, match="was trained on sift descriptors, these are dinov2"):
+        run("store", *dataset, *more, "--out", tmp_path / "c.store")
     np.testing.assert_array_equal(first.bits[60:], second.bits)
     np.testing.assert_array_equal(first.counts, np.tile(second.counts, 2))
     assert first.ids()[60:] == second.ids() == open_split(release.folder / "set", "train").ids()

@@ -16,7 +16,7 @@ from ames_jax import search
 from ames_jax.data.shards import write_about
 from ames_jax.extraction.backbone import STATISTICS_FILE
 from ames_jax.index import parts
-from ames_jax.index.building import Descriptors, build_index
+from ames_jax.index.building import Descriptors, build_index, pack_descriptors
 from ames_jax.index.changes import add_images
 from ames_jax.index.collection import SearchIndex
 from ames_jax.index.model_choice import ChosenModel
@@ -118,6 +118,9 @@ def test_what_does_not_belong_together_is_refused(made, grown, tmp_path):
     strange = photo_folder.write_model(tmp_path / "strange", made / "statistics.npz", statistics="0123456789ab")
     with pytest.raises(UserError, match=r"other SIFT statistics \(01234567\)"):
         build_index(tmp_path / "new", descriptors, ChosenModel.load(strange, "sift"))
+    with pytest.raises(UserError, match=r"other SIFT statistics \(01234567\)"):
+        pack_descriptors(tmp_path / "new.store", descriptors, ChosenModel.load(strange, "sift"))
+    assert pack_descriptors(tmp_path / "new.store", descriptors, chosen(made)).setting == (0.6, 0.3)
     strange = photo_folder.write_model(tmp_path / "strange", made / "statistics.npz", backbone="dinov2")
     with pytest.raises(UserError, match="trained on dinov2 descriptors, these are sift"):
         build_index(tmp_path / "new", descriptors, ChosenModel.load(strange, "sift"))

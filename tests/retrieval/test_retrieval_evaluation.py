@@ -18,6 +18,7 @@ from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
 
 from ames_jax.data.neighbours import save_neighbours
+from ames_jax.data.shards import write_about
 from ames_jax.data.store import build_store
 from ames_jax.model.ames import AMES, AMESConfig
 from ames_jax.model.packing import BitPacker
@@ -272,7 +273,7 @@ def test_first_stage_is_its_own_map(own_data, models, tmp_path):
         ({"rerank": "0"}, "rerank=0"),
         ({"rerank": ""}, "--config.rerank is empty"),
         ({"rerank": "31"}, "rerank=31: the first stage lists 30"),
-        ({"lam": ""}, "is not a released model"),
+        ({"lam": ""}, "floats does not say: give a value"),
         ({"model": ""}, "--config.model is empty"),
         ({"data_dir": ""}, "--config.data_dir is empty"),
         ({"data_dir": "/nowhere"}, "/nowhere"),
@@ -287,6 +288,22 @@ def test_bad_options_are_one_clear_line(own_data, models, tmp_path, fields, mess
     with pytest.raises(UserError, match=message) as caught:
         run(own_data, tmp_path / "run", **({"model": models["floats"]} | fields))
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_brings_its_lambda_and_gamma(own_data, models, tmp_path):
+    save_model(load_model(models["floats"]), tmp_path / "known", {"lam": 0.3, "gamma": 0.7})
+    (row,) = run(own_data, tmp_path / "run", str(tmp_path / "known"), lam="", gamma="")["rows"]
+    assert (row["lam"], row["gamma"]) == (0.3, 0.7)
+    (row,) = run(own_data, tmp_path / "run", str(tmp_path / "known"), lam="0.5", gamma="")["rows"]
+    assert (row["lam"], row["gamma"]) == (0.5, 0.7)
+
+
+@pytest.mark.parametrize("names", ["{}", "{},kernel"])
+def test_a_model_of_other_descriptors_is_refused(own_data, models, tmp_path, names):
+    save_model(load_model(models["bits"]), tmp_path / "sift", {"backbone": "sift"})
+    write_about(own_data, {"backbone": "dinov2"})
+    with pytest.raises(UserError, match="sift was trained on sift descriptors, these are dinov2"):
+        run(own_data, tmp_path / "run", names.format(tmp_path / "sift"), tune_on="custom")
 
 
 def test_the_command_ends_with_code_2_and_one_line():

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 from ml_collections import ConfigDict
 
+from ames_jax.data.shards import write_about
 from ames_jax.model.ames import AMES, AMESConfig
 from ames_jax.model.weights import save_model
 from ames_jax.runtime.command_line import load_config, parse
@@ -70,7 +71,7 @@ def test_steps_and_epochs_on_one_command_line_are_refused() -> None:
 def test_a_teacher_that_was_stopped_is_not_taken_for_a_finished_one(tmp_path: Path) -> None:
     model = AMES(AMESConfig(descriptor_width=8, model_width=8, heads=1, layers=1, feed_forward=8), nnx.Rngs(0))
     role = tmp_path / "run" / "teacher"
-    save_model(model, role / "best", {"step": 0})
+    save_model(model, role / "best", {"step": 0, "backbone": "sift"})
     (role / "checkpoints").mkdir()
     config = ConfigDict({"teacher": str(tmp_path / "run")})
     with pytest.raises(
@@ -78,6 +79,10 @@ def test_a_teacher_that_was_stopped_is_not_taken_for_a_finished_one(tmp_path: Pa
     ):
         train_teacher(config, tmp_path, tmp_path)
     config.teacher = str(role / "best")
+    (tmp_path / "set").mkdir()
+    write_about(tmp_path / "set", {"backbone": "dinov2"})
+    with pytest.raises(UserError, match=r"teacher/best was trained on sift descriptors, these are dinov2"):
+        train_teacher(config, tmp_path / "set", tmp_path)
     assert train_teacher(config, tmp_path, tmp_path).config == model.config
     save_model(model, role / "last", {"finished": True})
     config.teacher = str(tmp_path / "run")
