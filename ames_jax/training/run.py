@@ -97,9 +97,10 @@ def open_run(config: ConfigDict, workdir: Path) -> Path:
             "--config.report.enabled draws pictures, which needs a --workdir on disk; switch it off for gs://"
         )
     with lead_first():
-        keep_config(config, workdir)
-    with lead_first():
+        if (workdir / "config.json").exists():  # refused before data are made for nothing
+            keep_config(config, workdir)
         root = data_root(config)
+        keep_config(config, workdir)  # after the data: a mistake in the first command binds nobody
         if "photos" in config and is_lead():
             same_job(workdir / "photos.json", {"set": root.name}, advice=OTHER_PHOTOS)
     # What the model is to read is extracted with the statistics of the SIFT descriptors that it was trained on.
