@@ -6,14 +6,15 @@ from pathlib import Path
 
 from etils import epy
 
-from ames_jax.runtime.command_line import Count
+from ames_jax.runtime.command_line import Count, Fraction
 from ames_jax.runtime.errors import UserError
 
 with epy.lazy_imports():  # help needs none of them
     from ames_jax import scenes
     from ames_jax.extraction import backbone, backbones, sift
-    from ames_jax.index import picture_sets
+    from ames_jax.index import calibrating, picture_sets, searcher
     from ames_jax.model import weights
+    from ames_jax.report import search_results
     from ames_jax.retrieval import grid, matchers, score_keeper, tuning
 
 QUERY_DESCRIPTORS, DATABASE_DESCRIPTORS = 100, 64
@@ -21,28 +22,65 @@ QUERY_DESCRIPTORS, DATABASE_DESCRIPTORS = 100, 64
 
 def calibrate(
     *,
-    run: Path,
-    out: Path,
+    index: Path | None = None,
+    labels: str = "folder",
+    pictures: Path | None = None,
+    threshold: Fraction = 0.5,
+    run: Path | None = None,
+    out: Path | None = None,
     data: Path | None = None,
     photos: Path | None = None,
     distractors: Path | None = None,
     queries: Count = 120,
     shortlist: Count = 100,
 ) -> None:
-    """Make a model for SIFT search of a trained student: choose its λ and γ on pictures extracted as photos are.
+    """Give an index probabilities, from labels of its pictures; or make a model for SIFT search of a trained student.
 
-    The pictures are the validation pictures of a rendered set, or some tens of your own photos. The folder of the model
-    then holds model.safetensors and sift_statistics.npz.
+    With --index: what logits say about pictures of this kind is learned from the index's own pictures, each searched for among
+    the others. From then on hits have a probability, and "no match" is said where none reaches the threshold.
+
+    With --run: λ and γ are chosen on pictures extracted as photos are, the validation pictures of a rendered set, or some tens
+    of your own photos. The folder of the model then holds model.safetensors and sift_statistics.npz.
 
     Args:
+      index: What `search index` wrote.
+      labels: What its pictures show: the word folder (the name of their folder), or a file with lines of picture,label.
+      pictures: Folder of the indexed pictures, where they have moved.
+      threshold: Probability from which on an image counts as a match.
       run: Run of a binary student, or a model directory.
       out: Folder of the calibrated model.
       data: Rendered set with validation pictures (default: the transfer scenes).
       photos: Choose on these photos instead, a subfolder per scene.
       distractors: Among these pictures (default: the rendered gallery of the embedded landmarks).
-      queries: Rendered pictures that are queries.
+      queries: Pictures that are queries, of the index or of the rendered set.
       shortlist: Images re-ranked per query.
     """
+    if (index is None) == (run is None):
+        raise UserError("give --index=INDEX for probabilities, or --run=RUN with --out=MODEL for a model")
+    if index is None:
+        if out is None:
+            raise UserError("--out is missing: the folder of the calibrated model")
+        _calibrate_model(run, out, data, photos, distractors, queries, shortlist)
+        return
+    if out or data or photos or distractors:
+        raise UserError("--out, --data, --photos and --distractors belong to --run: leave them out with --index")
+    known = search_results.Labels.read(labels)
+    opened = searcher.Searcher(index, shortlist=shortlist, query_descriptors=QUERY_DESCRIPTORS, pictures=pictures)
+    pairs = calibrating.judged_pairs(opened, known.of, queries, pictures)
+    calibration, text = pairs.fit(threshold, QUERY_DESCRIPTORS)
+    calibrating.keep(index, calibration)
+    print(f"{index}: {text}")
+
+
+def _calibrate_model(
+    run: Path,
+    out: Path,
+    data: Path | None,
+    photos: Path | None,
+    distractors: Path | None,
+    queries: int,
+    shortlist: int,
+) -> None:
     directory = weights.find_model(run)
     model, facts = weights.read_model(directory), weights.facts_of(directory)
     taken = picture_sets.read_scenes(photos) if photos else None

@@ -12,6 +12,7 @@ import numpy as np
 
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.model.kinds import Model
+from ames_jax.retrieval.calibration import Calibration
 from ames_jax.retrieval.ranking import ensemble
 from ames_jax.retrieval.scorer import Scorer
 from ames_jax.runtime.errors import UserError
@@ -44,6 +45,7 @@ class Hit:
       score: λ · global_similarity + (1 − λ) · sigmoid(γ · logit); None below the shortlist, which has no logit.
       global_similarity: of the first stage; logit: of the model.
       old_place: place in the first stage's ranking, counted from 1.
+      probability: that it shows what the query shows; None below the shortlist, and where the index is not calibrated.
     """
 
     id: str
@@ -52,6 +54,7 @@ class Hit:
     global_similarity: float
     logit: float | None
     old_place: int
+    probability: float | None = None
 
 
 def rerank(
@@ -102,14 +105,17 @@ def ranked(
     lam: float,
     gamma: float,
     places: np.ndarray | None = None,
+    calibration: Calibration | None = None,
 ) -> list[Hit]:
     """Hits by falling score; equal ones in the order of the first stage. places: in it, from 0 (default: as they stand)."""
     scores = ensemble(similarities, logits, lam, gamma)
     places = np.arange(len(ids)) if places is None else places
-    return [
-        Hit(ids[i], int(rows[i]), float(scores[i]), float(similarities[i]), float(logits[i]), int(places[i]) + 1)
-        for i in np.argsort(-scores, kind="stable")
-    ]
+    chances = calibration.probability(logits).tolist() if calibration else [None] * len(logits)
+    found = zip(
+        ids, rows.tolist(), scores.tolist(), similarities.tolist(), logits.tolist(), (places + 1).tolist(), chances
+    )
+    hits = [Hit(*values) for values in found]
+    return [hits[place] for place in np.argsort(-scores, kind="stable")]
 
 
 def setting_of(store: StoredImages, lam: float | None, gamma: float | None) -> tuple[float, float]:

@@ -22,6 +22,7 @@ from ames_jax.index.queries import as_picture, check_global, check_local
 from ames_jax.index.refined_stage import RefinedStage, Search
 from ames_jax.index.reranking import Hit, ranked, setting_of
 from ames_jax.model.packing import BitPacker
+from ames_jax.retrieval.calibration import Calibration
 from ames_jax.retrieval.grid import KERNEL_THRESHOLDS, Counts
 from ames_jax.retrieval.maxsim import MaxSimMatcher
 from ames_jax.retrieval.plans import Plan
@@ -49,11 +50,20 @@ class SearchResult:
       hits: the best images after re-ranking, best first; those beyond the shortlist keep the first stage's order.
       first_stage: the best images before re-ranking, best first.
       seconds: time of each of `STAGES`; of several queries searched together, the share of one.
+      threshold: probability from which on an image counts as a match; None where the index is not calibrated.
     """
 
     hits: list[Hit]
     first_stage: list[Hit]
     seconds: dict[str, float]
+    threshold: float | None = None
+
+    @property
+    def match(self) -> bool | None:
+        """Whether an image among the hits shows what the query shows, as far as logits tell; None where nothing is known."""
+        if self.threshold is None:
+            return None
+        return any(hit.probability is not None and hit.probability >= self.threshold for hit in self.hits)
 
 
 class Searcher:
@@ -98,6 +108,8 @@ class Searcher:
                 raise UserError(f"{name}={value}: expected at least 1" + (f", at most {most}" if value > most else ""))
         self.shortlist, self.query_descriptors = min(shortlist, len(self.index)), query_descriptors
         self.lam, self.gamma = setting_of(self.index, lam, gamma)
+        known = self.index.facts.get("probability")  # of the whole model's logits, which a plan has not of all
+        self.calibration = None if plan else Calibration.of_facts(known, query_descriptors)
         self._scorer = Scorer(self.index.model)
         self._refined = RefinedStage(self.index, refine) if refine else None
         self._plan = Plan.parse(plan, self.shortlist) if plan else None
@@ -193,7 +205,8 @@ class Searcher:
         lists = [self._ranked(*of_query) for of_query in zip(similarities, rows, *scored)]
         times.append(time.perf_counter())
         seconds = dict(zip(STAGES, (np.diff(times) / len(queries)).tolist()))
-        return [SearchResult(hits[:k], before[:k], seconds) for hits, before in lists]
+        threshold = self.calibration.threshold if self.calibration else None
+        return [SearchResult(hits[:k], before[:k], seconds, threshold) for hits, before in lists]
 
     def _score(
         self, local: DescriptorSet, database: DescriptorSet, places: np.ndarray, similarities: np.ndarray
@@ -263,7 +276,7 @@ class Searcher:
         columns, logits = columns[there], logits[there]
         found = rows[columns]
         names = [self.index.ids[row] for row in found]
-        head = ranked(names, found, similarities[columns], logits, self.lam, self.gamma, places=columns)
+        head = ranked(names, found, similarities[columns], logits, self.lam, self.gamma, columns, self.calibration)
         below = [*rest, *range(len(there) + len(rest), len(rows))]
         tail = [
             Hit(self.index.ids[rows[i]], int(rows[i]), None, float(similarities[i]), None, old_place=int(i) + 1)

@@ -34,12 +34,18 @@ FOLDER = "folder"
 
 def result_text(query: Path, result: SearchResult) -> str:
     """The hits of one query as a table."""
-    lines = [f"{query}", "place   from   score  global   logit  image"]
+    known = result.match is not None  # else nothing is claimed
+    lines = [f"{query}", f"place   from   score  global   logit  {'prob.  ' if known else ''}image"]
     for place, hit in enumerate(result.hits, 1):
         came = str(hit.old_place) if hit.old_place != place else ""
         score = "-" if hit.score is None else f"{hit.score:.4f}"
         logit = "-" if hit.logit is None else f"{hit.logit:.2f}"
-        lines.append(f"{place:5}  {came:>5}  {score:>6}  {hit.global_similarity:6.3f}  {logit:>6}  {hit.id}")
+        chance = "    -  " if hit.probability is None else f"{hit.probability:5.2f}  "
+        rest = f"{chance if known else ''}{hit.id}"
+        lines.append(f"{place:5}  {came:>5}  {score:>6}  {hit.global_similarity:6.3f}  {logit:>6}  {rest}")
+    if result.match is False:
+        best = max((hit.probability or 0.0 for hit in result.hits), default=0.0)
+        lines.insert(1, f"no match: the most probable image has {best:.2f}, a match {result.threshold:g} or more")
     return "\n".join(lines)
 
 
@@ -53,7 +59,7 @@ def results_facts(queries: Sequence[Path], results: Sequence[SearchResult], inde
     found = [[facts(place, hit) for place, hit in enumerate(result.hits, 1)] for result in results]
     return {
         "queries": [
-            {"query": str(query), "hits": hits, "seconds": result.seconds}
+            {"query": str(query), "match": result.match, "hits": hits, "seconds": result.seconds}
             for query, hits, result in zip(queries, found, results)
         ]
     }

@@ -43,19 +43,27 @@ class QueryByDescriptors(BaseModel):
 
 
 class FoundImage(BaseModel):
-    """An image of a ranking; `score` and `logit` are null below the shortlist, which alone is re-ranked."""
+    """An image of a ranking; `score`, `logit` and `probability` are null below the shortlist, which alone is re-ranked."""
 
     id: str
     score: float | None
     global_: float = Field(serialization_alias="global", description="similarity of the first stage")
     logit: float | None
+    probability: float | None = Field(
+        description="that it shows what the query shows; null, too, where the index is not calibrated"
+    )
     old_place: int = Field(description="place in the first stage's ranking, counted from 1")
 
     @classmethod
     def of(cls, hit: Hit) -> FoundImage:
         """From a hit."""
         return cls.model_construct(
-            id=hit.id, score=hit.score, global_=hit.global_similarity, logit=hit.logit, old_place=hit.old_place
+            id=hit.id,
+            score=hit.score,
+            global_=hit.global_similarity,
+            logit=hit.logit,
+            probability=hit.probability,
+            old_place=hit.old_place,
         )
 
 
@@ -64,13 +72,16 @@ class SearchAnswer(BaseModel):
 
     hits: list[FoundImage]
     first_stage: list[FoundImage]
+    match: bool | None = Field(
+        description="whether a listed image shows what the query shows; null where the index is not calibrated"
+    )
     seconds: dict[str, float]
 
     @classmethod
     def of(cls, result: SearchResult, seconds: Mapping[str, float]) -> SearchAnswer:
         """From a result and the seconds of all stages."""
         hits, before = ([FoundImage.of(hit) for hit in hits] for hits in (result.hits, result.first_stage))
-        return cls.model_construct(hits=hits, first_stage=before, seconds=dict(seconds))
+        return cls.model_construct(hits=hits, first_stage=before, match=result.match, seconds=dict(seconds))
 
 
 class ExplanationAnswer(BaseModel):

@@ -228,10 +228,10 @@ def cut(result: SearchResult, shortlist: int | None, top: int) -> SearchResult:
     """
     before, hits = result.first_stage, result.hits
     if shortlist is not None:
-        below = [dataclasses.replace(hit, score=None, logit=None) for hit in before[shortlist:]]
+        below = [dataclasses.replace(hit, score=None, logit=None, probability=None) for hit in before[shortlist:]]
         hits = [hit for hit in hits if hit.old_place <= shortlist] + below
         before = before[:shortlist] + below
-    return SearchResult(hits[:top], before[:top], result.seconds)
+    return dataclasses.replace(result, hits=hits[:top], first_stage=before[:top])
 
 
 @contextmanager
