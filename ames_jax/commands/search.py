@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from etils import epy
 
 from ames_jax.commands.extract import BackboneFlags
-from ames_jax.runtime.command_line import Count, Fraction, Scale, Size
+from ames_jax.runtime.command_line import Count, CountOrZero, Fraction, Scale, Size
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import write_json
 from ames_jax.runtime.progress import Progress
@@ -202,6 +202,7 @@ def query(
     top: Count = 20,
     gallery: list[Path] | None = None,
     columns: Count = 10,
+    explanations: CountOrZero = 0,
     labels: str | None = None,
     json_file: Annotated[list[Path] | None, Parameter(name="--json", consume_multiple=(0, 1))] = None,
     timing: bool = False,
@@ -212,8 +213,9 @@ def query(
       image: A query; may be given several times.
       images: Queries: all pictures of a folder, or a list of files.
       top: Images listed per query.
-      gallery: Draw the rankings: .html (one file, works offline) or .png; may be given twice.
+      gallery: Draw the rankings: .html (works offline, 25 queries per page) or .png (20 queries); may be given twice.
       columns: Images of a ranking in the gallery.
+      explanations: Hits per query that link to a drawing of why they were found, in a .html gallery.
       labels: What pictures show, for mAP and P@1: the word folder (the name of their folder), or a file with lines of
         picture,label.
       json_file: Print the results as JSON, or write them to this file.
@@ -249,11 +251,10 @@ def query(
         if timing:
             print(search_results.timing_text(results, start))
     for path in galleries:
-        search_results.write_gallery(
-            path, opened, queries, results, columns=columns, labels=known, pictures=flags.pictures
-        )
+        options = {"columns": columns, "labels": known, "pictures": flags.pictures, "explained": explanations}
+        files = search_results.write_gallery(path, opened, queries, results, **options)
         if json_file != []:
-            print(path)
+            print(*files, sep="\n")
 
 
 def explain(

@@ -23,8 +23,8 @@ LEGENDS = {
 
 
 def draw_explanation(explained: Explanation, path: str | Path, lines: int = 30) -> None:
-    """Writes a PNG: query left, image right, the `lines` strongest correspondences, and circles whose areas are the
-    matching token's attention (of ELViS: the largest shares)."""
+    """Writes a picture (.png or .jpg): query left, image right, the `lines` strongest correspondences, and circles whose areas
+    are the matching token's attention (of ELViS: the largest shares)."""
     shapes = [picture.shape[:2] for picture in (explained.query_image, explained.image)]
     sizes = [(SIDE * w / max(h, w), SIDE * h / max(h, w)) for h, w in shapes]
     width, height = sizes[0][0] + sizes[1][0] + 0.5, max(size[1] for size in sizes) + 1.1

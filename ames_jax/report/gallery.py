@@ -1,4 +1,4 @@
-"""What re-ranking did, as a picture and as a web page: queries with the head of their ranking before and after."""
+"""What re-ranking did, as a picture and as web pages: queries with the head of their ranking before and after."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from string import Template
+from urllib.parse import quote
 
 import cv2
 import numpy as np
@@ -20,8 +21,10 @@ from ames_jax.runtime.files import write_file
 # Green and red as Okabe and Ito have them; wrong images also have a dashed border, so that colour is not needed.
 RIGHT, WRONG, NEUTRAL = "#009E73", "#D55E00", "#666666"
 LEGEND = "green, solid: right   red, dashed: wrong"
+LONGEST_NAME = 22  # letters below a picture
 ORDER = "queries from the largest gain to the largest loss"
-THUMBNAIL, QUERY_THUMBNAIL, JPEG_QUALITY = 240, 480, 82  # pixels of the longer side
+THUMBNAIL, QUERY_THUMBNAIL, WEBP_QUALITY = 200, 400, 60  # pixels of the longer side
+QUERIES_PER_PAGE = 25
 PAGE_LEGEND = "Green, solid border: right; red, dashed: wrong."
 STYLE = Path(__file__).with_name("gallery.css")
 KINDS = {True: "right", False: "wrong", None: ""}
@@ -37,6 +40,8 @@ class RankedImage:
       score: drawn below it, if any.
       id: of the image, if any.
       old_place: its place in the other ranking, counted from 1.
+      probability: that it shows what the query shows, if known.
+      picture: its file, if known; explanation: a picture, relative to the page, of why it was found, if there is one.
     """
 
     pixels: np.ndarray
@@ -44,13 +49,17 @@ class RankedImage:
     score: float | None = None
     id: str = ""
     old_place: int | None = None
+    probability: float | None = None
+    picture: Path | None = None
+    explanation: str = ""
 
 
 @dataclass(frozen=True)
 class GalleryQuery:
     """A query, RGB uint8 [height, width, 3], and the first images of its two rankings: the first stage's, re-ranked.
 
-    average_precision: before and after, percent; None where it is unknown. name: of the query, if any.
+    average_precision: before and after, percent; None where it is unknown. name: of the query, if any. match: whether an
+    image shows what the query shows; None where it is unknown. picture: the query's file, if known.
     """
 
     image: np.ndarray
@@ -58,6 +67,8 @@ class GalleryQuery:
     after: Sequence[RankedImage]
     average_precision: tuple[float, float] | None = None
     name: str = ""
+    match: bool | None = None
+    picture: Path | None = None
 
 
 def has_labels(queries: Sequence[GalleryQuery]) -> bool:
@@ -104,9 +115,14 @@ def gallery_query(
 
 
 def draw_gallery(
-    data_set: str, method: str, queries: Sequence[GalleryQuery], path: str | Path, order: str = ORDER
+    data_set: str,
+    method: str,
+    queries: Sequence[GalleryQuery],
+    path: str | Path,
+    order: str = ORDER,
+    reranked_first: bool = False,
 ) -> None:
-    """Writes a PNG: two rows per query, the first stage's ranking above the re-ranked one.
+    """Writes a PNG: two rows per query, the first stage's ranking above the re-ranked one, or below it.
 
     Borders: green and solid for a right image, red and dashed for a wrong one, grey where that is unknown. Below each
     image: its place, the place it came from if that was another, and its score if it has one. order: how the queries
@@ -122,19 +138,23 @@ def draw_gallery(
         for block, query in zip(blocks, queries, strict=True):
             grid = block.add_gridspec(2, columns + 1, width_ratios=[1.6, *[1] * columns])
             _show(block.add_subplot(grid[:, 0]), query.image, NEUTRAL, query_caption(query), "-")
-            for line, images in enumerate((query.before, query.after)):
+            rows = [("before", query.before), ("after", query.after)]
+            for line, (text, images) in enumerate(reversed(rows) if reranked_first else rows):
                 for place, shown in enumerate(images, 1):
-                    _show_ranked(block.add_subplot(grid[line, place]), shown, place)
-            for axes, text in ((block.axes[1], "before"), (block.axes[1 + len(query.before)], "after")):
-                axes.set_ylabel(text, fontsize=8, color=INK)
+                    axes = block.add_subplot(grid[line, place])
+                    _show_ranked(axes, shown, place)
+                    if place == 1:
+                        axes.set_ylabel(text, fontsize=8, color=INK)
 
 
 def query_caption(query: GalleryQuery) -> str:
-    """The caption of a query: its name, and its AP before and after, where they are known."""
-    if query.average_precision is None:
-        return query.name or "query"
-    before, after = query.average_precision
-    return f"{query.name or 'query'}\nAP {before:.0f} → {after:.0f}"
+    """The caption of a query: its name, that nothing matches it, and its AP before and after, where they are known."""
+    lines = [query.name or "query"]
+    if query.match is False:
+        lines.append("no match")
+    if query.average_precision is not None:
+        lines.append("AP {:.0f} → {:.0f}".format(*query.average_precision))
+    return "\n".join(lines)
 
 
 def _show_ranked(axes: Axes, image: RankedImage, place: int) -> None:
@@ -143,8 +163,15 @@ def _show_ranked(axes: Axes, image: RankedImage, place: int) -> None:
         caption += f"  ({'▲' if image.old_place > place else '▼'} from {image.old_place})"
     if image.score is not None:
         caption += f" · {image.score:.2f}"
+    if image.id:
+        caption += f"\n{shortened(image.id)}"
     color, line = {True: (RIGHT, "-"), False: (WRONG, "--"), None: (NEUTRAL, "-")}[image.right]
     _show(axes, image.pixels, color, caption, line)
+
+
+def shortened(name: str) -> str:
+    """The end of a long name, which tells images apart."""
+    return name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME :]}"
 
 
 def _show(axes: Axes, pixels: np.ndarray, color: str, caption: str, line: str) -> None:
@@ -155,11 +182,19 @@ def _show(axes: Axes, pixels: np.ndarray, color: str, caption: str, line: str) -
         spine.set(color=color, linewidth=2.5, linestyle=line)
 
 
-def write_page(title: str, note: str, queries: Sequence[GalleryQuery], path: str | Path) -> None:
-    """Writes the page of `queries`: for each the first stage's ranking above the re-ranked one, with scores and moves.
+def pages_of(path: Path, queries: int) -> list[Path]:
+    """The files of the pages of a gallery: NAME.html, NAME-2.html, …"""
+    count = max(1, -(-queries // QUERIES_PER_PAGE))
+    return [path, *(path.with_name(f"{path.stem}-{number}{path.suffix}") for number in range(2, count + 1))]
 
-    Borders: green and solid for a right image, red and dashed for a wrong one, grey where that is unknown.
-    note: a line below the title.
+
+def write_page(
+    title: str, note: str, queries: Sequence[GalleryQuery], path: str | Path, pages: Sequence[Path] = ()
+) -> None:
+    """Writes the page of `queries`: for each the re-ranked ranking above the first stage's, with scores, moves and names.
+
+    A click on a picture opens its file. Borders: green and solid for a right image, red and dashed for a wrong one, grey where
+    that is unknown. note: a line below the title. pages: all pages of the gallery, for links between them.
     """
     colors = {"INK": INK, "NEUTRAL": NEUTRAL, "RIGHT": RIGHT, "WRONG": WRONG}
     style = Template(STYLE.read_text(encoding="utf-8")).substitute(colors)
@@ -169,9 +204,19 @@ def write_page(title: str, note: str, queries: Sequence[GalleryQuery], path: str
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{escape(title)}</title>\n'
         f"<style>\n{style}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n"
-        f'<p class="note">{escape(note)}</p>\n{sections}\n</body>\n</html>\n'
+        f'<p class="note">{escape(note)}</p>\n{_links(Path(path), pages)}{sections}\n</body>\n</html>\n'
     )
     write_file(Path(path), page)
+
+
+def _links(path: Path, pages: Sequence[Path]) -> str:
+    if len(pages) < 2:
+        return ""
+    names = [
+        f"<b>{number}</b>" if page == path else f'<a href="{quote(page.name)}">{number}</a>'
+        for number, page in enumerate(pages, 1)
+    ]
+    return f"<nav>Page {' '.join(names)}</nav>\n"
 
 
 def _section_html(query: GalleryQuery) -> str:
@@ -179,10 +224,11 @@ def _section_html(query: GalleryQuery) -> str:
         "".join(map(_figure_html, images, range(1, 1 + len(images)))) for images in (query.before, query.after)
     )
     return (
-        f'<section>\n<figure class="query">{_picture_html(query.image, query.name or "query", QUERY_THUMBNAIL)}'
+        f'<section>\n<figure class="query">'
+        f"{_linked(_picture_html(query.image, query.name or 'query', QUERY_THUMBNAIL), query.picture)}"
         f"<figcaption>{escape(query_caption(query))}</figcaption></figure>\n<div>\n"
-        f'<h2>Global ranking</h2>\n<div class="ranking">{before}</div>\n'
-        f'<h2>Re-ranked</h2>\n<div class="ranking">{after}</div>\n</div>\n</section>'
+        f'<h2>Re-ranked</h2>\n<div class="ranking">{after}</div>\n'
+        f'<h2>Global ranking</h2>\n<div class="ranking">{before}</div>\n</div>\n</section>'
     )
 
 
@@ -193,13 +239,23 @@ def _figure_html(image: RankedImage, place: int) -> str:
         caption += f' <span class="{kind}">{arrow} from {image.old_place}</span>'
     if image.score is not None:
         caption += f" · {image.score:.3f}"
-    picture = _picture_html(image.pixels, image.id, THUMBNAIL)
+    if image.probability is not None:
+        caption += f" · p&nbsp;{image.probability:.2f}"
+    if image.id:
+        caption += f'<span class="id">{escape(shortened(image.id))}</span>'
+    if image.explanation:
+        caption += f' <a href="{quote(image.explanation)}">why</a>'
+    picture = _linked(_picture_html(image.pixels, image.id, THUMBNAIL), image.picture)
     head = f'<figure class="{KINDS[image.right]}" title="{escape(image.id)}">'
     return f"{head}{picture}<figcaption>{caption}</figcaption></figure>"
 
 
+def _linked(content: str, picture: Path | None) -> str:
+    return content if picture is None else f'<a href="{picture.absolute().as_uri()}">{content}</a>'
+
+
 def _picture_html(pixels: np.ndarray, name: str, side: int) -> str:
     thumbnail = cv2.cvtColor(shrink(pixels, side), cv2.COLOR_RGB2BGR)
-    jpeg = cv2.imencode(".jpg", thumbnail, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
-    data = base64.b64encode(jpeg.tobytes()).decode()
-    return f'<img src="data:image/jpeg;base64,{data}" alt="{escape(name)}">'
+    content = cv2.imencode(".webp", thumbnail, [cv2.IMWRITE_WEBP_QUALITY, WEBP_QUALITY])[1]
+    data = base64.b64encode(content.tobytes()).decode()
+    return f'<img src="data:image/webp;base64,{data}" alt="{escape(name)}">'

@@ -15,9 +15,11 @@ from ames_jax.data.lists import read_labels
 from ames_jax.data.shards import read_about
 from ames_jax.extraction.images import load_image, shrink
 from ames_jax.index.collection import SearchIndex
+from ames_jax.index.explaining import explain
 from ames_jax.index.reranking import Hit
 from ames_jax.index.searcher import STAGES, Searcher, SearchResult
-from ames_jax.report.gallery import GalleryQuery, RankedImage, draw_gallery, write_page
+from ames_jax.report.explanation import draw_explanation
+from ames_jax.report.gallery import QUERIES_PER_PAGE, GalleryQuery, RankedImage, draw_gallery, pages_of, write_page
 from ames_jax.report.tables import markdown
 from ames_jax.retrieval.judgements import find_hits, judge
 from ames_jax.retrieval.metrics import average_precision, hit_at, percent
@@ -29,6 +31,7 @@ PICTURE_SIDE = 480
 # In place of a picture that is gone or broken.
 GREY = np.full((PICTURE_SIDE * 3 // 4, PICTURE_SIDE, 3), 200, np.uint8)
 PAGES, PICTURES = (".html", ".htm"), (".png",)
+MOST_DRAWN = 20  # queries of a .png
 FOLDER = "folder"
 
 
@@ -174,35 +177,72 @@ def write_gallery(
     columns: int = 10,
     labels: Labels | None = None,
     pictures: Path | None = None,
-) -> None:
-    """Draws search results: `path` ends in .html (one file, works offline) or .png.
+    explained: int = 0,
+) -> list[Path]:
+    """Draws search results and returns the files: `path` ends in .html (pages of some queries, which work offline) or .png.
 
     Args:
       searcher: the one that found these results for these queries.
       columns: images shown of each ranking.
       labels: to mark right and wrong images.
       pictures: folder of the index's pictures, where they are no longer in the one that they were extracted from.
+      explained: hits per query whose explanation a page links, drawn in NAME_files/.
 
     Raises:
       UserError: another suffix; of a query no picture at all is where it was. Single ones that are gone or broken are grey.
     """
     check_suffix("--gallery", path)
     index = searcher.index
-    with Progress(f"pictures of {path}", len(queries), "queries") as progress:
-        pairs = progress.over(zip(queries, results))
-        shown = [_gallery_query(index, query, result, columns, labels, pictures) for query, result in pairs]
     name = str(read_about(index.path).get("name") or index.path.name)
-    with Progress(f"drawing {path}"):
-        if path.suffix.lower() in PICTURES:
-            draw_gallery(name, "AMES", shown, path, order="")
-            return
-        stored = f"{index.facts['descriptors'] * index.facts['bits'] // 8:,} B of local descriptors an image"
+    work = list(zip(queries, results))
+    if path.suffix.lower() in PICTURES:
+        if len(work) > MOST_DRAWN:
+            print(f"{path}: the first {MOST_DRAWN} of {len(work)} queries; a .html shows all", file=sys.stderr)
+        with Progress(f"drawing {path}"):
+            shown = [_gallery_query(index, *pair, columns, labels, pictures, {}) for pair in work[:MOST_DRAWN]]
+            draw_gallery(name, "AMES", shown, path, order="", reranked_first=True)
+        return [path]
+    with Progress(f"pictures of {path}", len(work), "queries") as progress:
+        stored = f"{index.facts['descriptors'] * index.facts['bits'] // 8:,} B of local descriptors per image"
         note = f"{len(index):,} images, the first {searcher.shortlist} re-ranked from {stored}."
-        write_page(f"{name}: global search, and re-ranked by AMES", note, shown, path)
+        pages = pages_of(path, len(work))
+        for number, page in enumerate(pages):  # one after the other, so that the pictures of one page are in memory
+            shown = []
+            for place in range(number * QUERIES_PER_PAGE, min((number + 1) * QUERIES_PER_PAGE, len(work))):
+                query, result = work[place]
+                why = _explanations(path, place, searcher, query, result.hits[:explained], pictures)
+                shown.append(_gallery_query(index, query, result, columns, labels, pictures, why))
+                progress.update(1)
+            write_page(f"{name}: re-ranked by AMES, and global search", note, shown, page, pages)
+    return pages
+
+
+def _explanations(
+    path: Path, place: int, searcher: Searcher, query: Path, hits: Sequence[Hit], pictures: Path | None
+) -> dict[int, str]:
+    """Draws why hits of the query at a place were found; names of the files relative to the gallery, by row."""
+    folder = path.with_name(f"{path.stem}_files")
+    drawn = {}
+    for number, hit in enumerate(hits, 1):
+        file = folder / f"why-{place + 1}-{number}.jpg"
+        folder.mkdir(exist_ok=True)
+        try:
+            draw_explanation(explain(searcher, query, hit.id, pictures), file)
+        except UserError as error:  # a picture that is gone
+            print(f"{error}; not explained", file=sys.stderr)
+        else:
+            drawn[hit.row] = f"{folder.name}/{file.name}"
+    return drawn
 
 
 def _gallery_query(
-    index: SearchIndex, query: Path, result: SearchResult, columns: int, labels: Labels | None, pictures: Path | None
+    index: SearchIndex,
+    query: Path,
+    result: SearchResult,
+    columns: int,
+    labels: Labels | None,
+    pictures: Path | None,
+    explanations: Mapping[int, str],
 ) -> GalleryQuery:
     before, after = result.first_stage[:columns], result.hits[:columns]
     rows = list({hit.row for hit in (*before, *after)})
@@ -223,12 +263,15 @@ def _gallery_query(
     image_of = {row: GREY if isinstance(image, UserError) else image for row, image in zip(rows, images)}
 
     def ranked(hit: Hit, score: float | None, old_place: int | None = None) -> RankedImage:
-        right = labels.right(query, hit.id) if labels else None
-        return RankedImage(image_of[hit.row], right, score, hit.id, old_place)
+        right, file = labels.right(query, hit.id) if labels else None, index.picture(hit.row, pictures)
+        chance, why = (hit.probability, explanations.get(hit.row, "")) if old_place else (None, "")
+        return RankedImage(image_of[hit.row], right, score, hit.id, old_place, chance, file, why)
 
     return GalleryQuery(
         shrink(load_image(query), PICTURE_SIDE),
         [ranked(hit, hit.global_similarity) for hit in before],
         [ranked(hit, hit.score, hit.old_place) for hit in after],
         name=query.name,
+        match=result.match,
+        picture=query,
     )

@@ -37,12 +37,12 @@ def test_query_prints_and_draws(made, query, tmp_path, capsys):
     assert [hit["place"] for hit in found[0]["hits"]] == [1, 2, 3]
     assert found[0]["hits"][0]["picture"] == str(made / "pictures" / found[0]["hits"][0]["id"])
     page = pictures[0].read_text()
-    images = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
+    images = re.findall(r'src="data:image/webp;base64,([^"]+)"', page)
     assert len(images) == 1 + 2 * 4
     assert cv2.imdecode(np.frombuffer(base64.b64decode(images[0]), np.uint8), cv2.IMREAD_COLOR).shape == (160, 200, 3)
     assert not re.search(r"https?://|<script|src=\"(?!data:)", page)
     assert page.count('class="right"') + page.count('class="wrong"') == 8
-    assert page.index("Global ranking") < page.index("Re-ranked")
+    assert page.index("Re-ranked") < page.index("Global ranking")
     assert imread(pictures[1]).std() > 0.01
 
 
