@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Float32, Int32
 
 from ames_jax.runtime.errors import UserError, requires
 from ames_jax.runtime.progress import Progress
@@ -18,6 +19,7 @@ from ames_jax.runtime.progress import Progress
 BLOCK = 8192
 
 
+@runtime_checkable
 class Rows(Protocol):
     """Global descriptors [N, Dg], float16 or float32: an array, a memory map, or files (`GlobalDescriptors`)."""
 
@@ -36,7 +38,7 @@ def nearest(
     exclude_self: bool = False,
     block: int = BLOCK,
     devices: list[jax.Device] | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Float32[np.ndarray, "Nq {k}"], Int32[np.ndarray, "Nq {k}"]]:
     """The k largest inner products of every query with the database, exact, on all devices of this process.
 
     Args:
@@ -47,7 +49,7 @@ def nearest(
       devices: devices to share the queries of a block; by default all that this process has.
 
     Returns:
-      similarities float32 [Nq, k], falling, and indices int32 [Nq, k]; equals keep the database's order.
+      similarities, falling, and indices; equals keep the database's order.
 
     Raises UserError: when the widths differ or the database has fewer than k rows to give.
     """

@@ -9,13 +9,14 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
+from jaxtyping import Bool, Float, Float32, Int
 from scipy.cluster.vq import kmeans2
 
 KMEANS_STEPS = 15
 
 
-def learn_centres(features: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """k-means centres, float32 [count, D], of features [N, D]; deterministic in (features, seed).
+def learn_centres(features: Float[np.ndarray, "N D"], count: int, seed: int) -> Float32[np.ndarray, "{count} D"]:
+    """k-means centres of features; deterministic in (features, seed).
 
     Runs in float64, so that the last bits of a machine's arithmetic do not decide which centre a point joins.
     """
@@ -26,20 +27,16 @@ def learn_centres(features: np.ndarray, count: int, seed: int) -> np.ndarray:
         return kmeans2(points, start, KMEANS_STEPS, minit="matrix")[0].astype(np.float32)
 
 
-def vlad(features: np.ndarray, valid: np.ndarray, centres: np.ndarray, axes: np.ndarray | None = None) -> np.ndarray:
+def vlad(
+    features: Float[np.ndarray, "*batch N D"],
+    valid: Bool[np.ndarray, "*batch N"],
+    centres: Float32[np.ndarray, "C D"],
+    axes: Float32[np.ndarray, "C D D"] | None = None,
+) -> Float32[np.ndarray, "*batch C*D"]:
     """Sums of residuals to the nearest centre, square-rooted, then L2-normalised.
 
     Without axes, each centre's sum is normalised first. With them, each residual is, and sums are turned into the axes of
-    their centre.
-
-    Args:
-      features: float32 [..., N, D].
-      valid: bool [..., N].
-      centres: float32 [C, D].
-      axes: of `learn_axes`, float32 [C, D, D].
-
-    Returns:
-      float32 [..., C · D] of length 1 (zeros where nothing is valid).
+    their centre (`learn_axes`). The result has length 1, or is zero where nothing is valid.
     """
     nearest = _nearest(features, centres)
     member = ((np.arange(len(centres))[:, None] == nearest[..., None, :]) & valid[..., None, :]).astype(np.float32)
@@ -51,8 +48,8 @@ def vlad(features: np.ndarray, valid: np.ndarray, centres: np.ndarray, axes: np.
     return normalised(np.sign(flat) * np.sqrt(np.abs(flat)))
 
 
-def learn_axes(features: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """float32 [C, D, D]: in its columns, the principal axes of the residuals of length 1 to each centre of features [N, D].
+def learn_axes(features: Float[np.ndarray, "N D"], centres: Float32[np.ndarray, "C D"]) -> Float32[np.ndarray, "C D D"]:
+    """In its columns, the principal axes of the residuals of length 1 to each centre.
 
     A centre with at most D features keeps the coordinate axes.
     """
@@ -70,7 +67,7 @@ def normalised(values: np.ndarray) -> np.ndarray:
     return values / np.maximum(np.linalg.norm(values, axis=-1, keepdims=True), 1e-9)
 
 
-def _nearest(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    flat = points.reshape(-1, points.shape[-1])  # one matrix product instead of one an image
+def _nearest(points: Float[np.ndarray, "*N D"], centres: Float[np.ndarray, "C D"]) -> Int[np.ndarray, "*N"]:
+    flat = points.reshape(-1, points.shape[-1])  # one matrix product instead of one per image
     nearest = (flat @ centres.T - 0.5 * (centres * centres).sum(1)).argmax(-1)
     return nearest.reshape(points.shape[:-1])

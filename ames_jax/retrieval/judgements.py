@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float64, Int, Num, Shaped
 
 from ames_jax.runtime.errors import UserError
 
 KINDS = ("easy", "hard", "ok", "junk")
-GroundTruth = Sequence[Mapping[str, Sequence[int]]]
+GroundTruth = Sequence[Mapping[str, Sequence[int] | np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class Judged:
     counts: np.ndarray
     length: int
 
-    def reordered(self, order: np.ndarray) -> Judged:
-        """The same in a ranking whose column j is the old column `order[:, j]` (int [Nq, H], permutations of H)."""
+    def reordered(self, order: Int[np.ndarray, "Nq H"]) -> Judged:
+        """The same in a ranking whose column j is the old column `order[:, j]`; rows are permutations of H."""
         new_place = np.empty(order.shape, np.int64)
         np.put_along_axis(new_place, order, np.broadcast_to(np.arange(order.shape[1]), order.shape), axis=1)
         moved = self.place < order.shape[1]
@@ -40,15 +42,8 @@ class Judged:
         by_place = np.lexsort((place, self.query))
         return replace(self, query=self.query[by_place], place=place[by_place], kind=self.kind[by_place])
 
-    def of_queries(self, rows: np.ndarray) -> Judged:
-        """The same for some queries alone: rows int [n], ascending, become queries 0…n−1."""
-        number = np.full(len(self.counts), -1)
-        number[rows] = np.arange(len(rows))
-        kept = number[self.query] >= 0
-        return Judged(number[self.query[kept]], self.place[kept], self.kind[kept], self.counts[rows], self.length)
-
-    def columns_of(self, kinds: Sequence[str], width: int) -> np.ndarray:
-        """bool [Nq, width]: True where one of the first `width` places holds an image of these kinds (say, junk)."""
+    def columns_of(self, kinds: Sequence[str], width: int) -> Bool[np.ndarray, "Nq {width}"]:
+        """True where one of the first `width` places holds an image of these kinds (say, junk)."""
         chosen = np.isin(self.kind, [KINDS.index(name) for name in kinds]) & (self.place < width)
         columns = np.zeros((len(self.counts), width), bool)
         columns[self.query[chosen], self.place[chosen]] = True
@@ -69,14 +64,14 @@ class Hits:
     positives: np.ndarray
     length: int
 
-    def sum_by_query(self, values: np.ndarray) -> np.ndarray:
-        """float64 [Nq] from one value a hit; NaN for queries without a right image."""
+    def sum_by_query(self, values: Num[np.ndarray, " F"] | Bool[np.ndarray, " F"]) -> Float64[np.ndarray, " Nq"]:
+        """The sum of one value per hit; NaN for queries without a right image."""
         sums = np.bincount(self.query, weights=values, minlength=len(self.positives)).astype(np.float64)
         return np.where(self.positives > 0, sums, np.nan)
 
 
-def judge(ranks: np.ndarray, ground_truth: GroundTruth, images: int | None = None) -> Judged:
-    """Finds the judged images of `ground_truth` in `ranks` (int [Nq, R]).
+def judge(ranks: Shaped[np.ndarray, "Nq R"], ground_truth: GroundTruth, images: int | None = None) -> Judged:
+    """Finds the judged images of `ground_truth` in `ranks`, whole numbers.
 
     images: of the database, where it is known: then the ground truth must name no other.
     Raises UserError when the two differ in their number of queries, or an entry is malformed; TypeError when `ranks`
@@ -103,11 +98,14 @@ def judge(ranks: np.ndarray, ground_truth: GroundTruth, images: int | None = Non
 
 
 def judge_by_class(
-    ranks: np.ndarray, query_labels: np.ndarray, database_labels: np.ndarray, own: np.ndarray | None = None
+    ranks: Int[np.ndarray, "Nq R"],
+    query_labels: Int[np.ndarray, " Nq"],
+    database_labels: Int[np.ndarray, " Ng"],
+    own: Int[np.ndarray, " Nq"] | None = None,
 ) -> Judged:
     """Judgements by class label: an image is right when its label is the query's, and not negative.
 
-    query_labels int [Nq], database_labels int [Ng]; own int [Nq]: the query's own row in the database (it is junk),
+    own: the query's own row in the database (it is junk),
     negative where it has none. Raises UserError when an entry of the ranking lies outside the database.
     """
     ranks = _checked(ranks, len(query_labels))
@@ -148,7 +146,7 @@ def _checked(ranks: np.ndarray, queries: int) -> np.ndarray:
     return ranks
 
 
-def _listed(entry: Mapping[str, Sequence[int]], row: int) -> tuple[np.ndarray, np.ndarray]:
+def _listed(entry: Any, row: int) -> tuple[np.ndarray, np.ndarray]:
     """All rows that an entry lists, ascending and once each, and the kind of each."""
     if not isinstance(entry, Mapping):
         raise UserError(f"ground truth of query {row}: expected lists {', '.join(KINDS)}, found {type(entry).__name__}")
@@ -164,7 +162,7 @@ def _listed(entry: Mapping[str, Sequence[int]], row: int) -> tuple[np.ndarray, n
     return rows, np.repeat(np.arange(len(KINDS)), [len(rows_of_kind) for rows_of_kind in lists])[first]
 
 
-def _whole(rows: Sequence[int], row: int, kind: str) -> np.ndarray:
+def _whole(rows: Any, row: int, kind: str) -> np.ndarray:
     """int64 [n]; raises UserError for anything but whole numbers, so that 0.5 is not taken for row 0."""
     try:
         values = np.asarray(rows).reshape(-1)

@@ -23,6 +23,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float64, Int
 
 from ames_jax.data.release_pickles import GLDV2_PRIVATE
 from ames_jax.retrieval.judgements import GroundTruth, Hits, Judged, find_hits, judge
@@ -60,8 +61,8 @@ def gldv2_protocols(private: int = GLDV2_PRIVATE) -> tuple[Protocol, ...]:
     return tuple(Protocol(name, depth=100, part=part) for name, part in parts.items())
 
 
-def average_precision(hits: Hits, depth: int | None = None, trapezoid: bool = False) -> np.ndarray:
-    """AP of every query: float64 [Nq] in 0..1, NaN without a right image. `depth`, `trapezoid`: see `Protocol`."""
+def average_precision(hits: Hits, depth: int | None = None, trapezoid: bool = False) -> Float64[np.ndarray, " Nq"]:
+    """AP of every query in 0..1, NaN without a right image. `depth`, `trapezoid`: see `Protocol`."""
     precision = (hits.before + 1) / (hits.place + 1)
     if trapezoid:
         # The curve starts at precision 1: the release's convention for a first place.
@@ -72,25 +73,25 @@ def average_precision(hits: Hits, depth: int | None = None, trapezoid: bool = Fa
     return hits.sum_by_query(precision) / np.maximum(possible, 1)
 
 
-def precision_at(hits: Hits, k: int) -> np.ndarray:
-    """Precision of the first k places, float64 [Nq]: ROxford's mP@k, which stops at the last right image found."""
+def precision_at(hits: Hits, k: int) -> Float64[np.ndarray, " Nq"]:
+    """Precision of the first k places: ROxford's mP@k, which stops at the last right image found."""
     last = np.zeros(len(hits.positives), np.int64)
     np.maximum.at(last, hits.query, hits.place + 1)
     stop = np.minimum(last, k)
     return hits.sum_by_query(hits.place < stop[hits.query]) / np.maximum(stop, 1)
 
 
-def hit_at(hits: Hits, k: int) -> np.ndarray:
-    """R@k as in metric learning, float64 [Nq]: 1 if a right image stands among the first k places, else 0."""
+def hit_at(hits: Hits, k: int) -> Float64[np.ndarray, " Nq"]:
+    """R@k as in metric learning: 1 if a right image stands among the first k places, else 0."""
     return np.minimum(hits.sum_by_query(hits.place < k), 1.0)
 
 
-def recall_at(hits: Hits, k: int) -> np.ndarray:
-    """Share of all right images among the first k places, float64 [Nq]: what re-ranking a shortlist can bring up."""
+def recall_at(hits: Hits, k: int) -> Float64[np.ndarray, " Nq"]:
+    """Share of all right images among the first k places: what re-ranking a shortlist can bring up."""
     return hits.sum_by_query(hits.place < k) / np.maximum(hits.positives, 1)
 
 
-def percent(values: np.ndarray) -> float:
+def percent(values: Float64[np.ndarray, " Nq"]) -> float:
     """Mean in percent over the queries that have a right image; NaN if there are none."""
     counted = values[~np.isnan(values)]
     return float(100 * counted.mean()) if counted.size else float("nan")
@@ -103,24 +104,28 @@ def protocol_score(judged: Judged, protocol: Protocol) -> float:
     return percent(each[slice(*protocol.part)])
 
 
-def revisited_map(ranks: np.ndarray, ground_truth: GroundTruth) -> dict[str, float]:
+def revisited_map(ranks: Int[np.ndarray, "Nq R"], ground_truth: GroundTruth) -> dict[str, float]:
     """mAP in percent of ROxford5k or RParis6k (with or without +1M): `{"easy", "medium", "hard"}`.
 
-    ranks int [70, R]; ground_truth: the list `gnd` of the release's file: `easy`, `hard`, `junk` for each query.
+    ground_truth: the list `gnd` of the release's file: `easy`, `hard`, `junk` for each query.
     """
     judged = judge(ranks, ground_truth)
     return {protocol.name: protocol_score(judged, protocol) for protocol in REVISITED}
 
 
-def gldv2_map(ranks: np.ndarray, ground_truth: GroundTruth, private: int = GLDV2_PRIVATE) -> dict[str, float]:
+def gldv2_map(
+    ranks: Int[np.ndarray, "Nq R"], ground_truth: GroundTruth, private: int = GLDV2_PRIVATE
+) -> dict[str, float]:
     """mAP@100 in percent of GLDv2: `{"public", "private", "combined"}`; the last `private` queries are private.
 
-    ranks int [Nq, R >= 100]; ground_truth: `ok` for each query (it may be empty).
+    R is 100 or more; ground_truth: `ok` for each query (it may be empty).
     """
     judged = judge(np.asarray(ranks)[:, :100], ground_truth)
     return {protocol.name: protocol_score(judged, protocol) for protocol in gldv2_protocols(private)}
 
 
-def mean_average_precision(ranks: np.ndarray, ground_truth: GroundTruth, depth: int | None = None) -> float:
+def mean_average_precision(
+    ranks: Int[np.ndarray, "Nq R"], ground_truth: GroundTruth, depth: int | None = None
+) -> float:
     """Rectangular mAP in percent over the whole ranking, or mAP@depth; ground truth: `ok`, `junk` if there is any."""
     return protocol_score(judge(ranks, ground_truth), Protocol("map", depth=depth))

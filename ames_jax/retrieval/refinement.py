@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
+from jaxtyping import Float, Float32, Int
 
 from ames_jax.data.global_descriptors import GlobalDescriptors
 from ames_jax.data.neighbour_search import nearest
@@ -30,7 +31,7 @@ class Lists:
     similarities: np.ndarray
 
     @classmethod
-    def search(cls, query: np.ndarray, database: np.ndarray, k: int) -> Lists:
+    def search(cls, query: Float[np.ndarray, "Nq D"], database: Float[np.ndarray, "N D"], k: int) -> Lists:
         """Lists of the k nearest (at most N)."""
         query, database = _normalised(query), _normalised(database)
         similarities, ranks = nearest(query, database, min(k, len(database)))
@@ -100,24 +101,21 @@ def _superglobal_first(lists: Lists) -> Lists:
 
 
 def superglobal(
-    query: np.ndarray,
-    database: np.ndarray,
-    ranks: np.ndarray,
+    query: Float[np.ndarray, "Nq D"],
+    database: Float[np.ndarray, "N _"],
+    ranks: Int[np.ndarray, "_ R"],
     shortlist: int = SHORTLIST,
     neighbours: int = 9,
     weight: float = 0.15,
-) -> np.ndarray:
+) -> Int[np.ndarray, "_ R"]:
     """The lists re-ranked as SuperGlobal does (Shao et al., ICCV 2023): the first `shortlist` of each; the rest follows.
 
     Args:
-      query: float [Nq, D]; database: float [N, D].
-      ranks: int [Nq, R], database rows of the first stage, best first; R may be smaller than N.
+      query, database: global descriptors of one width.
+      ranks: database rows of the first stage, best first; R may be smaller than N.
       shortlist: images of each list that are refined (paper: 400).
       neighbours: nearest images within the shortlist that each one is averaged with (paper: 9).
       weight: of a neighbour, times its cosine; the image itself has weight 1 (paper: 0.15).
-
-    Returns:
-      ranks of the same shape and type.
 
     Raises:
       UserError: vectors of different widths, or lists of another database.
@@ -129,14 +127,14 @@ def superglobal(
 
 
 def superglobal_lists(
-    query: np.ndarray,
-    database: np.ndarray,
-    ranks: np.ndarray,
+    query: Float[np.ndarray, "Nq D"],
+    database: Float[np.ndarray, "N _"],
+    ranks: Int[np.ndarray, "_ R"],
     shortlist: int = SHORTLIST,
     neighbours: int = 9,
     weight: float = 0.15,
-) -> tuple[np.ndarray, np.ndarray]:
-    """As `superglobal`, with the similarities that it sorts by: (ranks [Nq, M], float32 similarities [Nq, M], falling)."""
+) -> tuple[Int[np.ndarray, "Nq M"], Float32[np.ndarray, "Nq M"]]:
+    """As `superglobal`, with the similarities that it sorts by: ranks, and similarities, falling."""
     query, database = _checked(query, database, ranks)
     count = min(shortlist, ranks.shape[1])
     nearest_count = min(neighbours + 1, count)
@@ -158,11 +156,15 @@ def superglobal_lists(
 
 
 def expand_queries(
-    query: np.ndarray, database: np.ndarray, ranks: np.ndarray, neighbours: int = 9, alpha: float = 3.0
-) -> np.ndarray:
-    """Queries float32 [Nq, D] of length 1, each the sum of itself and its first neighbours, weighted by cosine^alpha.
+    query: Float[np.ndarray, "Nq D"],
+    database: Float[np.ndarray, "N _"],
+    ranks: Int[np.ndarray, "_ R"],
+    neighbours: int = 9,
+    alpha: float = 3.0,
+) -> Float32[np.ndarray, "Nq D"]:
+    """Queries of length 1, each the sum of itself and its first neighbours, weighted by cosine^alpha.
 
-    Alpha query expansion (Radenović et al., TPAMI 2019); search again with them. ranks: int [Nq, ≥ neighbours].
+    Alpha query expansion (Radenović et al., TPAMI 2019); search again with them. R: at least `neighbours`.
     Negative cosines count as 0. Raises UserError for vectors of different widths, or lists of another database.
     """
     query, database = _checked(query, database, ranks)
@@ -173,11 +175,15 @@ def expand_queries(
 
 
 def augment_database(
-    database: np.ndarray, ranks: np.ndarray, neighbours: int = 9, alpha: float = 3.0, block: int = 4096
-) -> np.ndarray:
-    """The database float32 [N, D] with each vector expanded by its neighbours in the database, as `expand_queries`.
+    database: Float[np.ndarray, "N D"],
+    ranks: Int[np.ndarray, "N R"],
+    neighbours: int = 9,
+    alpha: float = 3.0,
+    block: int = 4096,
+) -> Float32[np.ndarray, "N D"]:
+    """The database with each vector expanded by its neighbours in the database, as `expand_queries`.
 
-    ranks: int [N, ≥ neighbours + 1], the database searched with itself; an image's own row counts as itself.
+    ranks: at least neighbours + 1 of each, the database searched with itself; an image's own row counts as itself.
     """
     parts = []
     for start in range(0, len(database), block):
@@ -207,6 +213,6 @@ def _checked(query: np.ndarray, database: np.ndarray, ranks: np.ndarray) -> tupl
     return _normalised(np.asarray(query, np.float32)), database
 
 
-def _normalised(vectors: np.ndarray) -> np.ndarray:
+def _normalised(vectors: Float[np.ndarray, "*N D"]) -> Float32[np.ndarray, "*N D"]:
     vectors = np.asarray(vectors, np.float32)
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)

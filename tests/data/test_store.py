@@ -72,7 +72,7 @@ def test_one_descriptor_costs_its_bits(tmp_path):
 
 
 def test_bits_do_not_depend_on_how_many_are_asked_for():
-    """200 descriptors an image, so that the blocks of 64 are crossed."""
+    """200 descriptors per image, so that the blocks of 64 are crossed."""
     reader, packer = gallery(40, 200), BitPacker(model())
     everything = packer.pack(reader.read(np.arange(40), 200)).features
     for rows, count in ((np.array([3]), 200), (np.array([3, 17]), 65), (np.arange(40), 50)):
