@@ -31,6 +31,7 @@ from ames_jax.runtime.progress import Progress
 
 UNFINISHED = ".unfinished"
 ARRAYS = {"indices": np.int32, "similarities": np.float32}
+LOCAL = "local_rows.npy"  # of lists that were imported from ELViS's files
 FILES = (*(f"{name}.npy" for name in ARRAYS), "about.json")
 
 
@@ -42,11 +43,13 @@ class Neighbours:
       indices: int32 or int64 [Nq, k], rows of the database.
       similarities: float32 or float16 [Nq, k], falling.
       about: free facts, e.g. {"exclude_self": true}.
+      local: int64 [Nq, k], rows of the same images in the file of local descriptors, where these are others; else None.
     """
 
     indices: np.ndarray
     similarities: np.ndarray
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    local: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -75,7 +78,10 @@ def open_neighbours(folder: str | Path) -> Neighbours:
     if (folder / "about.json").exists():
         note_unchecked(folder)
     about = read_json(folder / "about.json", keys={"global?": str}, missing={})
-    return Neighbours(indices, similarities, about)
+    local = read_array(folder / LOCAL, mapped=True) if (folder / LOCAL).exists() else None
+    if local is not None and (local.shape != indices.shape or local.dtype.kind != "i"):
+        raise UserError(f"{folder / LOCAL}: {local.dtype} {local.shape}, expected whole numbers {indices.shape}")
+    return Neighbours(indices, similarities, about, local)
 
 
 def _as_rows(indices: np.ndarray, path: Path) -> np.ndarray:

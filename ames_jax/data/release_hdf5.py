@@ -123,12 +123,13 @@ class ReleaseSource:
 
     `len(source)` images; `source[i]` is an `ImageRecord` with x, y, scale and weight; `read` makes it a `DescriptorReader`.
     Layouts: flat `features` [N, K, 5 + D] float32 or float16; structured, fields `metadata` [N, K, 5] and `descriptor`
-    [N, K, D], where uint8 descriptors are packed bits; each of them also as a virtual file.
+    [N, K, D], where uint8 descriptors are packed bits; plain uint8 `features` [N, K, D / 8], bits alone as ELViS's extraction
+    writes them, whose rows of zeros are padding; each of them also as a virtual file.
 
     Attributes:
       path: the file; files: it and, for a virtual file, its parts.
       rows: K, descriptors of each image in it; width: D, or the number of bits; dtype: of the descriptors.
-      layout: "flat" or "structured"; packed: the descriptors are bits; virtual: a virtual file.
+      layout: "flat", "structured" or "plain"; packed: the descriptors are bits; virtual: a virtual file.
       format: how shards hold these images.
       arguments: what the source was opened with, as plain values.
     """
@@ -167,7 +168,9 @@ class ReleaseSource:
     def _describe(self) -> None:
         """Finds the layout; raises UserError where it is none known here."""
         dtype, shape, fields = self._dataset.dtype, self._dataset.shape, self._dataset.dtype.fields
-        if not fields:
+        if not fields and dtype == np.uint8 and len(shape) == 3:
+            self.layout, self.dtype = "plain", dtype
+        elif not fields:
             if len(shape) != 3 or shape[2] <= METADATA or dtype.kind != "f":
                 raise UserError(
                     f"{self.path}: `features` is {dtype} {shape}, expected floats [images, descriptors, 5 + D] "
@@ -200,13 +203,9 @@ class ReleaseSource:
         if not 0 <= row < len(self):
             raise IndexError(f"{self.path}: image {row} of {len(self)}")
         metadata, features = self._read_clean(row, self._kept)
-        descriptors = DescriptorSet(
-            features,
-            valid=metadata[..., MASK] == 0,
-            xy=metadata[..., [X, Y]],
-            scale=metadata[..., SCALE],
-            weight=metadata[..., WEIGHT],
-        )
+        columns = {} if self.layout == "plain" else {"xy": [X, Y], "scale": SCALE, "weight": WEIGHT}
+        geometry = {name: metadata[..., column] for name, column in columns.items()}
+        descriptors = DescriptorSet(features, metadata[..., MASK] == 0, **geometry)
         label = -1 if self._list.labels is None else int(self._list.labels[row])
         return ImageRecord(self._list.ids[row], label, descriptors)
 
@@ -219,7 +218,8 @@ class ReleaseSource:
         for run in np.split(rows, breaks):
             metadata, features = self._read_clean(slice(run[0], run[-1] + 1), count)
             chosen = run - run[0]
-            pieces.append((features[chosen], metadata[chosen, :, MASK] == 0, metadata[chosen][..., [X, Y]]))
+            piece = features[chosen], metadata[chosen, :, MASK] == 0, metadata[chosen][..., [X, Y]]
+            pieces.append(piece[:2] if self.layout == "plain" else piece)
         return DescriptorSet(*map(np.concatenate, zip(*pieces)))
 
     def read_raw(self, rows: int | slice, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -228,7 +228,8 @@ class ReleaseSource:
         The rest of a row is not read where the file is stored in smaller chunks.
 
         Returns:
-          metadata float32 [..., k, 5] with the mask as it is (1 is padding), and features in the file's dtype.
+          metadata float32 [..., k, 5] with the mask as it is (1 is padding), zeros but for the mask where the file has none,
+          and features in the file's dtype.
 
         Raises UserError: the file is damaged there.
         """
@@ -241,8 +242,11 @@ class ReleaseSource:
             raise UserError(f"{self.path}: images {rows} cannot be read ({error}): copy or download it again") from None
         if self.layout == "structured":
             metadata, features = values["metadata"][..., :count, :], values["descriptor"][..., :count, :]
-        else:
+        elif self.layout == "flat":
             metadata, features = values[..., :METADATA], values[..., METADATA:]
+        else:
+            metadata, features = np.zeros((*values.shape[:-1], METADATA), np.float32), values
+            metadata[..., MASK] = ~values.any(axis=-1)
         return np.asarray(metadata, np.float32), features
 
     def _read_clean(self, rows: int | slice, count: int) -> tuple[np.ndarray, np.ndarray]:

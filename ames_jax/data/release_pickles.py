@@ -11,6 +11,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from ames_jax.data.neighbours import LOCAL
 from ames_jax.data.safe_pickle import read_pickle
 from ames_jax.runtime import cache
 from ames_jax.runtime.checksums import recorded
@@ -31,14 +32,20 @@ WAIT_SECONDS = 600
 def read_neighbours(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """Similarities float [Nq, k] and indices (as floats, mapped from the file) of an `nn_*.pkl`.
 
-    Raises UserError: the file holds something else than one tensor [2, Nq, k].
+    Raises UserError: the file holds something else than one tensor [2, Nq, k], or [3, Nq, k] as ELViS writes them.
     """
+    values = _read_lists(path)
+    return values[0], values[1]
+
+
+def _read_lists(path: str | Path) -> np.ndarray:
+    """[2, Nq, k], or [3, Nq, k] with the rows of the images in the file of local descriptors."""
     values = read_pickle(path)
     numbers = isinstance(values, np.ndarray) and (values.dtype.kind in "iuf" or values.dtype == ml_dtypes.bfloat16)
-    if not numbers or values.ndim != 3 or values.shape[0] != 2 or 0 in values.shape:
+    if not numbers or values.ndim != 3 or values.shape[0] not in (2, 3) or 0 in values.shape:
         found = f"shape {values.shape}" if isinstance(values, np.ndarray) else f"a {type(values).__name__}"
         raise UserError(f"{path}: expected a tensor [2, queries, neighbours], found {found}")
-    return values[0], values[1]
+    return values
 
 
 def read_ground_truth(path: str | Path) -> tuple[list[dict[str, list]], list[str] | None, list[str] | None]:
@@ -98,6 +105,8 @@ def import_neighbours(
 ) -> tuple[int, int]:
     """Writes the lists of an `nn_*.pkl` as the files that `open_neighbours` reads, in blocks of rows.
 
+    Of ELViS's files the third row, of each image in the file of local descriptors, is kept where it differs from the second.
+
     Args:
       pickle: the release's file; it is mapped, not read whole.
       folder: where to, e.g. ROOT/neighbours/test_query.test_gallery.
@@ -112,7 +121,7 @@ def import_neighbours(
       UserError: the file is refused or damaged, an index is no whole number, or indices too large for float32 were
         stored as float32.
     """
-    similarities, indices = read_neighbours(pickle)
+    similarities, indices, *more = _read_lists(pickle)
     columns = min(columns or indices.shape[1], indices.shape[1])
     rows_at_once = max(1, BLOCK_BYTES // (indices.shape[1] * indices.dtype.itemsize))
     blocks = [slice(start, start + rows_at_once) for start in range(0, len(indices), rows_at_once)]
@@ -129,8 +138,13 @@ def import_neighbours(
             )
         whole = (_whole_numbers(indices[rows, :columns], pickle, rows.start) for rows in progress.over(blocks))
         values = (_finite(similarities[rows, :columns], pickle, rows.start) for rows in progress.over(blocks))
-        with recorded(folder, "indices.npy", "similarities.npy", "about.json"):
+        local = [rows for rows in more if any(np.any(rows[part] != indices[part]) for part in blocks)]
+        with recorded(folder, "indices.npy", "similarities.npy", *([LOCAL] if local else []), "about.json"):
             write_blocks(folder / "indices.npy", whole, np.int64 if largest >= 2**31 else np.int32, shape)
+            (folder / LOCAL).unlink(missing_ok=True)  # of lists that were here before
+            for rows in local:
+                parts = (_whole_numbers(rows[part, :columns], pickle, part.start) for part in blocks)
+                write_blocks(folder / LOCAL, parts, np.int64, shape)
             write_blocks(folder / "similarities.npy", values, dtype, shape)
             write_json(folder / "about.json", {"imported_from": Path(pickle).name, **(about or {})})
     return shape

@@ -28,7 +28,7 @@ from ames_jax.report.methods import (
     methods_table,
     trained_models,
 )
-from ames_jax.report.results import fit_notes, result_rows, results_table
+from ames_jax.report.results import descriptor_notes, fit_notes, result_rows, results_table
 from ames_jax.report.tables import markdown
 from ames_jax.retrieval.grid import GAMMAS, LAMBDAS, Counts, Grid
 from ames_jax.retrieval.logits_file import PairLogits
@@ -93,7 +93,10 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     if config.plan:
         named = {"pairs": "share of pairs", "seconds": "s per query"}
         print(markdown(results["plans"], {key: key for key in results["plans"][0]} | named))
-    for note in fit_notes(results, tuned=bool(config.tune_on or config.lam or config.gamma)):
+    for note in [
+        *descriptor_notes(test),
+        *fit_notes(results, tuned=bool(config.tune_on or config.lam or config.gamma)),
+    ]:
         print(note)
     return results
 

@@ -59,6 +59,11 @@ def open_manifest(path: Path, copies: Path) -> RetrievalSet:
     if images["gallery"] is not None:
         refuse_repeats(images["gallery"].ids, path.parent / sides["gallery"]["list"])
     lists = read_lists(path.parent / manifest["neighbours"], copies)
+    if lists.local is not None:
+        raise UserError(
+            f"{path}: {manifest['neighbours']} numbers the images of another gallery than the descriptors (its third row says "
+            "where these are): give lists [2, queries, neighbours] of the gallery's descriptors"
+        )
     return RetrievalSet(
         name=manifest["name"],
         first_stage=manifest["first_stage"],

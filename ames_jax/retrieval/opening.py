@@ -57,16 +57,20 @@ def _open_release(data_dir: Path, dataset: str, backbone: str, first_stage: str,
     if dataset.endswith("+1m") and distractors.is_file():
         database = ConcatenatedReader((database, ReleaseSource(distractors)))
     lists = read_lists(_existing(folder, f"nn_{first_stage}.pkl"), copies)
+    # ELViS's lists may number a gallery of which the file of local descriptors holds some images alone.
+    own = lists.local is None
     return RetrievalSet(
         name=dataset,
         first_stage=first_stage,
-        ranks=lists.indices,
+        ranks=lists.indices if own else lists.local,
         similarities=lists.similarities,
-        judged=judge(lists.indices, ground_truth, len(database)),
+        judged=judge(lists.indices, ground_truth, len(database) if own else None),
         protocols=protocols,
         queries=ReleaseSource(_existing(folder, f"{backbone}_query_local.hdf5")),
         database=database,
-        global_files=_global_files(folder, first_stage, distractors.parent if dataset.endswith("+1m") else None),
+        global_files=_global_files(folder, first_stage, distractors.parent if dataset.endswith("+1m") else None)
+        if own
+        else None,
         truth=functools.partial(judge, ground_truth=ground_truth, images=len(database)),
     )
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from ames_jax.data.global_descriptors import GlobalDescriptors
+from ames_jax.data.neighbours import open_neighbours
 from ames_jax.data.release_hdf5 import ReleaseSource
-from ames_jax.data.release_pickles import read_ground_truth, read_neighbours
+from ames_jax.data.release_pickles import import_neighbours, read_ground_truth, read_neighbours
 from ames_jax.runtime.errors import UserError
 
 
@@ -270,3 +271,32 @@ def test_ground_truth_of_another_shape_is_named(release, truth):
     with pytest.raises(UserError, match=r"gnd_x.pkl") as caught:
         read_ground_truth(release.pickle("gnd_x.pkl", truth))
     assert "\n" not in str(caught.value)
+
+
+def test_plain_bits_as_elvis_writes_them(release):
+    bits = np.random.default_rng(0).integers(1, 256, (60, 7, 16), dtype=np.uint8)
+    bits[3, 5:] = 0
+    local = ReleaseSource(release.hdf5("dinov2_gallery_local.hdf5", bits))
+    assert (local.layout, local.packed, local.rows, local.width) == ("plain", True, 7, 128)
+    found = local.read(np.array([3, 9]), 6)
+    np.testing.assert_array_equal(found.features, bits[[3, 9], :6])
+    assert found.valid.tolist() == [[True] * 5 + [False], [True] * 6]
+    assert found.xy is None
+    assert local[3].descriptors.weight is None
+
+
+def test_lists_with_rows_of_the_local_file(release):
+    """ELViS's third row: kept where the local file holds other rows, and read instead of them."""
+    rng = np.random.default_rng(0)
+    indices, similarities = np.stack([rng.permutation(100)[:5] for _ in range(4)]), -np.sort(-rng.random((4, 5)))
+    local = indices // 2
+    for third, expected in ((indices, None), (local, local)):
+        path = release.pickle("nn_a.pkl", np.stack([similarities, indices, third]).astype(np.float32))
+        np.testing.assert_array_equal(read_neighbours(path)[1], indices)
+        import_neighbours(path, release.folder / "lists")
+        lists = open_neighbours(release.folder / "lists")
+        np.testing.assert_array_equal(lists.indices, indices)
+        assert (lists.local is None) == (expected is None)
+    np.testing.assert_array_equal(lists.local, local)
+    import_neighbours(release.pickle("nn_a.pkl", np.stack([similarities, indices])), release.folder / "lists")
+    assert open_neighbours(release.folder / "lists").local is None

@@ -401,6 +401,32 @@ def test_the_release_layout_is_found(own_data, tmp_path):
         open_set(own_data, "gldv2-val", "dinov2", "dinov2", tmp_path)
 
 
+def test_lists_of_elvis_name_rows_of_the_local_file(own_data, models, tmp_path, capsys):
+    """Their gallery may be larger than the file of local descriptors; figures are those of lists of that file."""
+    ranks = np.load(own_data / "neighbours" / "indices.npy")
+    similarities, right = np.load(own_data / "neighbours" / "similarities.npy"), [[2, 3], [5], [7, 8], [1], [0, 9]]
+    rows = {}
+    for name, factor in (("plain", 1), ("elvis", 7)):
+        folder = tmp_path / name / "instre"
+        folder.mkdir(parents=True)
+        for side in ("query", "gallery"):
+            shutil.copy(own_data / f"{side}.hdf5", folder / f"dinov2_{side}_local.hdf5")
+        with h5py.File(folder / "dinov2_query_local.hdf5", "r+") as file:
+            file["features"][0, 0, 4] = -0.5
+        truth = [{"ok": [factor * row for row in entry]} for entry in right]
+        (folder / "gnd_instre.pkl").write_bytes(pickle.dumps({"gnd": truth}))
+        lists = [similarities, factor * ranks, *([ranks] if name == "elvis" else [])]
+        (folder / "nn_dinov2.pkl").write_bytes(pickle.dumps(np.stack(lists).astype(np.float32)))
+        rows[name] = run(tmp_path / name, tmp_path / "run" / name, models["floats"], dataset="instre")["rows"]
+    assert rows["elvis"] == rows["plain"]
+    printed = capsys.readouterr().out
+    assert "note: dinov2_query_local.hdf5 (queries) has weights below 0" in printed
+    assert "note: dinov2_query_local.hdf5 (queries) is not sorted by falling weight" in printed
+    assert "note: descriptors of dinov2_gallery_local.hdf5 (database) have lengths from" in printed
+    with pytest.raises(UserError, match="has no global descriptors"):
+        run(tmp_path / "elvis", tmp_path / "run" / "elvis", models["floats"], dataset="instre", refine="expand")
+
+
 def test_several_methods_in_one_table(own_data, models, tmp_path, capsys):
     names = ["kernel", "maxsim", "mutual", "ransac", "ransac16"]
     results = run(own_data, tmp_path / "run", ",".join([models["bits"], *names, "global"]), tune_on="custom")
