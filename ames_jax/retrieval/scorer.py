@@ -19,6 +19,7 @@ from ames_jax.descriptors import DescriptorSet, validate
 from ames_jax.model.ames import AMESConfig
 from ames_jax.model.kinds import Config, Model
 from ames_jax.model.packing import binarizer_fingerprint
+from ames_jax.runtime import cache
 from ames_jax.runtime.cores import usable_cores
 from ames_jax.runtime.devices import data_mesh
 
@@ -74,6 +75,7 @@ class Scorer:
     """
 
     def __init__(self, model: Model, micro_batch: int | None = None):
+        cache.start()  # from Python, too, programs are compiled once
         self.config, self.micro_batch = model.config, micro_batch
         self.binarizer = None if model.config.bits is None else binarizer_fingerprint(model)
         self._mesh = data_mesh(jax.local_devices())

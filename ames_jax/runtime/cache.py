@@ -39,7 +39,12 @@ def home() -> Path:
 
 
 def start() -> None:
-    """Turns the persistent compilation cache on, so that a second run of a program does not compile again."""
+    """Turns JAX's persistent compilation cache on, so that a second run of a program does not compile again.
+
+    A folder that JAX has been given before (JAX_COMPILATION_CACHE_DIR, or its configuration) stays.
+    """
+    if jax.config.jax_compilation_cache_dir if "jax" in sys.modules else os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
     settings = {
         "jax_compilation_cache_dir": str(home() / "compiled"),
         "jax_persistent_cache_min_compile_time_secs": 0.5,
