@@ -91,14 +91,15 @@ def served(
     places: int = 32,
     pictures: Path | None = None,
     database: str | None = None,
+    **more: Any,
 ) -> Iterator[Client]:
-    """A server that ends with the block."""
+    """A server that ends with the block; more: arguments of `Service`."""
     options = {**SETTINGS, "pictures": pictures}
 
     def opened(backbone: Backbone | None) -> Searcher:
         return Searcher(DatabaseIndex.connect(index, database) if database else index, backbone=backbone, **options)
 
-    service = Service(index, opened, places, pictures)
+    service = Service(index, opened, places, pictures, **more)
     app = make_app(service, limits or Limits(upload=2 * 2**20, pixels=4_000_000, seconds=20), token)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
     with socket.create_server(("127.0.0.1", 0)) as listening:

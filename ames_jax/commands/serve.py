@@ -18,6 +18,7 @@ from ames_jax.runtime.progress import Progress
 with epy.lazy_imports():  # help needs none of them, and other commands do without these packages
     import uvicorn
 
+    from ames_jax.report import search_results
     from ames_jax.serving import app, guard, service
 
 PACKAGES = "fastapi uvicorn python-multipart prometheus-client"
@@ -34,6 +35,7 @@ def serve(
     upload: Size = 20 * 2**20,
     pixels: Count = 64_000_000,
     upload_seconds: Scale = 30,
+    labels: str | None = None,
 ) -> None:
     """Serve an index: a page in the browser and an API.
 
@@ -45,6 +47,8 @@ def serve(
       upload: Bytes of a request.
       pixels: Pixels of a picture that is sent.
       upload_seconds: Time that a request may take to arrive.
+      labels: What pictures show, told with every image: the word folder (the name of their folder), or a file with lines of
+        picture,label.
     """
     with requires(PACKAGES, "search serve"):
         for package in PACKAGES.replace("-", "_").split():
@@ -55,9 +59,10 @@ def serve(
         advice = 'python -c "import secrets; print(secrets.token_urlsafe())" makes one'
         raise UserError(f"--token: expected at least {LEAST_TOKEN} ASCII characters; {advice}")
     limits = guard.Limits(upload=upload, pixels=pixels, seconds=upload_seconds)
+    known = search_results.Labels.read(labels) if labels else search_results.Labels({})
     with _listen(host, port) as listening:
         with Progress("opening the index"):
-            served = service.Service(flags.index, flags.open, queue, flags.pictures)
+            served = service.Service(flags.index, flags.open, queue, flags.pictures, known.of)
         config = uvicorn.Config(app.make_app(served, limits, token), log_level="warning", access_log=False)
         address = f"[{host}]" if ":" in host else host
         count = f"{len(served.index):,} images"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,6 +12,7 @@ from ames_jax.index.reranking import Hit
 from ames_jax.index.searcher import SearchResult
 
 Numbers = list[float]
+LabelOf = Callable[[str], str | None]
 
 
 class QueryById(BaseModel):
@@ -46,6 +47,7 @@ class FoundImage(BaseModel):
     """An image of a ranking; `score`, `logit` and `probability` are null below the shortlist, which alone is re-ranked."""
 
     id: str
+    label: str | None = Field(description="what it shows, where the server knows labels")
     score: float | None
     global_: float = Field(serialization_alias="global", description="similarity of the first stage")
     logit: float | None
@@ -55,10 +57,11 @@ class FoundImage(BaseModel):
     old_place: int = Field(description="place in the first stage's ranking, counted from 1")
 
     @classmethod
-    def of(cls, hit: Hit) -> FoundImage:
+    def of(cls, hit: Hit, label: str | None) -> FoundImage:
         """From a hit."""
         return cls.model_construct(
             id=hit.id,
+            label=label,
             score=hit.score,
             global_=hit.global_similarity,
             logit=hit.logit,
@@ -78,9 +81,11 @@ class SearchAnswer(BaseModel):
     seconds: dict[str, float]
 
     @classmethod
-    def of(cls, result: SearchResult, seconds: Mapping[str, float]) -> SearchAnswer:
-        """From a result and the seconds of all stages."""
-        hits, before = ([FoundImage.of(hit) for hit in hits] for hits in (result.hits, result.first_stage))
+    def of(cls, result: SearchResult, seconds: Mapping[str, float], label_of: LabelOf) -> SearchAnswer:
+        """From a result, the seconds of all stages, and the label of an image by its id."""
+        hits, before = (
+            [FoundImage.of(hit, label_of(hit.id)) for hit in hits] for hits in (result.hits, result.first_stage)
+        )
         return cls.model_construct(hits=hits, first_stage=before, match=result.match, seconds=dict(seconds))
 
 
@@ -129,6 +134,7 @@ class Collection(BaseModel):
     name: str
     images: int = Field(description="how many there are")
     ids: list[str]
+    labels: list[str | None] = Field(description="what these images show, where the server knows labels")
     changeable: bool = Field(description="whether images can be added and removed")
 
 

@@ -137,7 +137,7 @@ async def search(
     waited = max(0.0, time.perf_counter() - start - work)
     seconds = {"read": asked.seconds, "wait": waited, **result.seconds}
     request.app.state.metrics.searched(seconds)
-    return SearchAnswer.of(result, seconds)
+    return SearchAnswer.of(result, seconds, service.label_of)
 
 
 @router.get("/explain")
@@ -185,7 +185,8 @@ def images(
     index = service.index
     total, ids = index.listing(find, start, count)
     name = str(read_about(index.path).get("name") or index.path.name)
-    return Collection(name=name, images=total, ids=ids, changeable=index.changeable)
+    labels = [service.label_of(name) for name in ids]
+    return Collection(name=name, images=total, ids=ids, labels=labels, changeable=index.changeable)
 
 
 @router.post("/images", status_code=201, openapi_extra=UPLOAD_BODY)

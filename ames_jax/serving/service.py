@@ -58,6 +58,7 @@ class Service:
       open_searcher: opens the index anew; it is given the backbone that is open already, if any.
       places: requests that may be under way.
       pictures: folder of the index's pictures, where they have moved.
+      label_of: the label of an image by its id, for those who look at it.
     """
 
     def __init__(
@@ -66,8 +67,9 @@ class Service:
         open_searcher: Callable[[Backbone | None], Searcher],
         places: int,
         pictures: Path | None = None,
+        label_of: Callable[[str], str | None] = lambda image_id: None,
     ) -> None:
-        self.path, self._open, self._pictures = path, open_searcher, pictures
+        self.path, self._open, self._pictures, self.label_of = path, open_searcher, pictures, label_of
         self._changing, self._reloading = threading.Lock(), threading.Lock()
         self._explaining, self._decoding = threading.Lock(), threading.BoundedSemaphore(usable_cores())
         self._thumbnails = [threading.Lock() for _ in range(64)]  # one thread at a time makes the thumbnail of a row

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import re
 import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import http_server
 import pytest
+
+from ames_jax.retrieval.calibration import Calibration
 
 try:
     from selenium import webdriver
@@ -131,6 +134,47 @@ def test_a_picture_of_the_collection_is_searched_for_and_explained(page):
     page.one("#again").send_keys(Keys.ENTER)
     page.wait(f"document.getElementById('name').textContent === '{second}' && !document.getElementById('why').open")
     page.wait_for_answer()
+
+
+def test_pictures_are_added_and_removed_on_the_page(own, driver, photo):
+    driver.get(own.url)
+    page = Page(driver)
+    page.wait("document.querySelectorAll('#pictures .tile').length === 12")
+    page.drop(photo)
+    page.one("#add").send_keys(Keys.ENTER)
+    page.wait("document.getElementById('status').textContent === 'Added as dropped.jpg.'")
+    page.wait("document.querySelectorAll('#pictures .tile').length === 13")
+    page.one("#add").send_keys(Keys.ENTER)
+    page.wait("document.getElementById('status').textContent.startsWith(\"the index holds 'dropped.jpg' already\")")
+    page.drop(photo)
+    assert page.found()[0] == "dropped.jpg"
+    page.one("#pictures [data-id='dropped.jpg']").send_keys(Keys.ENTER)
+    page.wait("asked.id === 'dropped.jpg'")
+    page.wait_for_answer()
+    page.one("#remove").send_keys(Keys.ENTER)
+    driver.switch_to.alert.accept()
+    page.wait("document.getElementById('status').textContent === 'dropped.jpg is removed.'")
+    page.wait("document.querySelectorAll('#pictures .tile').length === 12 && document.getElementById('query').hidden")
+    driver.get_log("browser")  # which tells of the refusal, too
+
+
+def test_labels_probabilities_and_no_match_are_shown(made, driver, photo):
+    with http_server.served(made / "index", label_of=lambda name: f"<{name[:6]}>") as client:
+        sure, unsure = Calibration(1e-3, 1.0, 0.5, 30), Calibration(1e-3, -1.0, 0.5, 30)
+        client.service.searcher.calibration = sure
+        driver.get(client.url)
+        page = Page(driver)
+        page.wait("document.querySelectorAll('#pictures .tile').length === 12")
+        assert "<scene0>" in page.one("#pictures .tile").text
+        page.drop(photo)
+        assert "73 %" in page.one("#lists .tile").text
+        assert re.search(r"<scene\d>\nscene", page.one("#lists .tile").text)
+        assert not page.one("#nomatch").is_displayed()
+        client.service.searcher.calibration = unsure
+        page.drop(photo)
+        page.wait("!document.getElementById('nomatch').hidden")
+        assert page.one("#nomatch").text.startswith("No match: none of these is likely")
+        assert "27 %" in page.one("#lists .tile").text
 
 
 def test_the_page_of_the_api_is_drawn(page, server):

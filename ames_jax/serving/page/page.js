@@ -57,6 +57,7 @@ function choose(file, id) {
   $("query").hidden = false;
   $("photo").src = asked.url;
   $("photo").alt = $("name").textContent = file ? file.name : id;
+  showChanges();
   drawBox();
   search();
 }
@@ -102,6 +103,48 @@ function showTimes(seconds) {
   });
   $("times").replaceChildren(element("span", { textContent: `${(1000 * sum).toFixed(0)} ms, of which` }), bar, table);
   $("times").hidden = false;
+}
+
+// Changes of the collection
+
+function showChanges() {
+  $("add").hidden = !(asked.changeable && asked.file);
+  $("remove").hidden = !(asked.changeable && asked.id !== null);
+}
+
+/** Asks for a change, says what became of it, and shows the collection as it is then. */
+async function change(address, options, done) {
+  for (const name of ["add", "remove"]) $(name).disabled = true;
+  try {
+    const answer = await call(address, options);
+    await showCollection();
+    say(done(answer));
+    return true;
+  } catch (error) {
+    say(error.message, true);
+    return false;
+  } finally {
+    for (const name of ["add", "remove"]) $(name).disabled = false;
+  }
+}
+
+function add() {
+  const body = new FormData();
+  body.append("image", asked.file);
+  // A name that the server would not take is left to it.
+  if (/^[\p{L}\p{N}_][\p{L}\p{N}_. +-]{0,99}$/u.test(asked.file.name)) body.append("id", asked.file.name);
+  return change("images", { method: "POST", body }, (answer) => `Added as ${answer.id}.`);
+}
+
+async function remove() {
+  const id = asked.id;
+  if (!confirm(`Remove ${id} from the collection?`)) return;
+  if (await change(path("images", id), { method: "DELETE" }, () => `${id} is removed.`) && asked.id === id) {
+    asked.running?.abort();
+    Object.assign(asked, { file: null, id: null, url: null, box: null, answer: null });
+    document.body.classList.remove("asked");
+    for (const name of ["query", "found", "times"]) $(name).hidden = true;
+  }
 }
 
 // The box, in pixels of the photo: left, top, right, bottom
@@ -171,7 +214,9 @@ function showResults() {
   lists.replaceChildren(...kinds.map((kind) => element("section", {},
     element("h2", { textContent: titles[kind] }),
     element("div", { className: "grid" },
-      ...asked.answer[kind].map((hit, i) => tile(hit.id, () => explain(kind, i), below(hit, i + 1, kind, scores)))))));
+      ...asked.answer[kind].map((hit, i) => tile(hit.id, hit.label, () => explain(kind, i), below(hit, i + 1, kind, scores)))))));
+  $("nomatch").hidden = asked.answer.match !== false;
+  $("nomatch").textContent = "No match: none of these is likely to show what the photo shows.";
   $("found").hidden = false;
 }
 
@@ -181,6 +226,10 @@ function below(hit, place, kind, scores) {
     const up = hit.old_place > place;
     parts.push(element("span", { className: up ? "up" : "down", textContent: ` ${up ? "▲" : "▼"} from ${hit.old_place}` }));
   }
+  if (kind === "hits" && hit.probability !== null) {
+    const chance = hit.probability < 0.005 ? "< 1" : Math.min(Math.round(100 * hit.probability), 99);
+    parts.push(element("span", { className: "chance", textContent: ` ${chance} %`, title: "probability that it shows the same" }));
+  }
   if (scores) {
     const local = hit.logit === null ? ["not re-ranked"] : [`score ${hit.score.toFixed(3)}`, `logit ${hit.logit.toFixed(1)}`];
     const texts = [...local, `global ${hit.global.toFixed(3)}`];
@@ -189,12 +238,13 @@ function below(hit, place, kind, scores) {
   return parts;
 }
 
-function tile(id, action, parts = []) {
+function tile(id, label, action, parts = []) {
   const image = element("img", { src: path("thumbnails", id), alt: "", loading: "lazy" });
   // A name that is cut off loses its beginning, so it is kept from being read from right to left.
   const name = element("span", { className: "id", title: id }, element("bdi", { dir: "ltr", textContent: id }));
   const made = element("button", { type: "button", className: "tile", onclick: action },
-    image, element("span", { className: "below" }, ...parts, name));
+    image, element("span", { className: "below" }, ...parts,
+      ...(label ? [element("span", { className: "label", textContent: label })] : []), name));
   made.dataset.id = id;
   return made;
 }
@@ -205,10 +255,12 @@ async function showCollection(start = 0) {
   const find = $("find").value;
   const found = await call(`images?${new URLSearchParams({ start, count: PAGE, find })}`);
   if (find !== $("find").value) return;
-  const tiles = found.ids.map((id) => tile(id, () => { choose(null, id); window.scrollTo({ top: 0, behavior: "smooth" }); }));
+  const tiles = found.ids.map((id, i) => tile(id, found.labels[i], () => { choose(null, id); window.scrollTo({ top: 0, behavior: "smooth" }); }));
   if (start) $("pictures").append(...tiles);
   else $("pictures").replaceChildren(...tiles);
   asked.shown = start + tiles.length;
+  asked.changeable = found.changeable;
+  showChanges();
   $("more").hidden = asked.shown >= found.images;
   if (!find) $("facts").textContent = `${found.name}: ${found.images.toLocaleString("en")} images`;
 }
@@ -232,6 +284,8 @@ $("photo").onload = drawBox;
 $("photo").onerror = () => { $("photo").alt = "this browser cannot show the picture"; };
 $("frame").onpointerdown = startBox;
 $("frame").onkeydown = boxByKey;
+$("add").onclick = add;
+$("remove").onclick = remove;
 $("whole").onclick = () => { asked.box = null; drawBox(); search(); };
 $("view").onchange = showResults;
 $("lines").oninput = $("attention").onchange = drawExplanation;
