@@ -228,7 +228,7 @@ function below(hit, place, kind, scores) {
   }
   if (kind === "hits" && hit.probability !== null) {
     const chance = hit.probability < 0.005 ? "< 1" : Math.min(Math.round(100 * hit.probability), 99);
-    parts.push(element("span", { className: "chance", textContent: ` ${chance} %`, title: "probability that it shows the same" }));
+    parts.push(element("span", { className: "chance", textContent: ` · ${chance} %`, title: "probability that it shows the same" }));
   }
   if (scores) {
     const local = hit.logit === null ? ["not re-ranked"] : [`score ${hit.score.toFixed(3)}`, `logit ${hit.logit.toFixed(1)}`];
