@@ -24,7 +24,7 @@ def get_config(variant: str = "landmarks") -> ConfigDict:
     config.dataset = variant  # "landmarks" is built on first use; any other name is read from data_dir
     config.data_dir = ""  # folder of a prepared data set (python -m ames_jax.prepare shards); "" for the built-in one
     config.seed = 0  # of initial values, triplets and lengths
-    config.init = "matching"  # "matching" (ours, see README) or "release"; release value: "release"
+    config.init = "matching"  # "matching" (ours, see docs/differences.md) or "release"; release value: "release"
     config.start = ""  # model to go on from instead (run directory, model directory or .pt), of the same shape
     config.size = "mini"  # "mini" (2 layers, feed-forward 256) or "released" (5 layers, feed-forward 1024)
 

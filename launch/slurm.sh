@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Many GPUs under SLURM: launch/slurm.sh ACTION [--dry-run], on a login node, in an environment with ames_jax's requirements
-#   run      submits the job of $STAGE: one process a GPU; it requeues itself when it is preempted or its time is up
+#   run      submits the job of $STAGE: one process per GPU; it requeues itself when it is preempted or its time is up
 #   smoke    ten steps on every GPU; fails unless all end with the same parameters
 #   status   of the job
 #   logs     follows the log
