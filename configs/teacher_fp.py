@@ -64,7 +64,7 @@ def _model() -> ConfigDict:
     model.pre_norm = False  # LayerNorm before each block instead of after; release: False
     model.binarizer = "straight_through"  # "straight_through" or "erf" (binary models); release: "erf"
     model.sigma = 1e-6  # variance of the erf surrogate; release: 1e-6
-    model.match_weight = 0.0  # of the matches of bits, or of a teacher's floats, in the logit (ours); release: 0
+    model.match_weight = 0.0  # of the matches of bits, or of a teacher's tokens, in the logit (ours); release: 0
     model.match_threshold = 0.0  # cosine from which descriptors match
     model.match_form = "query"  # "query" (best partners of the query's) or "mutual" (each other's best)
     model.match_query = "bits"  # "bits" or "floats": the query's bits, or its projections before they are binarized

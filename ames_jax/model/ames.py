@@ -37,7 +37,8 @@ class AMESConfig:
       round_stored: full precision rounds database tokens through float16 at test time, as they are stored (release: True).
       dtype: compute type, "float32" or "bfloat16"; parameters, bits, softmax and scores stay float32.
       match_weight: of the matches (`matches.matched` above match_threshold) that are added to the logit; ours, 0 in the
-        release. A binary model compares bits, a full-precision one the L2-normalised descriptors.
+        release. A binary model compares bits, a full-precision one its tokens (whitened descriptors where training begins
+        with init "matching").
       match_threshold: cosine from which descriptors match.
       match_form: "query" (best partners of the query's descriptors) or "mutual" (partners that are each other's best).
       match_query: "bits" or "floats": a query given as floats is compared by its bits, or by its projections before they
@@ -189,7 +190,7 @@ class AMES(nnx.Module):
         shared = share_query(self.layers[0], tokens, query.valid, self._matching(tokens.dtype))
         if not self.config.counts_matches:
             return shared
-        return shared._replace(vectors=self._vectors(query, self.config.match_query == "floats"))
+        return shared._replace(vectors=self._vectors(query, asking=True))
 
     def logits(self, shared: SharedQuery, database: DescriptorSet) -> Float32[Array, " K"]:
         """Logits of one shared query against database images [K, T, ·]."""
@@ -198,7 +199,7 @@ class AMES(nnx.Module):
         logits = self._after_self_block(sequence)
         if shared.vectors is None:
             return logits
-        return logits + self._matches(shared.vectors, self._vectors(database, False), shared.valid, database.valid)
+        return logits + self._matches(shared.vectors, self._vectors(database), shared.valid, database.valid)
 
     def database_tokens(self, database: DescriptorSet, train: bool = False) -> Float[Array, "*batch T d"]:
         """Tokens of the database side; at test time in the precision in which they are stored."""
@@ -234,14 +235,15 @@ class AMES(nnx.Module):
     ) -> Float32[Array, " B"]:
         if not self.config.counts_matches:
             return logits
-        asking = self._vectors(query, self.config.match_query == "floats", train)
-        return logits + self._matches(asking, self._vectors(database, False, train), query.valid, database.valid)
+        vectors = self._vectors(query, train, asking=True), self._vectors(database, train)
+        return logits + self._matches(*vectors, query.valid, database.valid)
 
-    def _vectors(self, side: DescriptorSet, floats: bool, train: bool = False) -> Float32[Array, "*batch N C"]:
-        """Vectors that are matched; floats: of a binary model the projections, where they are there."""
+    def _vectors(self, side: DescriptorSet, train: bool = False, asking: bool = False) -> Float32[Array, "*batch N C"]:
+        """Vectors that are matched, of the database or of the query (asking): bits, or tokens of a full-precision model."""
         if self.config.bits is None:
-            return as_long_as_signs(side.features.astype(jnp.float32))
-        return vectors_of(side, self.tokenizer, floats, train)
+            tokens = self.tokenizer(side, train) if asking else self.database_tokens(side, train)
+            return as_long_as_signs(tokens.astype(jnp.float32))
+        return vectors_of(side, self.tokenizer, asking and self.config.match_query == "floats", train)
 
     def _matches(
         self,

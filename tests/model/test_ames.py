@@ -246,7 +246,7 @@ def test_matches_join_the_logit_as_they_are_counted_by_hand(form, bits, asking, 
         if side.is_packed:
             return np.unpackbits(side.features, axis=-1).astype(np.float32) * 2 - 1
         if bits is None:
-            return np.asarray(side.features)
+            return np.asarray(plain.database_tokens(side) if side is database else plain.tokenizer(side))
         projected = np.asarray(plain.tokenizer.projections(side.features))
         return np.where(projected > 0, 1, -1).astype(np.float32) if use_bits else projected
 
@@ -273,7 +273,7 @@ def test_matches_do_not_depend_on_order_or_padding(form, rng):
     counting = AMES(config, nnx.Rngs(0))
 
     def matches(query, database):
-        vectors = (counting._vectors(side, False) for side in (query, database))
+        vectors = (counting._vectors(side) for side in (query, database))
         return np.asarray(counting._matches(*vectors, query.valid, database.valid))
 
     expected = matches(*bits)
@@ -295,7 +295,7 @@ def test_mutual_matches_teach_hyperplanes_weight_and_threshold(asking, rng):
 
     def total(state):
         merged = nnx.merge(graph, state)
-        vectors = merged._vectors(query, asking == "floats", True), merged._vectors(database, False, True)
+        vectors = merged._vectors(query, True, asking=True), merged._vectors(database, True)
         return merged._matches(*vectors, query.valid, database.valid).sum()
 
     gradient = jax.grad(total)(state)
