@@ -65,9 +65,9 @@ def calibrate(
     if out or data or photos or distractors:
         raise UserError("--out, --data, --photos and --distractors belong to --run: leave them out with --index")
     known = search_results.Labels.read(labels)
-    opened = searcher.Searcher(index, shortlist=shortlist, query_descriptors=QUERY_DESCRIPTORS, pictures=pictures)
+    opened = searcher.Searcher(index, shortlist=shortlist, pictures=pictures)
     pairs = calibrating.judged_pairs(opened, known.of, queries, pictures)
-    calibration, text = pairs.fit(threshold, QUERY_DESCRIPTORS)
+    calibration, text = pairs.fit(threshold, opened.query_descriptors)
     calibrating.keep(index, calibration)
     print(f"{index}: {text}")
 

@@ -21,7 +21,11 @@ with epy.lazy_imports():  # help needs none of them
     from ames_jax.extraction import backbone, listing
     from ames_jax.index import building, changes, collection, database_index, explaining, model_choice, searcher
     from ames_jax.index import photos as index_photos
+    from ames_jax.model import released
     from ames_jax.report import explanation, search_results
+
+# Of pictures, joined with `backbones.DEFAULT_GLOBAL`.
+DEFAULT_BACKBONE = "xfeat"
 
 
 @Parameter(name="*")
@@ -33,7 +37,7 @@ class SearcherFlags:
       index: What `search index` wrote.
       pictures: Folder of the indexed pictures, where they have moved.
       shortlist: Images that are re-ranked.
-      query_descriptors: The strongest descriptors of a query, which are used.
+      query_descriptors: The strongest descriptors of a query, which are used (default: the index's).
       lam: Weight λ of the global similarity (default: the index's).
       gamma: Scale γ of the logits (default: the index's).
       refine: Refine the first stage by global descriptors alone: superglobal, expand, augment, or several joined by +.
@@ -47,7 +51,7 @@ class SearcherFlags:
     index: Path
     pictures: Path | None = None
     shortlist: Count = 100
-    query_descriptors: Count = 100
+    query_descriptors: Count | None = None
     lam: Fraction | None = None
     gamma: Scale | None = None
     refine: str = ""
@@ -73,22 +77,36 @@ class SearcherFlags:
 @Parameter(name="*")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PhotoFlags(BackboneFlags):
-    __doc__ = f"""{BackboneFlags.__doc__.rstrip()}
+    __doc__ = f"""{BackboneFlags.__doc__.rstrip().replace("of your own.", "of your own (default: the model's, else xfeat).")}
       images: A folder of pictures, or a list with one line per picture.
       skip_broken: Leave out pictures that cannot be read, instead of stopping.
     """
 
-    backbone: str = "sift"
+    backbone: str | None = None
     # The name of the flag that extract has, --descriptors, is here that of a folder.
     descriptors: Annotated[Count | None, Parameter(name="--extracted-descriptors")] = None
     dtype: Literal["float32", "bfloat16"] | None = None  # inherited types are looked up in this file
     images: Path | None = None
     skip_broken: bool = False
 
-    def open(self) -> backbone.Backbone:
-        """See `BackboneFlags.open`."""
-        own = (field.name for field in dataclasses.fields(BackboneFlags))
-        return BackboneFlags(**{name: getattr(self, name) for name in own}).open()
+    def name_of(self, model: str | None) -> str:
+        """The backbone that is meant: the given one, that of the given model or SIFT statistics, else the default."""
+        if self.backbone or self.statistics:
+            return self.backbone or "sift"
+        facts = released.known_facts(model) if model and model != model_choice.MUTUAL else {}
+        return facts.get("backbone") or DEFAULT_BACKBONE
+
+    def open(self, name: str) -> backbone.Backbone:
+        """The backbone `name` with these flags; raises UserError."""
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(BackboneFlags)}
+        try:
+            return BackboneFlags(**{**own, "backbone": name}).open()
+        except UserError as error:
+            if self.backbone or name != DEFAULT_BACKBONE or (self.weights and self.global_weights):
+                raise
+            raise UserError(
+                f"{error}. Or give the files with --weights and --global-weights, or take --backbone=sift, which needs none"
+            ) from None
 
 
 def index(
@@ -184,8 +202,9 @@ def _build(
         images = building.Descriptors.open(descriptors, split)
         chosen = model_choice.ChosenModel.for_collection(model, images.about.get("backbone", ""), lam, gamma)
         return building.build_index(out, images, chosen, **settings)
-    chosen = model_choice.ChosenModel.for_collection(model, photos.backbone, lam, gamma)
-    listed, extractor = listing.list_images(photos.images), photos.open()
+    name = photos.name_of(model)
+    chosen = model_choice.ChosenModel.for_collection(model, name, lam, gamma)
+    listed, extractor = listing.list_images(photos.images), photos.open(name)
     built, broken = index_photos.index_photos(
         out, listed, extractor, chosen, **settings, skip_broken=photos.skip_broken
     )

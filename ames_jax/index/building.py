@@ -18,7 +18,7 @@ from ames_jax.extraction.backbone import STATISTICS_FILE
 from ames_jax.extraction.sift import statistics_of
 from ames_jax.index.collection import SearchIndex
 from ames_jax.index.first_stage import ChosenVectors, check_vectors, factory_string, make_empty, write_empty
-from ames_jax.index.index_json import EMPTY, FORMAT, MODEL, publish, recorded, sync
+from ames_jax.index.index_json import EMPTY, FORMAT, LATER, MODEL, publish, recorded, sync
 from ames_jax.index.model_choice import ChosenModel
 from ames_jax.index.parts import NewImages, write_images
 from ames_jax.model.packing import BitPacker
@@ -134,6 +134,7 @@ def build_index(
             "model": chosen.name,
             "lam": chosen.lam,
             "gamma": chosen.gamma,
+            "query_descriptors": chosen.facts.get("query_descriptors", LATER["query_descriptors"]),
             "global_index": factory_string(global_index, len(descriptors.ids)),
             "global_width": descriptors.global_descriptors.shape[1],
             "statistics": descriptors.statistics,

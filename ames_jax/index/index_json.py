@@ -68,9 +68,12 @@ OF_INDEX: dict[str, Check] = {
     "gamma": ("a number from 0 on", _is_number(1e9)),
     "global_index": TEXT,
     "global_width": WHOLE,
+    "query_descriptors": WHOLE,
     "statistics": ("a text or null", lambda value: value is None or isinstance(value, str)),
     "parts": ("a list with at least one part", lambda value: isinstance(value, list) and len(value) > 0),
 }
+# Keys that indexes of earlier versions go without, and their values.
+LATER = {"query_descriptors": 100}
 OF_PART: dict[str, Check] = {
     "folder": ("part-NUMBER", lambda value: isinstance(value, str) and bool(re.fullmatch(r"part-\d+", value))),
     "images": WHOLE,
@@ -110,6 +113,7 @@ def read_facts(path: Path) -> dict[str, Any]:
         )
     if facts["version"] > 1 and facts.pop("crc32", None) != _crc32(facts):
         raise UserError(f"{file} is damaged: its checksum is wrong; {AGAIN}")
+    facts = {**LATER, **facts}
     _check(file, facts, OF_INDEX if facts["version"] == 1 else OF_INDEX | SINCE_2)
     for part in facts["parts"]:
         _check(file, part, OF_PART if facts["version"] == 1 else OF_PART | {"files": FILES}, "a part's ")

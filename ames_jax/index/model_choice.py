@@ -16,8 +16,8 @@ from ames_jax.model.weights import refuse_other_descriptors
 from ames_jax.retrieval.sets import sample_descriptors
 from ames_jax.runtime.errors import UserError
 
-# Hand-made matching in place of a model, and what its λ, γ and bits are.
-MUTUAL, MUTUAL_LAM, MUTUAL_GAMMA, MUTUAL_BITS = "mutual", 0.8, 0.4, 64
+# Hand-made matching in place of a model, and its settings, measured on photographs with XFeat (docs/search.md).
+MUTUAL, MUTUAL_LAM, MUTUAL_GAMMA, MUTUAL_BITS, MUTUAL_QUERY = "mutual", 0.8, 0.4, 64, 200
 # Models by backbone for which none is shipped.
 DEFAULTS = {"xfeat": MUTUAL}
 
@@ -85,6 +85,7 @@ class ChosenModel:
                 f"{sample.shape[1]}"
             )
         facts = {"backbone": about.get("backbone"), "global": about.get("global"), "lam": self.lam, "gamma": self.gamma}
+        facts["query_descriptors"] = MUTUAL_QUERY
         return dataclasses.replace(self, model=learned_matching(sample, bits), facts=facts)
 
     def check(self, about: Mapping[str, Any], statistics: str | None) -> None:
@@ -99,6 +100,12 @@ class ChosenModel:
             )
         check_setting(self.lam, self.gamma, self.name)
         refuse_other_descriptors(self.name, self.facts, about, statistics)
+        width = about.get("width")
+        if self.model and width and width != self.model.config.descriptor_width:
+            raise UserError(
+                f"{self.name} takes descriptors of {self.model.config.descriptor_width} values, those of "
+                f"{about.get('backbone')} have {width}; give another --model or --backbone"
+            )
         beside, found = self.facts.get("global"), about.get("global")
         own = (self.lam, self.gamma) == (self.facts.get("lam"), self.facts.get("gamma"))
         if own and beside and found and beside != found:

@@ -79,7 +79,7 @@ def index_photos(
     path = Path(path)
     refuse_taken(path)
     statistics = getattr(backbone, "statistics", None)  # of sift
-    found = {"backbone": backbone.name, "global": backbone.global_name}
+    found = {"backbone": backbone.name, "width": backbone.width, "global": backbone.global_name}
     chosen.check(found, statistics and statistics.fingerprint())  # before hours of extraction
     with lock(_workspace(path), home()):
         descriptors, broken = _extracted(

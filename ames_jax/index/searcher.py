@@ -72,7 +72,7 @@ class Searcher:
     Args:
       index: folder of an index, or an open one.
       shortlist: images of the first stage that are re-ranked.
-      query_descriptors: Q, the strongest descriptors of a query, which are used.
+      query_descriptors: Q, the strongest descriptors of a query, which are used (default: the index's).
       lam, gamma: λ and γ in place of those of the index.
       backbone: extracts queries; by default, opened on the first picture, the one that extracted the images.
       refine: kinds of refinement of the first stage by global descriptors alone, joined by + (`retrieval.refinement`).
@@ -90,7 +90,7 @@ class Searcher:
         index: SearchIndex | str | Path,
         *,
         shortlist: int = 100,
-        query_descriptors: int = 100,
+        query_descriptors: int | None = None,
         lam: float | None = None,
         gamma: float | None = None,
         refine: str = "",
@@ -100,6 +100,8 @@ class Searcher:
         pictures: str | Path | None = None,
     ):
         self.index = index if isinstance(index, SearchIndex) else SearchIndex.open(index)
+        if query_descriptors is None:
+            query_descriptors = self.index.facts["query_descriptors"]
         for name, value, most in (
             ("shortlist", shortlist, sys.maxsize),
             ("query_descriptors", query_descriptors, MOST_QUERY_DESCRIPTORS),

@@ -132,6 +132,11 @@ def test_what_does_not_belong_together_is_refused(made, grown, tmp_path):
     write_about(grown / "set", about)
     with pytest.raises(UserError, match="is in the index already, as another picture"):
         add_images(grown / "index", Descriptors.open(grown / "set"))
+    about["extraction"]["global_backbone"] = {"name": "dinov2_small", "weights": "moved.pth"}
+    write_about(grown / "set", about)
+    with pytest.raises(UserError, match=r"extracted with global_name = 'dinov2_small', the images of .* with None"):
+        add_images(grown / "index", Descriptors.open(grown / "set"))
+    del about["extraction"]["global_backbone"]
     about["extraction"]["max_side"] = 100
     write_about(grown / "set", about)
     with pytest.raises(UserError, match="extracted with max_side = 100"):
