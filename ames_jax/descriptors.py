@@ -28,6 +28,9 @@ class DescriptorSet:
       xy: float [..., N, 2], positions as a share of the image's width and height, or None.
       scale: float [..., N], scale of each descriptor in the unit of its extractor, or None.
       weight: float [..., N], strength of each descriptor, falling along N, or None.
+
+    Lists, tensors of PyTorch, and arrays of objects or of another byte order become arrays of NumPy; UserError where they
+    cannot.
     """
 
     # Transformations of JAX put whatever they map to into the fields, so their types are not checked.
@@ -36,6 +39,12 @@ class DescriptorSet:
     xy: Any = None
     scale: Any = None
     weight: Any = None
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not (value is None or isinstance(value, jax.Array)) and _is_foreign(value):
+                object.__setattr__(self, field.name, as_array(value, f"DescriptorSet: {field.name}"))
 
     @property
     def count(self) -> int:
@@ -83,6 +92,33 @@ class DescriptorSet:
         return DescriptorSet(**{n: None if f is None else function(f, axes[n]) for n, f in fields.items()})
 
 
+def _is_foreign(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.dtype == object or not value.dtype.isnative
+    return isinstance(value, list) or hasattr(value, "detach")
+
+
+def as_array(value: Any, name: str) -> np.ndarray:
+    """Lists, tensors of PyTorch and arrays of any kind as an array of numbers in the machine's byte order.
+
+    Raises UserError, naming `name`, for lists of unequal length and for what is not made of real numbers.
+    """
+    try:
+        if hasattr(value, "detach"):  # of PyTorch, maybe on a device, of a type that NumPy does not know
+            value = value.detach().cpu()
+            value = value.float() if str(value.dtype) == "torch.bfloat16" else value
+        array = np.asarray(value)
+        if array.dtype == object:
+            array = array.astype(np.float32)
+    except Exception as error:  # whatever the object's own conversion raises
+        raise UserError(
+            f"{name}: {type(value).__name__} is no array of numbers ({' '.join(str(error).split())[:120]})"
+        ) from error
+    if array.dtype.kind not in "biuf" and not jnp.issubdtype(array.dtype, jnp.floating):
+        raise UserError(f"{name}: expected numbers, found {array.dtype}")
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
 def stack(sets: Sequence[DescriptorSet], count: int | None = None) -> DescriptorSet:
     """Sets of single images [N_i, ·] as one [B, count, ·], truncated and padded to `count` (default: the longest)."""
     count = count if count is not None else max(s.count for s in sets)
@@ -107,18 +143,27 @@ def unpack_bits(packed: UInt8[AnyArray, "*batch bytes"], dtype: Any = jnp.float3
     return bits.astype(dtype) * 2 - 1
 
 
-def validate(descriptors: DescriptorSet, width: int, bits: int | None, name: str) -> DescriptorSet:
+def validate(
+    descriptors: DescriptorSet, width: int, bits: int | None, name: str, axes: int | None = None
+) -> DescriptorSet:
     """Refuses, on the host, descriptors that cannot enter a model of this descriptor `width` (and `bits`).
 
-    Returns the set; where padding rows hold NaN or infinity, which would spread in a matrix product, with zeros in them.
+    Returns the set as the model takes it: integers and float64 as float32 of the same directions, whatever their scale; a
+    mask as bool; and where padding rows hold NaN or infinity, which would spread in a matrix product, zeros in them.
+
+    Args:
+      axes: of `features`, where their number matters.
 
     Raises:
-      UserError: naming `name` and what is wrong: a width that does not match, packed bits for a full-precision model,
-        a mask of another shape, or the first row that holds NaN or infinity.
+      UserError: naming `name` and what is wrong: no DescriptorSet, a width or number of axes that does not match, packed
+        bits for a full-precision model, a mask of another shape or meaning, or the first row that holds NaN or infinity.
     """
+    if not isinstance(descriptors, DescriptorSet):
+        raise UserError(f"{name}: expected a DescriptorSet, found {type(descriptors).__name__}")
     features = descriptors.features
-    if features.ndim < 2:
-        raise UserError(f"{name}: expected descriptors [..., N, D], found an array of shape {tuple(features.shape)}")
+    if features.ndim < 2 or features.ndim != (axes or features.ndim):
+        expected = {2: "[N, D] of one image", 3: "[images, N, D]"}.get(axes, "[..., N, D]")
+        raise UserError(f"{name}: expected descriptors {expected}, found an array of shape {tuple(features.shape)}")
     found = features.shape[-1]
     if descriptors.is_packed:
         if bits is None:
@@ -127,16 +172,44 @@ def validate(descriptors: DescriptorSet, width: int, bits: int | None, name: str
             raise UserError(f"{name}: expected {bits} bits ({bits // 8} bytes) per descriptor, found {found} bytes")
     elif found != width:
         raise UserError(f"{name}: the model takes descriptors of width {width}, found {found}")
-    valid = descriptors.valid
-    if valid is not None and tuple(valid.shape) != tuple(features.shape[:-1]):
-        raise UserError(f"{name}: valid has shape {tuple(valid.shape)}, expected {tuple(features.shape[:-1])}")
+    valid = _as_mask(descriptors.valid, tuple(features.shape[:-1]), name)
+    if valid is not descriptors.valid:
+        descriptors = dataclasses.replace(descriptors, valid=valid)
     if descriptors.is_packed:
         return descriptors
-    bad = ~np.isfinite(np.asarray(features)).all(-1)
-    if not bad.any():
-        return descriptors
-    real = bad if valid is None else bad & np.asarray(valid)
-    if real.any():
-        row = tuple(int(i) for i in np.argwhere(real)[0])
-        raise UserError(f"{name}: descriptor {row if len(row) > 1 else row[0]} holds NaN or infinity")
-    return dataclasses.replace(descriptors, features=np.where(bad[..., None], 0, np.asarray(features)))
+    single = _as_single(features, name)
+    bad = ~np.isfinite(np.asarray(single)).all(-1)
+    if bad.any():
+        real = bad if valid is None else bad & np.asarray(valid)
+        if real.any():
+            row = tuple(int(i) for i in np.argwhere(real)[0])
+            raise UserError(f"{name}: descriptor {row if len(row) > 1 else row[0]} holds NaN or infinity")
+        single = np.where(bad[..., None], 0, np.asarray(single))
+    return descriptors if single is features else dataclasses.replace(descriptors, features=single)
+
+
+def _as_mask(valid: Any, shape: tuple[int, ...], name: str) -> Any:
+    """`valid` as bool of this shape; raises UserError where it is none."""
+    if valid is None:
+        return None
+    if tuple(valid.shape) != shape:
+        raise UserError(f"{name}: valid has shape {tuple(valid.shape)}, expected {shape}")
+    if valid.dtype == bool:
+        return valid
+    values = np.asarray(valid)
+    if not ((values == 0) | (values == 1)).all():
+        raise UserError(f"{name}: valid holds {valid.dtype} beside 0 and 1; expected True where a descriptor is real")
+    return values.astype(bool)
+
+
+def _as_single(features: AnyArray, name: str) -> AnyArray:
+    """Floats of at most 32 bits; of wider numbers float32, each row by a power of two in a range that holds it."""
+    if jnp.issubdtype(features.dtype, jnp.floating) and features.dtype.itemsize <= 4:
+        return features
+    if features.dtype.kind not in "iuf":
+        raise UserError(f"{name}: expected descriptors of floats or of packed bits (uint8), found {features.dtype}")
+    values = np.asarray(features, np.float64)
+    with np.errstate(invalid="ignore"):
+        exponent = np.frexp(np.abs(values).max(axis=-1, keepdims=True, initial=0))[1]
+    exponent[np.abs(exponent) < 64] = 0  # the values as they are
+    return np.ldexp(values, -exponent).astype(np.float32)

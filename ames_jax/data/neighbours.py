@@ -15,7 +15,7 @@ import numpy as np
 
 from ames_jax.data.neighbour_search import BLOCK, BlockSearch, Rows
 from ames_jax.runtime import cache
-from ames_jax.runtime.checksums import note_unchecked, recorded
+from ames_jax.runtime.checksums import entries, note_unchecked, record, recorded
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import (
     digest_of,
@@ -149,12 +149,14 @@ def search_to_folder(
     }
     facts, advice = {**settings, "made_by": "exact inner product search"}, "Name another folder, or delete this one"
     about = folder / "about.json"
-    if about.exists():
-        return same_job(about, facts, later=("inputs",), advice=advice)
-    same_job(folder / UNFINISHED / "settings.json", settings, later=("inputs",), advice=advice)
     starts = range(0, len(queries), search.block)
     mine = starts[process::processes]
     with lock(folder / UNFINISHED / f"{process}", cache.home()):
+        if about.exists():
+            same_job(about, facts, later=("inputs",), advice=advice)
+            _clear(folder)
+            return True
+        same_job(folder / UNFINISHED / "settings.json", settings, later=("inputs",), advice=advice)
         todo = [start for start in mine if not _block(folder, "similarities", start).exists()]
         label = f"{len(queries)} × {len(database)}"
         with Progress(label, len(mine), "blocks", done=len(mine) - len(todo)) as progress:
@@ -162,8 +164,8 @@ def search_to_folder(
                 write_array(_block(folder, "indices", start), indices)
                 # Written last: where it is, the block is done.
                 write_array(_block(folder, "similarities", start), similarities)
-    if all(_block(folder, "similarities", start).exists() for start in starts):
-        _join(folder, starts, (len(queries), k), facts)
+        if all(_block(folder, "similarities", start).exists() for start in starts):
+            _join(folder, starts, (len(queries), k), facts)
     return about.exists()
 
 
@@ -195,4 +197,13 @@ def _join(folder: Path, starts: Sequence[int], shape: tuple[int, int], facts: Ma
     except (UserError, FileNotFoundError):
         if not (folder / "about.json").exists():  # else another host was first, and has removed the blocks
             raise
+        record(folder, *FILES)
     shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+
+
+def _clear(folder: Path) -> None:
+    """Ends what a run that was killed after the last file of the lists had left to do."""
+    if (folder / UNFINISHED).exists():
+        if not entries(folder).keys() >= set(FILES):
+            record(folder, *FILES)
+        shutil.rmtree(folder / UNFINISHED, ignore_errors=True)

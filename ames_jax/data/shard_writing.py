@@ -26,7 +26,7 @@ from etils import epy
 from ames_jax.data.lists import write_ids
 from ames_jax.data.records import GEOMETRY, ImageRecord, RecordFormat, check_name, check_split, read_shard
 from ames_jax.runtime import cache
-from ames_jax.runtime.checksums import recorded
+from ames_jax.runtime.checksums import entries, record, recorded
 from ames_jax.runtime.cores import end_with_parent, usable_cores
 from ames_jax.runtime.errors import UserError, requires
 from ames_jax.runtime.files import (
@@ -50,7 +50,7 @@ WRITER_OPTIONS = "group_size:1,uncompressed"
 SHARD_BYTES = 512 * 2**20
 # Below this a second process costs more to start than it saves.
 PARALLEL_BYTES = 256 * 2**20
-UNFINISHED = ".unfinished"
+UNFINISHED, METADATA = ".unfinished", ("dataset_info.json", "features.json", "shards.json")
 RECEIPT = ("records", "bytes", "sha256", "file_bytes")
 # Of the settings, those in which the splits of a data set may differ.
 OF_A_SPLIT = ("images", "shards", "first", "last", "inputs")
@@ -198,12 +198,17 @@ def finish(tasks: Sequence[ShardTask]) -> None:
         finished = read_json(root / "shards.json", missing={}) | {
             split: {"settings": read_json(folder / "settings.json"), "files": files}
         }
-        with recorded(root, "dataset_info.json", "features.json", "shards.json"):
+        with recorded(root, *METADATA):
             _write_metadata(root, own[0].name, own[0].format, finished)
             write_json(root / "shards.json", finished)
-        shutil.rmtree(folder)
-        with contextlib.suppress(OSError):  # another split is unfinished
-            folder.parent.rmdir()
+        _clear(folder)
+
+
+def _clear(folder: Path) -> None:
+    """Removes what was kept of a split while it was unfinished."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # another split is unfinished
+        folder.parent.rmdir()
 
 
 def _completed(tasks: Sequence[ShardTask], splits: Mapping[str, Source], processes: int) -> Iterator[ShardTask]:
@@ -256,7 +261,9 @@ def _claim(tasks: Sequence[ShardTask], source: Source) -> bool:
         refuse_other(f"{task.root} {split}", entry["settings"], settings, free=free, later=("inputs",), advice=ADVICE)
     files = finished.get(task.split, {}).get("files", {})
     if files and all(t.path.exists() and t.path.stat().st_size == files[t.path.name]["file_bytes"] for t in tasks):
-        shutil.rmtree(task.receipt.parent, ignore_errors=True)  # left by a run that was killed at its very end
+        if task.receipt.parent.exists() and not entries(task.root).keys() >= set(METADATA):
+            record(task.root, *METADATA)  # which a run that was killed at its very end had left to do
+        _clear(task.receipt.parent)
         return True
     same_job(task.receipt.with_name("settings.json"), settings, later=("inputs",), advice=ADVICE)
     for own in tasks if files else ():

@@ -51,7 +51,7 @@ class DescriptorSource:
     """
 
     def __init__(self, root: Path, split: str) -> None:
-        self.root, self.split = Path(root), split
+        self.root, self.split = Path(root).absolute(), split
         with _reading_metadata(self.root):
             info = _builder(self.root).info
             if split not in info.splits:

@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -154,7 +155,7 @@ def open_store(path: str | Path, binarizer: str | None = None) -> PackedStore:
 
     Raises UserError, naming the file: not a store, another version, a file missing or truncated, another model's bits.
     """
-    path = Path(path)
+    path = Path(os.path.abspath(path))  # ids are read later, from wherever the process is then
     header = _read_header(path)
     for name, facts in header["files"].items():
         small = facts["bytes"] <= READ_ON_OPENING  # bits that have sums are compared image by image as they are read

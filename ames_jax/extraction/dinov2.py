@@ -63,7 +63,7 @@ class Dinov2Backbone(NetworkBackbone):
     @classmethod
     def read_network(cls, path: Path | None, dtype: str) -> ViT:
         """The given file, or the authors', downloaded once; raises UserError for another size or too few blocks."""
-        path = path or fetch_file(cls.file, (cls.address,))
+        path = path or fetch_file(cls.file, (cls.address,), read_weights)
         network = vit_of(read_weights(path), dtype=dtype, source=str(path))
         found, expected = (network.config.width, network.config.depth), SIZES.get(cls.size or "")
         if expected and found != expected:

@@ -88,9 +88,7 @@ def load_image(source: Path | BinaryIO, name: str | None = None, most_pixels: in
                 raise UserError(
                     f"{name}: {image.width} × {image.height} pixels are more than {most_pixels:,}; shrink it"
                 )
-            image.load()
-            orientation = _orientation(image)
-            return np.asarray(_upright(_as_rgb(image, name), orientation))
+            return decoded(image, name)
     except UserError:
         raise
     except MemoryError as error:
@@ -99,6 +97,12 @@ def load_image(source: Path | BinaryIO, name: str | None = None, most_pixels: in
         package = UNREAD.get(Path(name).suffix.lower())
         advice = f"pip install {package} reads such files" if package else "mend or remove it"
         raise UserError(f"{name}: cannot be read as an image ({' '.join(str(error).split())}); {advice}") from error
+
+
+def decoded(image: Image.Image, name: str) -> np.ndarray:
+    """The pixels of a picture of Pillow as `load_image` gives them; name: what errors call it. Raises as Pillow does, too."""
+    image.load()
+    return np.asarray(_upright(_as_rgb(image, name), _orientation(image)))
 
 
 def _upright(image: Image.Image, orientation: object) -> Image.Image:

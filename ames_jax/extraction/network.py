@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from ames_jax.extraction.detector import Detector, detector_of, strongest, unit_
 from ames_jax.extraction.network_weights import read_weights
 from ames_jax.extraction.vlad import normalised
 from ames_jax.runtime.cache import ADDRESSES, fetch_file
+from ames_jax.runtime.cores import refuse_fork
 from ames_jax.runtime.devices import data_mesh
 
 # ImageNet's, RGB.
@@ -77,7 +79,7 @@ class NetworkBackbone:
         """The given file, or the release's, downloaded once; None where the release has none for this network."""
         if path is None and not cls.released_detector:
             return None
-        file = path or fetch_file(f"{cls.name}_detector.pt", ADDRESSES)
+        file = path or fetch_file(f"{cls.name}_detector.pt", ADDRESSES, read_weights)
         return detector_of(read_weights(file), str(file))
 
     def __init__(
@@ -95,7 +97,7 @@ class NetworkBackbone:
         self.settings: dict[str, Any] = {"name": self.name, "descriptors": descriptors, "max_side": max_side}
         graph, parameters = nnx.split((network, detector))
         mesh = data_mesh(jax.local_devices())
-        self._devices = mesh.size
+        self._process, self._devices = os.getpid(), mesh.size
         self._most = mesh.size * (batch or PER_DEVICE.get(jax.default_backend(), PER_ACCELERATOR))
         self.together = max(16, 4 * self._most)
         self._split = NamedSharding(mesh, PartitionSpec("data"))
@@ -115,6 +117,7 @@ class NetworkBackbone:
 
     def extract(self, images: Sequence[np.ndarray]) -> list[ExtractedImage]:
         """See `Backbone.extract`."""
+        refuse_fork(self._process, f"the backbone {self.name}")
         fitted = [self.fit(image) for image in images]
         results = self._run([self.inputs(image, scale) for image in fitted for scale in self.scales])
         count = len(self.scales)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -18,7 +19,7 @@ from ames_jax.extraction.backbone import STATISTICS_FILE, ExtractedImage
 from ames_jax.extraction.images import shrink
 from ames_jax.extraction.keypoints import SIFT_WIDTH, Keypoints, detect
 from ames_jax.extraction.vlad import learn_axes, learn_centres, normalised, vlad
-from ames_jax.runtime.cores import usable_cores
+from ames_jax.runtime.cores import refuse_fork, usable_cores
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import whole_file
 
@@ -167,7 +168,7 @@ class SiftBackbone:
     def __init__(self, statistics: SiftStatistics, *, descriptors: int = DESCRIPTORS, max_side: int = MAX_SIDE) -> None:
         self.statistics, self.descriptors, self.max_side = statistics, descriptors, max_side
         self.global_width, self.global_name = statistics.centres.size, statistics.global_name
-        self._libraries = ThreadpoolController()
+        self._process, self._libraries = os.getpid(), ThreadpoolController()
         self._threads = ThreadPoolExecutor(usable_cores(), "sift", initializer=_use_one_thread)
 
     @property
@@ -181,6 +182,7 @@ class SiftBackbone:
 
     def extract(self, images: Sequence[np.ndarray]) -> list[ExtractedImage]:
         """See `Backbone.extract`; each core takes one image at a time."""
+        refuse_fork(self._process, "the backbone sift")
         # The matrices are small, and BLAS's own threads, waiting for each other, would take a third of all time.
         with self._libraries.limit(limits=1, user_api="blas"):
             return list(self._threads.map(self._one, images))

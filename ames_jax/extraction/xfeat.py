@@ -205,7 +205,7 @@ class XFeatBackbone:
         cls, *, weights: Path | None = None, descriptors: int = DESCRIPTORS, max_side: int = MAX_SIDE
     ) -> XFeatBackbone:
         """Reads the given file, or the authors', downloaded once; raises UserError where it does not fit."""
-        file = weights or fetch_file(FILE, (ADDRESS,))
+        file = weights or fetch_file(FILE, (ADDRESS,), read_weights)
         backbone = cls(xfeat_of(read_weights(file), str(file)), descriptors=descriptors, max_side=max_side)
         backbone.settings["weights"] = weights and str(weights)
         return backbone

@@ -52,8 +52,8 @@ def compare(query: Any, image: Any, model: str = "sift", *, backbone: Backbone |
     first, second = backbone.extract([as_picture(query), as_picture(image)])
     matcher = ModelMatcher(chosen.model, chosen.name)
     # Padded, so that one program is compiled whatever the pictures hold.
-    local = stack([check_local(first.local)], QUERY_DESCRIPTORS)[0]
-    stored = matcher.stored(stack([check_local(second.local)], DATABASE_DESCRIPTORS))
+    local = stack([check_local(first.local, chosen.model.config)], QUERY_DESCRIPTORS)[0]
+    stored = matcher.stored(stack([check_local(second.local, chosen.model.config)], DATABASE_DESCRIPTORS))
     similarity = first.global_descriptor @ second.global_descriptor
     logits = matcher.shortlist(local, stored)
     [score] = ensemble(similarity[None], logits, chosen.lam, chosen.gamma)

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ames_jax.descriptors import DescriptorSet
+from ames_jax.descriptors import DescriptorSet, as_array, validate
 from ames_jax.extraction.backbone import ExtractedImage
-from ames_jax.extraction.images import load_image
+from ames_jax.extraction.images import decoded, load_image
+from ames_jax.model.kinds import Config
 from ames_jax.runtime.errors import UserError
 
 EXPECTED = "expected a picture file, an RGB or grey picture [H, W, 3] or [H, W], ExtractedImage or DescriptorSet"
@@ -31,19 +32,17 @@ def as_picture(query: Any) -> np.ndarray:
     if isinstance(query, str | Path):
         return load_image(Path(query))
     if isinstance(query, Image.Image):
-        query = np.asarray(query if query.mode in ("L", "RGB", "RGBA") else query.convert("RGBA"))
-    elif hasattr(query, "detach"):  # of PyTorch, maybe on a device
-        query = query.detach().cpu().numpy()
+        return decoded(query, "a query") if query.width and query.height else _channels_last(np.asarray(query))
     try:
-        pixels = np.asarray(query)
-    except Exception as error:  # whatever the object's own conversion raises
-        raise UserError(f"a query of type {type(query).__name__} is no picture ({error}): {EXPECTED}") from error
+        pixels = as_array(query, "a query")
+    except UserError as error:
+        raise UserError(f"{error}: {EXPECTED}") from error
     return _as_rgb(_as_bytes(_channels_last(pixels)))
 
 
 def check_global(query: ExtractedImage, width: int, name: str) -> np.ndarray:
     """The global descriptor of a query, float32 [width]; raises UserError unless it is one of length 1 (or 0)."""
-    vector = np.asarray(query.global_descriptor, np.float32)
+    vector = as_array(query.global_descriptor, "the query's global descriptor").astype(np.float32)
     if vector.shape != (width,):
         raise UserError(
             f"the query's global descriptor has {vector.size} values, those of {name} {width}: it comes from another "
@@ -55,14 +54,11 @@ def check_global(query: ExtractedImage, width: int, name: str) -> np.ndarray:
     return vector
 
 
-def check_local(query: DescriptorSet) -> DescriptorSet:
-    """Local descriptors of a query with `valid` always, so that queries with and without padding run one program.
-
-    Raises UserError for another number of axes.
-    """
+def check_local(query: DescriptorSet, config: Config) -> DescriptorSet:
+    """Local descriptors of a query as the model of this configuration takes them, with `valid` always, so that queries with
+    and without padding run one program; raises UserError as `descriptors.validate` does."""
+    query = validate(query, config.descriptor_width, config.bits, "the query's local descriptors", axes=2)
     features = np.asarray(query.features)
-    if features.ndim != 2:
-        raise UserError(f"the query's local descriptors have shape {list(features.shape)}, expected [N, width]")
     return DescriptorSet(features, np.ones(len(features), bool) if query.valid is None else np.asarray(query.valid))
 
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ames_jax.descriptors import DescriptorSet
+from ames_jax.descriptors import DescriptorSet, as_array
 from ames_jax.model.kinds import Model
 from ames_jax.retrieval.calibration import Calibration
 from ames_jax.retrieval.ranking import ensemble
@@ -84,8 +84,10 @@ def rerank(
     """
     if len(ids) != len(global_similarities):
         raise UserError(f"{len(ids)} ids with {len(global_similarities)} global similarities: give one for each")
+    if descriptors is not None and descriptors < 1:
+        raise UserError(f"descriptors={descriptors}: expected at least 1, or None for all that are stored")
     lam, gamma = setting_of(store, lam, gamma)
-    similarities = np.asarray(global_similarities, np.float32)
+    similarities = as_array(global_similarities, "global_similarities").astype(np.float32)
     if not np.isfinite(similarities).all():
         bad = int(np.argmin(np.isfinite(similarities)))
         raise UserError(f"the global similarity of {ids[bad]!r} is {similarities[bad]}, expected a number")

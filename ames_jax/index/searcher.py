@@ -28,7 +28,7 @@ from ames_jax.retrieval.maxsim import MaxSimMatcher
 from ames_jax.retrieval.plans import Plan
 from ames_jax.retrieval.ranking import ensemble
 from ames_jax.retrieval.scorer import Scorer
-from ames_jax.runtime.cores import usable_cores
+from ames_jax.runtime.cores import refuse_fork, usable_cores
 from ames_jax.runtime.errors import UserError
 
 STAGES = ("extract", "global", "gather", "score", "rank")
@@ -117,7 +117,7 @@ class Searcher:
         self._plan = Plan.parse(plan, self.shortlist) if plan else None
         if self._plan:
             self.query_descriptors = self._plan.most.query
-        self._backbone, self._keep_query = backbone, keep_query
+        self._backbone, self._keep_query, self._process = backbone, keep_query, os.getpid()
         self._pictures = None if pictures is None else Path(os.path.abspath(pictures))
 
     def warm_up(self) -> None:
@@ -153,8 +153,10 @@ class Searcher:
         Raises:
           UserError: naming the file: a picture that cannot be read; descriptors of another width; k below 1.
         """
-        if k < 1:
-            raise UserError(f"k={k}: expected at least 1")
+        if k < 1 or k != int(k):
+            raise UserError(f"k={k}: expected a whole number of at least 1")
+        k = int(k)
+        refuse_fork(self._process, "a Searcher")
         results = []
         for start in range(0, len(queries), QUERIES_AT_A_TIME):
             block = queries[start : start + QUERIES_AT_A_TIME]
@@ -177,11 +179,12 @@ class Searcher:
             return query
         if not isinstance(query, DescriptorSet):
             return self.backbone.fit(as_picture(query))
-        if self.index.facts["statistics"] is None:
+        if self.index.facts["statistics"] is None or query.is_packed:
             raise UserError(
-                "a DescriptorSet alone is a query of SIFT indexes, whose global descriptor comes from the local ones; "
-                "give ExtractedImage(local, global_descriptor)"
+                "a DescriptorSet of floats alone is a query of SIFT indexes, whose global descriptor comes from the local "
+                "ones; else give ExtractedImage(local, global_descriptor)"
             )
+        query = check_local(query, self.index.model.config)
         return ExtractedImage(query, global_descriptor(query, self._statistics))
 
     @functools.cached_property
@@ -191,7 +194,7 @@ class Searcher:
     def _search(self, queries: Sequence[Query], k: int) -> list[SearchResult]:
         times = [time.perf_counter()]
         extracted = self.extract(queries)
-        local = stack([check_local(query.local) for query in extracted], self.query_descriptors)
+        local = stack(self._checked(extracted), self.query_descriptors)
         width, name = self.index.global_index.width, str(self.index.path)
         vectors = np.stack([check_global(query, width, name) for query in extracted])
         times.append(time.perf_counter())
@@ -244,6 +247,13 @@ class Searcher:
         """Hand-made matching for the coarsest stage of a plan, and which of its scores counts."""
         kernel = MaxSimMatcher("kernel", packer=self.packer, forms=("query",), queries=("floats",))
         return kernel, KERNEL_THRESHOLDS.index(KERNEL_THRESHOLD)
+
+    def _checked(self, extracted: Sequence[ExtractedImage]) -> list[DescriptorSet]:
+        """Local descriptors of queries as the model takes them; bits where those of any are bits."""
+        local = [check_local(query.local, self.index.model.config) for query in extracted]
+        if len({query.is_packed for query in local}) > 1:
+            return [self.packer.pack(query[None])[0] for query in local]
+        return local
 
     def _first_stage(self, queries: Sequence[Query], vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Similarities and rows as `GlobalIndex.search` gives them, without the queries themselves."""

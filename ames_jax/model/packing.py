@@ -53,7 +53,7 @@ class BitPacker:
 
         Raises UserError, naming `name`, for another width, NaN or infinity.
         """
-        descriptors = validate(descriptors, self.config.descriptor_width, self.config.bits, name)
+        descriptors = validate(descriptors, self.config.descriptor_width, self.config.bits, name, axes=3)
         if descriptors.is_packed:
             return descriptors
         images, count, width = descriptors.features.shape

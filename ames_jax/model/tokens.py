@@ -15,10 +15,25 @@ from ames_jax.descriptors import AnyArray, DescriptorSet, pack_bits, unpack_bits
 NORM_EPSILON = 1e-5
 
 
-def l2_normalise(x: Float[AnyArray, "*batch D"]) -> Float[Array, "*batch D"]:
-    """Divides the last axis by its Euclidean norm; a zero vector stays zero."""
+def l2_normalise(x: Float32[AnyArray, "*batch D"]) -> Float32[Array, "*batch D"]:
+    """Divides the last axis by its Euclidean norm, whatever its scale; a zero vector stays zero.
+
+    (PyTorch's `normalize`, which the release calls, divides by 1e-12 at least, and leaves shorter vectors short.)
+    """
+    x = x * _power_of_two(jnp.max(jnp.abs(x), axis=-1, keepdims=True, initial=0))
     squared = jnp.sum(x * x, axis=-1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.maximum(squared, 1e-24))
+
+
+def _power_of_two(largest: Float32[Array, "*batch 1"]) -> Float32[Array, "*batch 1"]:
+    """The power of two that brings a value to 1..2; 1 for zero.
+
+    A product with it keeps every digit, so a vector that is scaled by it first has the same direction to the last bit, and
+    no square underflows or overflows.
+    """
+    exponent = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(largest), jnp.int32) >> 23
+    inverse = jax.lax.bitcast_convert_type(jnp.clip(254 - exponent, 1, 254) << 23, jnp.float32)
+    return jnp.where(exponent == 0, jnp.float32(1), inverse)
 
 
 def layer_norm(width: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:

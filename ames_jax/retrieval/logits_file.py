@@ -12,6 +12,7 @@ from ames_jax.retrieval.matchers import Matcher
 from ames_jax.retrieval.score_keeper import ScoreKeeper
 from ames_jax.retrieval.sets import RetrievalSet
 from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.files import whole_file
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,15 @@ class PairLogits:
         """Writes `logits.npz`: the fields, and `indices` [Nq, C], `similarities` float32 [Nq, C] of the first stage's
         lists, `dataset` and `first_stage` (text)."""
         width = self.logits.shape[1]
-        np.savez_compressed(
-            path,
-            **vars(self),
-            indices=np.asarray(data.ranks[:, :width]),
-            similarities=np.asarray(data.similarities[:, :width], np.float32),
-            dataset=data.name,
-            first_stage=data.first_stage,
-        )
+        with whole_file(path) as partial, partial.open("wb") as file:
+            np.savez_compressed(
+                file,
+                **vars(self),
+                indices=np.asarray(data.ranks[:, :width]),
+                similarities=np.asarray(data.similarities[:, :width], np.float32),
+                dataset=data.name,
+                first_stage=data.first_stage,
+            )
 
     @staticmethod
     def load(path: str, data: RetrievalSet) -> PairLogits:
@@ -53,10 +55,13 @@ class PairLogits:
         try:
             with np.load(path, allow_pickle=False) as file:
                 fields = {name: file[name] for name in (*PairLogits.__dataclass_fields__, "indices")}
-        except (OSError, KeyError, ValueError) as error:
-            raise UserError(f"--config.logits={path} is not a logits.npz of `ames_jax.evaluate`: {error}") from error
-        indices = fields.pop("indices")
+            indices, logits = fields.pop("indices"), fields.pop("logits")
+            if logits.dtype != np.float32 or logits.shape != indices.shape or logits.ndim != 2:
+                raise ValueError(f"logits are {logits.dtype} {logits.shape}, indices {indices.shape}")
+            facts = {name: value.item() for name, value in fields.items()}
+        except Exception as error:  # a damaged archive can fail in any part of its parsers
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"--config.logits={path} is not a logits.npz of `ames_jax.evaluate`: {reason}") from error
         if indices.shape[0] != len(data.ranks) or not np.array_equal(indices, data.ranks[:, : indices.shape[1]]):
             raise UserError(f"--config.logits={path} was scored on other neighbour lists than those of {data.name}")
-        logits = fields.pop("logits")
-        return PairLogits(logits, **{name: value.item() for name, value in fields.items()})
+        return PairLogits(logits, **facts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,13 +16,14 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float32, Int
 
-from ames_jax.descriptors import DescriptorSet, validate
+from ames_jax.descriptors import AnyArray, DescriptorSet, validate
 from ames_jax.model.ames import AMESConfig
 from ames_jax.model.kinds import Config, Model
 from ames_jax.model.packing import binarizer_fingerprint
 from ames_jax.runtime import cache
-from ames_jax.runtime.cores import usable_cores
+from ames_jax.runtime.cores import refuse_fork, usable_cores
 from ames_jax.runtime.devices import data_mesh
+from ames_jax.runtime.errors import UserError
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 # Bytes of activations of one micro-batch on one device. On CPU they should stay in the cache; an accelerator needs many
@@ -79,6 +81,7 @@ class Scorer:
         self.config, self.micro_batch = model.config, micro_batch
         self.binarizer = None if model.config.bits is None else binarizer_fingerprint(model)
         self._mesh = data_mesh(jax.local_devices())
+        self._process = os.getpid()
         self._graph, params = nnx.split(model)
         self._params = jax.device_put(params, NamedSharding(self._mesh, PartitionSpec()))
 
@@ -90,8 +93,7 @@ class Scorer:
         Raises:
           UserError: a width, mask or value that the model cannot take.
         """
-        query = validate(query, self.config.descriptor_width, self.config.bits, "query")
-        database = validate(database, self.config.descriptor_width, self.config.bits, "database")
+        query, database = self._checked(query, 2, database)
         count = database.features.shape[0]
         if count == 0:
             return np.zeros(0, np.float32)
@@ -101,11 +103,10 @@ class Scorer:
 
     def pairs(self, query: DescriptorSet, database: DescriptorSet) -> Float32[np.ndarray, " B"]:
         """Logits of query [B, Q, ·] with database [B, T, ·], pair by pair; raises as `shortlist` does."""
-        query = validate(query, self.config.descriptor_width, self.config.bits, "query")
-        database = validate(database, self.config.descriptor_width, self.config.bits, "database")
+        query, database = self._checked(query, 3, database)
         count = database.features.shape[0]
         if query.features.shape[0] != count:
-            raise ValueError(f"{query.features.shape[0]} queries for {count} database sets; pairs need equal numbers")
+            raise UserError(f"{query.features.shape[0]} queries for {count} database sets; pairs need equal numbers")
         if count == 0:
             return np.zeros(0, np.float32)
         batches, steps = self._micro_batches((query, database), count, query.count, database.count)
@@ -123,6 +124,14 @@ class Scorer:
             return np.zeros(shortlists.shape, np.float32)
         return np.stack(list(in_threads(one, range(len(shortlists)), queries_at_a_time())))
 
+    def _checked(
+        self, query: DescriptorSet, query_axes: int, database: DescriptorSet
+    ) -> tuple[DescriptorSet, DescriptorSet]:
+        """Both sides as the model takes them; raises UserError."""
+        refuse_fork(self._process, "a Scorer")
+        width, bits = self.config.descriptor_width, self.config.bits
+        return validate(query, width, bits, "query", query_axes), validate(database, width, bits, "database", 3)
+
     def _micro_batches(self, tree: Any, count: int, queries: int, databases: int) -> tuple[Any, int]:
         """Reshapes leading axes [count, …] to [capacity, micro-batch · devices, …] on the devices; and the steps to run.
 
@@ -138,7 +147,7 @@ class Scorer:
         steps = -(-count // size)
         capacity = _few_values(steps)
 
-        def lay_out(field: np.ndarray) -> jax.Array:
+        def lay_out(field: AnyArray) -> jax.Array:
             field = np.asarray(field)
             padded = np.zeros((capacity * size, *field.shape[1:]), field.dtype)
             padded[:count] = field

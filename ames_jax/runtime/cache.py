@@ -56,7 +56,7 @@ def start() -> None:
             os.environ[name.upper()] = str(value)
 
 
-def fetch_file(name: str, addresses: Sequence[str], check: Callable[[Path], object] | None = None) -> Path:
+def fetch_file(name: str, addresses: Sequence[str], check: Callable[[Path], object]) -> Path:
     """The file `name` in the cache; where it is not there, it is downloaded from the first server that answers.
 
     Args:
@@ -70,7 +70,7 @@ def fetch_file(name: str, addresses: Sequence[str], check: Callable[[Path], obje
     new = not path.is_file()
     if new:
         _download(path, addresses)
-    if check is not None and not pin_of(path).is_file():
+    if not pin_of(path).is_file():
         try:
             check(path)
         except UserError:

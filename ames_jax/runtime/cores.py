@@ -6,6 +6,8 @@ import os
 import threading
 import time
 
+from ames_jax.runtime.errors import UserError
+
 
 def usable_cores() -> int:
     """Cores of the process's affinity where the system tells, else all."""
@@ -22,3 +24,12 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def refuse_fork(process: int, name: str) -> None:
+    """Raises UserError in a forked child of the process that opened something: JAX's threads are not in the child."""
+    if os.getpid() != process:
+        raise UserError(
+            f"{name} was opened before this process was forked, and would hang: open it in here, or start processes with "
+            'multiprocessing.get_context("spawn")'
+        )

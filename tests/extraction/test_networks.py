@@ -20,7 +20,9 @@ from ames_jax.extraction.dinov2 import Dinov2Backbone
 from ames_jax.extraction.network_weights import read_weights
 from ames_jax.extraction.resnet import resnet_of
 from ames_jax.extraction.vit import ViTConfig, ViTOutput, patches_of, positions_of, resizing_matrix, vit_of
+from ames_jax.extraction.xfeat import XFeatBackbone
 from ames_jax.model.torch_files import write_checkpoint
+from ames_jax.runtime import cache
 from ames_jax.runtime.errors import UserError
 
 TOLERANCE = 1e-4
@@ -228,3 +230,25 @@ def test_cvnet_weights_are_found_below_their_prefix() -> None:
     both |= {f"encoder_k.globalmodel.{name}": array * 0 for name, array in weights.items()}
     found, expected = resnet_of(both), resnet_of(weights)
     np.testing.assert_array_equal(found.stem.kernel[...], expected.stem.kernel[...])
+
+
+@pytest.mark.parametrize(
+    ("fetch", "name"),
+    [
+        (lambda: Dinov2Backbone.read_network(None, "float32"), "dinov2_vitb14_reg4_pretrain.pth"),
+        (lambda: CvnetBackbone.read_detector(None), "cvnet_detector.pt"),
+        (XFeatBackbone.open, "xfeat.pt"),
+    ],
+)
+@pytest.mark.parametrize("content", [b"<html>Sign in</html>", b""])
+def test_a_download_that_holds_no_weights_is_not_kept(tmp_path, monkeypatch, fetch, name, content):
+    monkeypatch.setenv("AMES_JAX_HOME", str(tmp_path))
+
+    def download(path: Path, addresses: object) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+    monkeypatch.setattr(cache, "_download", download)
+    with pytest.raises(UserError, match=name):
+        fetch()
+    assert not list((tmp_path / "weights").iterdir())

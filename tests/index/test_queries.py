@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 from ames_jax import search
+from ames_jax.data.shards import open_split
+from ames_jax.data.store import open_store
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.extraction.backbone import ExtractedImage
 from ames_jax.extraction.images import load_image
@@ -71,8 +73,8 @@ def test_small_and_blank_pictures_are_queries(searcher):
 
 def test_numbers_and_vectors_that_cannot_be(made, searcher):
     path = made / "asked" / "scene0" / "5.jpg"
-    for k in (0, -1):
-        with pytest.raises(UserError, match=f"k={k}: expected at least 1"):
+    for k in (0, -1, 2.5):
+        with pytest.raises(UserError, match=f"k={k}: expected a whole number of at least 1"):
             searcher.search(path, k)
     with pytest.raises(UserError, match="query_descriptors=100000: expected at least 1, at most 4096"):
         Searcher(made / "index", query_descriptors=100_000)
@@ -85,8 +87,21 @@ def test_numbers_and_vectors_that_cannot_be(made, searcher):
     for wrong in (np.nan, 2.0):
         with pytest.raises(UserError, match="the query's global descriptor has length"):
             searcher.search(ExtractedImage(extracted.local, extracted.global_descriptor * np.float32(wrong)))
-    with pytest.raises(UserError, match="local descriptors have shape"):
+    with pytest.raises(UserError, match=r"local descriptors: expected descriptors \[N, D\] of one image"):
         searcher.search(ExtractedImage(extracted.local[None], extracted.global_descriptor))
+    narrow = DescriptorSet(extracted.local.features[:, :64])
+    with pytest.raises(UserError, match="local descriptors: the model takes descriptors of width 128, found 64"):
+        searcher.search_many([extracted, ExtractedImage(narrow, extracted.global_descriptor)])
+    with pytest.raises(UserError, match="takes descriptors of width 128, found 64"):
+        searcher.search(narrow)
+    with pytest.raises(UserError, match="global descriptor: expected numbers"):
+        searcher.search(ExtractedImage(extracted.local, ["a"]))
+    packed = searcher.packer.pack(extracted.local[None])[0]
+    with pytest.raises(UserError, match="a DescriptorSet of floats alone is a query of SIFT indexes"):
+        searcher.search(packed)
+    both = [extracted, ExtractedImage(packed, extracted.global_descriptor.tolist())]
+    first, second = searcher.search_many(both, 4)
+    assert [hit.id for hit in first.hits] == [hit.id for hit in second.hits]
 
 
 def test_an_open_index_does_not_depend_on_the_folder(made, tmp_path, monkeypatch):
@@ -94,6 +109,13 @@ def test_an_open_index_does_not_depend_on_the_folder(made, tmp_path, monkeypatch
     searcher = Searcher("index", shortlist=8, query_descriptors=30)
     monkeypatch.chdir(tmp_path)
     assert searcher.search(made / "asked" / "scene0" / "5.jpg").hits
+
+
+def test_an_open_store_does_not_depend_on_the_folder(made, tmp_path, monkeypatch):
+    monkeypatch.chdir(made / "index")
+    store, source = open_store("part-00000"), open_split("../set", "images")
+    monkeypatch.chdir(tmp_path)
+    assert store.rows(source.ids()[:2]).tolist() == [0, 1]
 
 
 def test_reranking_checks_the_scorer_and_the_similarities(made, searcher):
@@ -104,7 +126,29 @@ def test_reranking_checks_the_scorer_and_the_similarities(made, searcher):
         rerank(Scorer(ChosenModel.load(other, "sift").model), query, index, ["scene0/0.jpg"], [1.0])
     with pytest.raises(UserError, match=r"similarity of 'scene0/1.jpg' is nan"):
         rerank(index.model, query, index, ["scene0/0.jpg", "scene0/1.jpg"], [1.0, np.nan])
+    for descriptors in (0, -1):
+        with pytest.raises(UserError, match=f"descriptors={descriptors}: expected at least 1"):
+            rerank(index.model, query, index, ["scene0/0.jpg"], [1.0], descriptors=descriptors)
     assert rerank(Scorer(index.model), query, index, ["scene0/0.jpg"], [1.0])
+
+
+def test_pictures_of_pillow_are_those_of_files(tmp_path, rng):
+    grey = rng.integers(0, 2**16, (9, 7), dtype=np.uint16)
+    turned = Image.fromarray(rng.integers(0, 256, (9, 7, 3), dtype=np.uint8))
+    exif = turned.getexif()
+    exif[274] = 6  # turned by a quarter
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    turned.save(tmp_path / "turned.png", exif=exif)
+    for name in ("grey.png", "turned.png"):
+        np.testing.assert_array_equal(as_picture(Image.open(tmp_path / name)), load_image(tmp_path / name))
+
+
+def test_what_was_opened_before_a_fork_says_so(searcher, monkeypatch):
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    with pytest.raises(UserError, match="a Searcher was opened before this process was forked"):
+        searcher.search(np.zeros((9, 9), np.uint8))
+    with pytest.raises(UserError, match="a Scorer was opened before"):
+        searcher._scorer.shortlist(DescriptorSet(np.ones((2, 128))), DescriptorSet(np.ones((1, 2, 128))))
 
 
 def test_a_picture_of_the_index_is_not_its_own_hit(made, searcher, monkeypatch):

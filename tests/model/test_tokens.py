@@ -33,6 +33,16 @@ def test_l2_normalise_keeps_a_zero_vector():
     np.testing.assert_array_equal(l2_normalise(jnp.zeros((2, 3))), np.zeros((2, 3)))
 
 
+@pytest.mark.parametrize("exponent", [-125, -67, -3, 0, 5, 70, 124])
+def test_l2_normalise_is_the_same_at_any_scale(rng, exponent):
+    x = rng.uniform(1, 2, (50, 24)).astype(np.float32)
+    np.testing.assert_array_equal(l2_normalise(x * np.float32(2.0) ** exponent), l2_normalise(x))
+    slope = jax.grad(lambda v: (l2_normalise(v) * x[::-1]).sum())(jnp.asarray(x))
+    scaled = jax.grad(lambda v: (l2_normalise(v * np.float32(2.0**-9)) * x[::-1]).sum())(jnp.asarray(x))
+    np.testing.assert_allclose(scaled, slope, rtol=1e-4, atol=1e-6)
+    assert not jax.grad(lambda v: l2_normalise(v)[0, 0] * 0)(jnp.zeros((1, 3), jnp.float32)).any()
+
+
 def test_stored_bits_give_the_same_tokens_as_floats(rng):
     model = tokenizer()
     floats = DescriptorSet(rng.standard_normal((3, 5, 24), dtype=np.float32))
