@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -35,6 +36,7 @@ from ames_jax.extraction.vit import ViTConfig
 from ames_jax.model.ames import AMES, AMESConfig
 from ames_jax.model.torch_files import write_checkpoint
 from ames_jax.model.weights import save_model
+from ames_jax.runtime import files
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import lock
 
@@ -212,6 +214,17 @@ def test_a_run_that_was_killed_at_its_very_end_is_finished(
     monkeypatch.setattr(SiftBackbone, "extract", None)  # nothing is extracted again
     assert sift(pictures, out, statistics) == 0
     assert records(out) == records(data_set)
+
+
+@pytest.mark.parametrize("free", [1000, 10**5])
+def test_a_disk_too_small_is_told_before_the_work(
+    pictures: Path, statistics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int
+) -> None:
+    """100,000 bytes would do for the shards, but not for the HDF5 files, too."""
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    monkeypatch.setattr(SiftBackbone, "extract", None)
+    with pytest.raises(UserError, match=r"needs 0\.\d MB, and its disk has"):
+        sift(pictures, tmp_path / "out", statistics, *(["--hdf5"] if free > 1000 else []))
 
 
 def test_what_an_earlier_version_left_is_begun_anew(

@@ -114,7 +114,7 @@ def extract(
         process=process,
         processes=processes,
     )
-    facts = extracting.extract(job)
+    facts = extracting.extract(job, hdf5_writing.hdf5_bytes(job) if hdf5 else 0)
     if facts is None:
         print(f"{out}: this host's part is done, others are still at work; the last one completes the data set")
         return

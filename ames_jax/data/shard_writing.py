@@ -119,7 +119,7 @@ def write_shards(
     """
     with lock(Path(root) / "shards.json", cache.home()), requires("tensorflow-datasets array-record", "writing shards"):
         tasks = plan_shards(root, name, splits, descriptors=descriptors, width=width, dtype=dtype, shards=shards)
-        need_space(Path(root), sum(_bytes_left(tasks)))
+        need_space(Path(root), sum(bytes_left(tasks)))
         if beam is not None:
             _complete_with_beam(tasks, splits, beam)
         else:
@@ -293,9 +293,10 @@ def _write_metadata(root: Path, name: str, record_format: RecordFormat, finished
 
 
 def _process_count(tasks: Sequence[ShardTask]) -> int:
-    sizes = _bytes_left(tasks)
+    sizes = bytes_left(tasks)
     return 1 if sum(sizes) < PARALLEL_BYTES else min(usable_cores(), len(sizes))
 
 
-def _bytes_left(tasks: Sequence[ShardTask]) -> list[int]:
+def bytes_left(tasks: Sequence[ShardTask]) -> list[int]:
+    """Bytes that each shard which is not written yet will take."""
     return [(task.stop - task.start) * task.format.record_bytes for task in tasks if not task.is_written()]

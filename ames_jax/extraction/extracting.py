@@ -96,20 +96,24 @@ class ExtractionJob:
         return [file.path for file in self.images.files[start:stop]]
 
 
-def extract(job: ExtractionJob) -> dict[str, Any] | None:
+def extract(job: ExtractionJob, extra_bytes: int = 0) -> dict[str, Any] | None:
     """Writes what is left of the split and gives its facts; None while other hosts are at work on their shards.
+
+    extra_bytes: what will be written after it.
 
     Facts: "written", the number of images; "broken", why an image was left out, by id; and those of `ExtractionJob.facts`.
 
     Raises:
       UserError: the folder holds descriptors of another backbone, or this split of other images; an image is broken and
-        such images are not skipped, or none can be read; another process is at it.
+        such images are not skipped, or none can be read; another process is at it; the disk has not the space.
     """
     own = job.split if job.processes == 1 else f"{job.split}-{job.process}"
     with files.lock(job.root / own, cache.home()), requires("tensorflow-datasets array-record", "writing shards"):
         _check_folder(job)
         with _in_turn(job):
             tasks = _plan(job)
+        needed = sum(shard_writing.bytes_left(tasks[job.process :: job.processes]))
+        files.need_space(job.root, needed + extra_bytes)
         _write_shards(job, tasks)
         if not all(_is_done(job, task) for task in tasks):
             return None

@@ -8,8 +8,14 @@ import numpy as np
 from ames_jax.data.release_hdf5 import MASK, METADATA, SCALE, WEIGHT, X, Y
 from ames_jax.data.shards import open_split
 from ames_jax.extraction.extracting import ExtractionJob
-from ames_jax.runtime.files import read_array, whole_file, write_file
+from ames_jax.runtime.files import need_space, read_array, whole_file, write_file
 from ames_jax.runtime.progress import Progress
+
+
+def hdf5_bytes(job: ExtractionJob) -> int:
+    """Bytes of the HDF5 files of a split."""
+    local = 2 * job.backbone.descriptors * (METADATA + job.backbone.width)
+    return len(job.images) * (local + 4 * job.backbone.global_width)
 
 
 def write_hdf5(job: ExtractionJob) -> None:
@@ -23,6 +29,7 @@ def write_hdf5(job: ExtractionJob) -> None:
     finished = job.facts_file.stat().st_mtime_ns
     if all(path.exists() and path.stat().st_mtime_ns >= finished for path in (local, globally, text)):
         return
+    need_space(job.root, hdf5_bytes(job))
     shape, lines = (job.backbone.descriptors, METADATA + job.backbone.width), []
     labelled = (source.labels() >= 0).all()
     with (

@@ -13,6 +13,7 @@ import numpy as np
 from etils import epy
 
 from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.files import need_space
 from ames_jax.runtime.progress import Progress
 
 with epy.lazy_imports():
@@ -22,7 +23,7 @@ BLOCK = 4096
 # FAISS asks for 39 to 256 training vectors per list; more only cost time.
 TRAINING_PER_LIST, LEAST_PER_LIST = 128, 39
 # Lists or nodes that a search visits: with FAISS's own defaults (1 list of thousands) most right images are lost.
-PROBED, HNSW_EFFORT = 32, 128
+PROBED, HNSW_EFFORT, HNSW_LINKS = 32, 128, 32
 # Rounding to float16 moves the length of a vector by less than 0.001.
 LENGTH_TOLERANCE = 1e-2
 # Vectors asked for beyond k and the share of removed ones.
@@ -46,7 +47,7 @@ def factory_string(kind: str, images: int) -> str:
     any factory string of FAISS, e.g. "SQfp16" or "IVF4096,PQ96".
     """
     lists = max(1, min(round(4 * images**0.5), images // LEAST_PER_LIST))
-    return {"flat": "Flat", "ivf": f"IVF{lists},Flat", "hnsw": "HNSW32,Flat"}.get(kind, kind)
+    return {"flat": "Flat", "ivf": f"IVF{lists},Flat", "hnsw": f"HNSW{HNSW_LINKS},Flat"}.get(kind, kind)
 
 
 def make_empty(kind: str, descriptors: np.ndarray) -> Any:
@@ -91,17 +92,28 @@ def write_empty(index: Any, path: Path) -> None:
 def write_part(empty: Path, descriptors: GlobalVectors, path: Path) -> None:
     """Writes the index of some images: a copy of the empty one with their descriptors float [N, G], in order.
 
-    Raises UserError for descriptors of another width, OSError.
+    Raises UserError for descriptors of another width or a disk without the space, OSError.
     """
     index = faiss.read_index(str(empty))
     if descriptors.shape[1] != index.d:
         raise UserError(f"global descriptors have {descriptors.shape[1]} values, those of the index {index.d}")
+    need_space(path, len(descriptors) * _bytes_of_a_vector(index))
     with Progress("global index", len(descriptors), "images") as progress:
         for start in range(0, len(descriptors), BLOCK):
             block = np.ascontiguousarray(descriptors[start : start + BLOCK], np.float32)
             index.add(block)
             progress.update(len(block))
     write_empty(index, path)
+
+
+def _bytes_of_a_vector(index: Any) -> int:
+    """Bytes that FAISS stores of a vector, a graph's links included; 0 where it does not tell."""
+    graph = isinstance(index, faiss.IndexHNSW)
+    try:
+        code = (faiss.downcast_index(index.storage) if graph else index).sa_code_size()
+    except RuntimeError:
+        return 0
+    return code + (8 * HNSW_LINKS if graph else 0)
 
 
 def check_vectors(descriptors: GlobalVectors, name: Callable[[int], str], source: object) -> None:

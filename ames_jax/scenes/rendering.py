@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from ames_jax.extraction.keypoints import Keypoints, detect
-from ames_jax.runtime.cores import usable_cores
+from ames_jax.runtime.cores import end_with_parent, usable_cores
 from ames_jax.runtime.errors import UserError
 from ames_jax.scenes.settings import Settings
 from ames_jax.scenes.transfer_world import TransferWorld
@@ -64,7 +64,7 @@ def run_tasks(tasks: list[Task], processes: int | None) -> Iterator[list[Keypoin
         return
     # Spawned, not forked: JAX may already run threads in this process. Each worker has a core, so OpenCV's own threads
     # would only get in the way.
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), cv2.setNumThreads, (1,))
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_worker)
     try:
         yield from pool.map(run_task, tasks, chunksize=2)
     except BrokenProcessPool as error:
@@ -74,6 +74,11 @@ def run_tasks(tasks: list[Task], processes: int | None) -> Iterator[list[Keypoin
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    cv2.setNumThreads(1)
+    end_with_parent()
 
 
 def write_contact_sheet(path: Path, settings: Settings, landmarks: int = 8, views: int = 6) -> None:

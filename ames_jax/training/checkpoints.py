@@ -17,10 +17,14 @@ from flax import nnx
 from ames_jax.model.kinds import Model, config_of, new_model
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import is_remote
+from ames_jax.runtime.processes import is_lead
+from ames_jax.runtime.progress import write
 from ames_jax.training.step import TrainState
 
 with epy.lazy_imports():  # takes seconds, and only runs and their conversion need it
     import orbax.checkpoint as ocp
+
+WHOLE = ("state/_METADATA", "position/metadata")  # of the files of a step
 
 
 class RunCheckpoints:
@@ -34,8 +38,9 @@ class RunCheckpoints:
     """
 
     def __init__(self, directory: Path, keep: int = 2, writes: bool = True):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=writes, cleanup_tmp_directories=writes)
         self.directory = directory if is_remote(directory) else epath.Path(directory).resolve()
+        self._partial = self._partial_steps(remove=writes and is_lead())
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=writes, cleanup_tmp_directories=writes)
         try:
             handlers = {"state": ocp.StandardCheckpointHandler(), "position": ocp.JsonCheckpointHandler()}
             self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
@@ -44,7 +49,24 @@ class RunCheckpoints:
 
     def latest(self) -> int | None:
         """The step of the newest whole checkpoint, or None."""
-        return self._manager.latest_step()
+        return max(self._steps(), default=None)
+
+    def _steps(self) -> list[int]:
+        return [step for step in self._manager.all_steps() if step not in self._partial]
+
+    def _partial_steps(self, remove: bool) -> set[int]:
+        """Steps whose folder lacks what cannot be done without, as an interrupted copy leaves it: told, and left out."""
+        folders = self.directory.iterdir() if self.directory.exists() else ()
+        partial = [
+            folder
+            for folder in folders
+            if folder.name.isdigit() and not all((folder / name).exists() for name in WHOLE)
+        ]
+        for folder in partial:
+            write(f"{folder}: no whole checkpoint; it is {'removed' if remove else 'left out'}")
+            if remove:
+                folder.rmtree()
+        return {int(folder.name) for folder in partial}
 
     def save(self, step: int, state: TrainState, position: dict[str, Any], wait: bool = False) -> None:
         """Saves in the background (`wait`: until it is on disk). `position` is plain JSON: data position, seed.
@@ -95,7 +117,7 @@ class RunCheckpoints:
         Raises:
           UserError: there is no such checkpoint.
         """
-        steps, wanted = self._manager.all_steps(), "" if step is None else f" of step {step}"
+        steps, wanted = self._steps(), "" if step is None else f" of step {step}"
         if not steps or step not in (None, *steps):
             raise UserError(f"{self.directory}: no checkpoint{wanted}; has {steps}")
         step = max(steps) if step is None else step
@@ -142,7 +164,7 @@ class RunCheckpoints:
             self._manager.close()
 
     def _failure(self, step: int | None, error: Exception) -> UserError:
-        kept = self._manager.latest_step()
+        kept = self.latest()
         good = f"the checkpoint of step {kept} is good" if kept is not None else "there is no earlier checkpoint"
         reason = " ".join(str(error).split())[:200]
         return UserError(

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.files import is_remote, need_space
 from ames_jax.runtime.preemption import Interrupted, StoppedEarly, StopRequests
 from ames_jax.runtime.processes import as_lead, is_lead
 from ames_jax.training.checkpoints import RunCheckpoints
@@ -101,6 +102,10 @@ class _Run:
         self.state, position = task.initial_state(), {}
         if self.checkpoints.latest() is not None:
             self.state, position = self.checkpoints.restore(self.state)
+        if is_lead() and not is_remote(settings.directory):
+            # As many checkpoints as are kept, and the one that is being written; those of a run that goes on are there.
+            size = sum(array.nbytes for array in jax.tree.leaves(self.state))
+            need_space(settings.directory, size * (1 if position else settings.keep + 1))
         self.first = position.get("step", 0)
         self.best, self.validated = position.get("best", -np.inf), position.get("validated", -1)
         logged = self.first if position else None

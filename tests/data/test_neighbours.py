@@ -7,6 +7,7 @@ import pytest
 from ames_jax.data.global_descriptors import GlobalDescriptors
 from ames_jax.data.neighbour_search import BlockSearch, nearest
 from ames_jax.data.neighbours import open_neighbours, save_neighbours, search_to_folder
+from ames_jax.runtime.checksums import forget
 from ames_jax.runtime.errors import UserError
 
 
@@ -121,3 +122,16 @@ def test_descriptors_that_changed_in_the_middle_are_not_taken_for_the_old_ones(t
     np.save(tmp_path / "base.npy", base)
     with pytest.raises(UserError, match="inputs was"):
         search_to_folder(tmp_path / "lists", vectors(60), GlobalDescriptors([tmp_path / "base.npy"]), 5)
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_search_killed_at_its_very_end_leaves_nothing(tmp_path, recorded):
+    """After the last file of the lists: before its checksum is kept, or before the blocks are gone."""
+    folder = tmp_path / "lists"
+    search_to_folder(folder, vectors(20), vectors(20), 5)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / ".unfinished" / "host.1").mkdir(parents=True)
+    if not recorded:
+        forget(folder, "indices.npy", "similarities.npy", "about.json")
+    assert search_to_folder(folder, vectors(20), vectors(20), 5)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from ames_jax.data import shard_writing
 from ames_jax.data.shard_writing import verify_shard, write_shard
 from ames_jax.data.shards import ImageRecord, open_split, write_shards
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.runtime.checksums import CHECKSUMS
+from ames_jax.runtime.checksums import CHECKSUMS, forget
 from ames_jax.runtime.errors import UserError
 
 
@@ -122,6 +123,18 @@ def test_a_killed_run_continues_and_ends_with_the_same_bytes(written, tmp_path):
     write(tmp_path)
     assert [path.stat().st_mtime_ns for path in whole] == before, "whole shards are not written again"
     assert content(tmp_path) == content(written)
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_run_killed_at_its_very_end_leaves_nothing(written, tmp_path, recorded):
+    """After the last file of the data set: before its checksum is kept, or before the receipts are gone."""
+    root = shutil.copytree(written, tmp_path / "toy")
+    (root / ".unfinished" / "train").mkdir(parents=True)
+    if not recorded:
+        forget(root, "shards.json", "features.json", "dataset_info.json")
+    write(root)
+    assert content(root) == content(written)
+    assert not (root / ".unfinished").exists()
 
 
 def test_a_shard_cut_short_after_its_receipt_is_written_again(written, tmp_path):

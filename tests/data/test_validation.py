@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ames_jax.data.checks import validation
 from ames_jax.data.checks.descriptors import sample_rows
 from ames_jax.data.checks.validation import validate
 from ames_jax.data.neighbours import save_neighbours
@@ -214,6 +215,31 @@ def test_ground_truth_out_of_range(release):
     truth[7] = {"ok": [3, 60]}
     only(problems(*files, release.pickle("gnd_toy.pkl", {"gnd": truth})), "query 7 names image 60 (ok) of 60")
     only(problems(*files, release.pickle("gnd_toy.pkl", {"gnd": truth[:5]})), "5 queries, but there are 60")
+
+
+@pytest.mark.parametrize("folder", ["revisitop1m", "roxford5k", "rparis6k", "rparis6k+1m"])
+def test_a_gallery_of_a_benchmark_has_its_number_of_images(release, folder):
+    (release.folder / folder).mkdir()
+    expected = {"revisitop1m": "1,001,001", "roxford5k": "4,993", "rparis6k": "6,322", "rparis6k+1m": "1,007,323"}[
+        folder
+    ]
+    path = release.hdf5(f"{folder}/dinov2_gallery_local.hdf5")
+    only(problems(path), str(path), f"60 images, expected the {expected} of {folder}")
+    assert problems(release.hdf5(f"{folder}/dinov2_query_local.hdf5")) == []
+
+
+def test_distractors_stand_behind_the_gallery(release, monkeypatch):
+    """Rows in the lists of a set with distractors count both; of the set without them, the gallery alone."""
+    monkeypatch.setitem(validation.GALLERIES, "revisitop1m", 60)
+    monkeypatch.setattr(validation, "DISTRACTORS", 60)
+    (release.folder / "revisitop1m").mkdir()
+    names = ("toy_query", "toy_gallery", "revisitop1m/toy_gallery")
+    files = [release.hdf5(f"{name}_local.hdf5") for name in names]
+    truth = {"gnd": [{"ok": [119]}] * 60}
+    assert problems(*files, release.pickle("gnd_toy+1m.pkl", truth)) == []
+    only(problems(*files, release.pickle("gnd_toy.pkl", truth)), "query 0 names image 119 (ok) of 60")
+    truth["gnd"][3] = {"ok": [120]}
+    only(problems(*files, release.pickle("gnd_toy+1m.pkl", truth)), "query 3 names image 120 (ok) of 120")
 
 
 def test_a_foreign_pickle(release):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from ames_jax.index.first_stage import GlobalIndex, factory_string, make_empty, write_empty, write_part
+from ames_jax.runtime import files
 from ames_jax.runtime.errors import UserError
 
 pytest.importorskip("faiss")
@@ -39,3 +43,12 @@ def test_global_indexes_that_cannot_be(tmp_path):
         GlobalIndex([tmp_path / "empty"], "nprobe=3")
     with pytest.raises(UserError, match="have 5 values, those of the index 8"):
         write_part(tmp_path / "empty", np.ones((2, 5)), tmp_path / "part")
+
+
+@pytest.mark.parametrize(("kind", "each"), [("flat", 64), ("hnsw", 64 + 256), ("SQfp16", 32), ("HNSW8_PQ4", 0)])
+def test_a_disk_too_small_is_told_before_a_part_is_written(tmp_path, monkeypatch, rng, kind, each):
+    vectors = rng.standard_normal((400, 16), np.float32)
+    write_empty(make_empty(kind, vectors), tmp_path / "empty")
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=400 * each - 1))
+    with pytest.raises(UserError, match=r"needs 0.* MB") if each else contextlib.nullcontext():
+        write_part(tmp_path / "empty", vectors, tmp_path / "part")

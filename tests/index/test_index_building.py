@@ -11,16 +11,20 @@ from pathlib import Path
 import numpy as np
 import photo_folder
 import pytest
+import synthetic
+from flax import nnx
 
-from ames_jax import search
-from ames_jax.data.shards import write_about
-from ames_jax.extraction.backbone import STATISTICS_FILE
+from ames_jax import evaluate, search
+from ames_jax.data.shards import open_split, write_about
+from ames_jax.extraction.backbone import STATISTICS_FILE, ExtractedImage
 from ames_jax.index import parts
 from ames_jax.index.building import Descriptors, build_index, pack_descriptors
 from ames_jax.index.changes import add_images
 from ames_jax.index.collection import SearchIndex
 from ames_jax.index.model_choice import ChosenModel
 from ames_jax.index.searcher import Searcher
+from ames_jax.model.ames import AMES, AMESConfig
+from ames_jax.model.weights import save_model
 from ames_jax.runtime.cache import home
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import lock
@@ -153,3 +157,24 @@ def test_descriptors_without_global_ones_are_refused(grown):
     (grown / "set" / "global" / "images.npy").unlink()
     with pytest.raises(UserError, match="global descriptor of every image"):
         Descriptors.open(grown / "set")
+
+
+def test_descriptors_of_64_values_without_geometry_are_evaluated_and_searched(tmp_path, monkeypatch, capsys):
+    """Neither scale, position nor weight; training on such a set is what tests/training does."""
+    monkeypatch.setattr(synthetic, "WIDTH", 64)
+    root = synthetic.write(tmp_path / "set", labels=4)
+    source, model = open_split(root, "test_gallery"), AMESConfig(descriptor_width=64, bits=16, model_width=16, layers=1)
+    save_model(AMES(model, nnx.Rngs(0)), tmp_path / "model", {"backbone": "none", "lam": 0.5, "gamma": 0.3})
+    vectors = source.read(np.arange(len(source)), 8).features.astype(np.float32).mean(axis=1)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    (root / "global").mkdir()
+    np.save(root / "global" / "test_gallery.npy", vectors)
+    flags = [f"--config.data_dir={root}", "--config.dataset=test", f"--config.model={tmp_path / 'model'}"]
+    flags += ["--config.rerank=10", "--config.lam=0.5", "--config.gamma=0.3", f"--workdir={tmp_path / 'run'}"]
+    monkeypatch.setattr(evaluate.cache, "start", lambda: None)
+    assert evaluate.main([f"--config={ROOT / 'configs' / 'evaluate.py'}", *flags]) == 0
+    assert "synthetic, test" in (tmp_path / "run" / "results.md").read_text()
+    command = ["index", f"--descriptors={root}", "--split=test_gallery", f"--model={tmp_path / 'model'}"]
+    assert search.main([*command, f"--out={tmp_path / 'index'}"]) == 0
+    query = ExtractedImage(source[5].descriptors, vectors[5])
+    assert Searcher(tmp_path / "index", lam=1).search(query, 3).hits[0].id == source.ids()[5]

@@ -3,9 +3,11 @@ import gc
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,7 @@ from ames_jax.data.shards import open_split
 from ames_jax.model.ames import AMES, AMESConfig
 from ames_jax.model.released import load_model
 from ames_jax.model.weights import facts_of, find_model, read_model, save_model
+from ames_jax.runtime import files
 from ames_jax.runtime.devices import data_mesh, on_all
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.preemption import StoppedEarly
@@ -97,6 +100,12 @@ def test_a_run_leaves_models_and_logs(pipeline, settings):
     }
     assert list((settings.directory / "tensorboard").glob("events*"))
     assert any(np.any(a != b) for a, b in zip(*(jax.tree.leaves(nnx.state(m, nnx.Param)) for m in (best, model()))))
+
+
+def test_a_disk_too_small_for_the_checkpoints_is_told_before_the_work(pipeline, settings, monkeypatch):
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(UserError, match=r"needs 0.* MB, and its disk has"):
+        fit(model(), RECIPE, pipeline, settings, improving, None)
 
 
 def test_the_best_model_is_the_one_validation_likes(pipeline, settings):
@@ -259,6 +268,40 @@ def test_parameters_of_a_checkpoint_are_exported(tmp_path):
     same_parameters(load_model(tmp_path / "model"), model())
     with pytest.raises(UserError, match=r"no checkpoint of step 7; has \[3\]"):
         convert([f"--from={tmp_path / 'checkpoints' / '7'}", f"--to={tmp_path / 'model'}"])
+
+
+@pytest.mark.parametrize("devices", [(4, 1), (1, 4)])
+def test_a_checkpoint_goes_on_on_other_devices(tmp_path, devices):
+    before, after = (on_all(data_mesh(jax.devices()[:count])) for count in devices)
+    state = TrainState.create(nnx.split(model())[1], RECIPE)
+    checkpoints = RunCheckpoints(tmp_path / "checkpoints")
+    checkpoints.save(3, jax.device_put(state, before), {"step": 3}, wait=True)
+    found, position = checkpoints.restore(jax.device_put(jax.tree.map(jnp.zeros_like, state), after))
+    checkpoints.close()
+    assert position == {"step": 3}
+    jax.tree.map(np.testing.assert_array_equal, found, state)
+    assert {len(array.devices()) for array in jax.tree.leaves(found)} == {devices[1]}
+
+
+@pytest.mark.parametrize("left", [(), ("_CHECKPOINT_METADATA",), ("state/_METADATA",)])
+def test_a_step_that_is_not_whole_is_skipped(tmp_path, capsys, left):
+    folder, values = tmp_path / "checkpoints", {"a": jnp.arange(3.0)}
+    first = RunCheckpoints(folder)
+    first.save(1, values, {"step": 1}, wait=True)
+    first.close()
+    (folder / "4" / "state").mkdir(parents=True)
+    for name in left:
+        shutil.copyfile(folder / "1" / name, folder / "4" / name)
+    reading = RunCheckpoints(folder, writes=False)
+    assert reading.latest() == 1
+    reading.close()
+    assert f"{folder / '4'}: no whole checkpoint; it is left out" in capsys.readouterr().out
+    again = RunCheckpoints(folder)
+    assert again.restore(values)[1] == {"step": 1}
+    assert "it is removed" in capsys.readouterr().out
+    again.save(4, values, {"step": 4}, wait=True)
+    assert again.latest() == 4
+    again.close()
 
 
 def test_models_as_directories(tmp_path):

@@ -36,7 +36,10 @@ RECORDED = (
     *("about.json", "shards.json", "dataset_info.json", "features.json", "*.source.json", "images/*.*", "global/*.npy"),
     *("neighbours/*/*.npy", "neighbours/*/about.json", "ground_truth/*.json"),
 )
-ROLES = ("query", "gallery", "train")
+ROLES = ("query", "gallery", "train", "distractors")
+# Images of the galleries of benchmarks, by the name of their folder; a set with "+1m" is searched in both.
+DISTRACTORS, GALLERIES = 1_001_001, {"roxford5k": 4_993, "rparis6k": 6_322}
+GALLERIES |= {"revisitop1m": DISTRACTORS, **{f"{name}+1m": n + DISTRACTORS for name, n in GALLERIES.items()}}
 
 
 @dataclasses.dataclass
@@ -56,6 +59,13 @@ class Files:
     def count(self, role: str) -> int | None:
         """Images of a role, None when no file tells."""
         return self.counts[role][0][1] if self.counts[role] else None
+
+    def searched(self, pickle: Path, role: str) -> int | None:
+        """Images that the rows in a pickle count: those of a role and, for a set with distractors, these behind them."""
+        own, distractors = self.count(role), self.count("distractors")
+        if "+1m" not in (pickle.stem[-3:], pickle.parent.name[-3:]) or (own or 0) > DISTRACTORS:
+            return own
+        return None if own is None or distractors is None else own + distractors
 
 
 def validate(paths: Sequence[str | Path], *, full: bool = False, block_bytes: int = BLOCK_BYTES) -> Report:
@@ -89,11 +99,19 @@ def _check_file(path: Path, files: Files, report: Report, **options: Any) -> Non
     if path.is_file():
         checksums.check(path, whole=True)
     role = next((role for role in ROLES if role in path.stem), "train")
+    if role == "gallery" and path.parent.name == "revisitop1m":
+        role = "distractors"
     if path.is_dir():
         _check_folder(path, report, **options)
     elif path.suffix in (".hdf5", ".h5", ".npy"):
         check = check_global if path.suffix == ".npy" or _is_global(path) else check_local
-        files.counts[role].append((path, check(path, report, **options)))
+        count = check(path, report, **options)
+        files.counts[role].append((path, count))
+        expected = GALLERIES.get(path.parent.name, count) if role in ("gallery", "distractors") else count
+        if count != expected:
+            report.problem(
+                path, f"{count:,} images, expected the {expected:,} of {path.parent.name}: download it again"
+            )
     elif path.suffix == ".txt":
         images = read_list(path, RELEASE)
         check_text_list(path, images, report)
@@ -113,8 +131,8 @@ def _is_global(path: Path) -> bool:
 
 def _check_pickles(files: Files, report: Report, full: bool) -> None:
     query, database = ("query", "gallery") if files.counts["query"] or files.counts["gallery"] else ("train", "train")
-    counts = {"queries": files.count(query), "database": files.count(database)}
     for path in files.neighbours:
+        counts = {"queries": files.count(query), "database": files.searched(path, database)}
         with report.gathering():
             lists = Neighbours(*read_neighbours(path)[::-1])
             check_neighbours(path, lists, report, **counts, itself=query == database, full=full)
@@ -122,6 +140,7 @@ def _check_pickles(files: Files, report: Report, full: bool) -> None:
             if query == database and images and images.labels is not None and len(images) == len(lists):
                 check_label_agreement(list_path, path, images.labels, lists.indices, report)
     for path in files.ground_truth:
+        counts = {"queries": files.count(query), "database": files.searched(path, database)}
         with report.gathering():
             truth, database_ids, query_ids = read_ground_truth(path)
             check_ground_truth(path, truth, report, **counts)
