@@ -112,10 +112,16 @@ def read_lines(path: str | Path) -> list[str]:
 
 
 def write_ids(path: Path, ids: Sequence[str]) -> None:
-    """Writes ids as we keep them, one per line; raises UserError where an id holds a line break."""
-    for name in (name for name in ids if "\n" in name):
-        raise UserError(f"image id {name!r} holds a line break; ids are kept one per line: rename the image")
-    write_file(path, "".join(f"{name}\n" for name in ids))
+    """Writes ids as we keep them, one per line; raises UserError for one that holds a line feed or NUL, or is no UTF-8."""
+    for name in (name for name in ids if "\n" in name or "\0" in name):
+        raise UserError(f"image id {name!r} holds a line break or NUL; ids are kept one per line: rename the image")
+    try:
+        write_file(path, "".join(f"{name}\n" for name in ids))
+    except UnicodeEncodeError as error:  # as Python holds the bytes of a file name that is none
+        start = error.object.rfind("\n", 0, error.start) + 1
+        raise UserError(
+            f"image id {error.object[start:].partition(chr(10))[0]!r} is not UTF-8; rename the image"
+        ) from None
 
 
 def read_ids(path: Path, count: int) -> list[str]:

@@ -81,15 +81,21 @@ def _dataset_of(file: Any, name: str, path: Path) -> Any:
     return dataset
 
 
+def _part_of(path: Path, name: str) -> Path:
+    """The file that HDF5 opens for a part: an absolute path that is gone counts as a file beside the virtual one."""
+    place = Path(name)
+    if place.is_absolute() and not place.exists():
+        return path.parent / place.name
+    return path if name == "." else path.parent / place
+
+
 def check_parts(path: Path, dataset: Any) -> list[Path]:
     """Opens every file that a virtual dataset maps, and names them; HDF5 itself gives zeros for what is not there.
 
     Raises UserError: a part is missing, cut short, in another folder, virtual itself, or not what the virtual file maps.
     """
     sources = list(dataset.virtual_sources())
-    parts = {
-        source.file_name: path if source.file_name == "." else path.parent / source.file_name for source in sources
-    }
+    parts = {source.file_name: _part_of(path, source.file_name) for source in sources}
     for part in parts.values():
         if part.parent.resolve() != path.parent.resolve():
             raise UserError(

@@ -20,7 +20,7 @@ import functools
 import itertools
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -242,8 +242,10 @@ class SearchIndex:
 
 
 def picture_of(name: str, pictures: Mapping[str, str] | None, folder: Path | None = None) -> Path | None:
-    """The picture file of the image `name`: FOLDER/ID + SUFFIX of `pictures`, or in another folder."""
+    """The picture file of the image `name`: FOLDER/ID + SUFFIX of `pictures`, or in another folder; none outside of it."""
     place = folder or (pictures and pictures["folder"])
+    if ".." in PurePath(name).parts:
+        return None
     return Path(place) / f"{name}{pictures['suffix'] if pictures else ''}" if place else None
 
 

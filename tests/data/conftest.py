@@ -113,7 +113,7 @@ class Release:
         data["metadata"], data["descriptor"] = self.metadata, descriptor
         return self.hdf5(name, data)
 
-    def virtual(self, parts=3):
+    def virtual(self, parts=3, absolute=False):
         """The flat layout in parts `dinov2_xa?_local.hdf5`, and the file that maps them."""
         import h5py
 
@@ -122,7 +122,9 @@ class Release:
         for part in range(parts):
             rows = slice(part * size, (part + 1) * size)
             path = self.hdf5(f"dinov2_xa{'abc'[part]}_local.hdf5", self.flat[rows])
-            layout[rows] = h5py.VirtualSource(path.name, "features", (size, *self.flat.shape[1:]), np.float16)
+            layout[rows] = h5py.VirtualSource(
+                str(path) if absolute else path.name, "features", (size, *self.flat.shape[1:]), np.float16
+            )
         with h5py.File(self.folder / "dinov2_local.hdf5", "w") as file:
             file.create_virtual_dataset("features", layout)
         return self.folder / "dinov2_local.hdf5"

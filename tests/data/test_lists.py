@@ -90,7 +90,9 @@ def test_our_own_ids_come_back_as_they_were(tmp_path):
     assert read_ids(tmp_path / "ids.txt", 5) == ids
     with pytest.raises(UserError, match="5 entries for 6 images"):
         read_ids(tmp_path / "ids.txt", 6)
-    with pytest.raises(UserError, match="line break"):
-        write_ids(tmp_path / "ids.txt", ["a\nb"])
+    for name, message in (("a\nb", "line break"), ("a\0b", "or NUL"), ("a\udcffb", r"'a\\udcffb' is not UTF-8")):
+        with pytest.raises(UserError, match=message):
+            write_ids(tmp_path / "ids.txt", ["first", name, "last"])
+    assert read_ids(tmp_path / "ids.txt", 5) == ids
     with pytest.raises(UserError, match="is missing"):
         read_ids(tmp_path / "absent.txt", 6)

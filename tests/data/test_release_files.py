@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -66,6 +67,16 @@ def test_virtual(release):
     local = ReleaseSource(release.virtual())
     assert local.virtual
     check_rows(local, release, release.features)
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_a_virtual_file_reads_its_parts_where_they_were_moved(release, tmp_path, monkeypatch, absolute):
+    path = release.virtual(absolute=absolute)
+    (tmp_path / "moved").mkdir()
+    for file in release.folder.glob("*.hdf5"):
+        file.rename(tmp_path / "moved" / file.name)
+    monkeypatch.chdir(tmp_path)
+    check_rows(ReleaseSource(Path("moved") / path.name), release, release.features)
 
 
 def test_a_missing_part_of_a_virtual_file_is_named(release):

@@ -9,7 +9,7 @@ import pytest
 
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.extraction.backbone import ExtractedImage
-from ames_jax.index.collection import SearchIndex
+from ames_jax.index.collection import SearchIndex, picture_of
 from ames_jax.index.searcher import Searcher
 from ames_jax.runtime.errors import UserError
 
@@ -43,3 +43,10 @@ def test_what_is_not_a_whole_index_is_refused(made, grown):
     (grown / "index" / "index.json").write_text("{")
     with pytest.raises(UserError, match=r"index.json: cannot be read as JSON"):
         SearchIndex.open(grown / "index")
+
+
+@pytest.mark.parametrize("name", ["../x.jpg", "a/../../x.jpg"])
+def test_an_id_that_leads_out_of_the_pictures_has_none(name):
+    assert picture_of("a/x..jpg", {"folder": "/photos", "suffix": ""}) == Path("/photos/a/x..jpg")
+    assert picture_of(name, {"folder": "/photos", "suffix": ""}) is None
+    assert picture_of(name, None, Path("/photos")) is None
