@@ -28,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = parse(__doc__, "evaluate", arguments)
     cache.start()
     processes.start(command.config)
-    evaluate(command.config, command.workdir)
+    with processes.alone(command.workdir):
+        evaluate(command.config, command.workdir)
     processes.wait_for_all("end")
     return 0
 

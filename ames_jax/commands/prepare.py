@@ -25,6 +25,7 @@ with epy.lazy_imports():  # help needs none of them
     from ames_jax.index import model_choice
     from ames_jax.model import packing, weights
     from ames_jax.retrieval import refinement
+    from ames_jax.runtime import cache, files
 
 Paths = Annotated[list[Path], Parameter(consume_multiple=True)]
 
@@ -223,16 +224,17 @@ def store(
     if split:
         about, statistics = shard_files.read_about(features[0]), sift.statistics_of(features[0])
         weights.refuse_other_descriptors(model, chosen.facts, about, statistics)
-    built = packed_store.build_store(
-        out,
-        reader,
-        ids,
-        packing.BitPacker(chosen.model),
-        descriptors,
-        model=Path(model).name,
-        source=str(features[0]),
-        setting=None if chosen.lam is None or chosen.gamma is None else (chosen.lam, chosen.gamma),
-    )
+    with files.lock(out, cache.home()):
+        built = packed_store.build_store(
+            out,
+            reader,
+            ids,
+            packing.BitPacker(chosen.model),
+            descriptors,
+            model=Path(model).name,
+            source=str(features[0]),
+            setting=None if chosen.lam is None or chosen.gamma is None else (chosen.lam, chosen.gamma),
+        )
     size = built.header["descriptors"] * built.header["bits"] // 8
     print(f"{out}: {len(built)} images, {size} B of descriptors each")
 

@@ -23,8 +23,10 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 import ames_jax
+from ames_jax.runtime.cache import home
 from ames_jax.runtime.command_line import flatten, is_among
 from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.files import lock
 
 # Settings in which processes may differ, by their exact names.
 OWN = ("process", "distributed", "data_dir", "data.workers")
@@ -51,6 +53,16 @@ def start(config: ConfigDict) -> None:
     )
     if count > 1:
         check_agreement(facts_of(config))
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """In this block a folder is this run's alone; the processes of one run share it, and each does its own part.
+
+    Raises UserError, naming the holder, where another run is at it.
+    """
+    with lock(folder, home()) if jax.process_count() == 1 else contextlib.nullcontext():
+        yield
 
 
 def _connect(config: ConfigDict) -> None:

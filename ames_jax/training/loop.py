@@ -16,7 +16,7 @@ import numpy as np
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import is_remote, need_space
 from ames_jax.runtime.preemption import Interrupted, StoppedEarly, StopRequests
-from ames_jax.runtime.processes import as_lead, is_lead
+from ames_jax.runtime.processes import alone, as_lead, is_lead
 from ames_jax.training.checkpoints import RunCheckpoints
 from ames_jax.training.log import TrainingLog
 
@@ -87,9 +87,9 @@ def train(task: Task, settings: FitSettings) -> Any:
 
     Raises:
       StoppedEarly: after SIGTERM, state saved.
-      UserError: a loss that is not finite (names step and batch); a disk that is full.
+      UserError: a loss that is not finite (names step and batch); a disk that is full; another run in the directory.
     """
-    with StopRequests() as stop:
+    with alone(settings.directory), StopRequests() as stop:
         return _Run(task, settings, stop).to_the_end()
 
 

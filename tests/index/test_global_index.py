@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -45,10 +44,10 @@ def test_global_indexes_that_cannot_be(tmp_path):
         write_part(tmp_path / "empty", np.ones((2, 5)), tmp_path / "part")
 
 
-@pytest.mark.parametrize(("kind", "each"), [("flat", 64), ("hnsw", 64 + 256), ("SQfp16", 32), ("HNSW8_PQ4", 0)])
+@pytest.mark.parametrize(("kind", "each"), [("flat", 64), ("hnsw", 64 + 256), ("SQfp16", 32)])
 def test_a_disk_too_small_is_told_before_a_part_is_written(tmp_path, monkeypatch, rng, kind, each):
     vectors = rng.standard_normal((400, 16), np.float32)
     write_empty(make_empty(kind, vectors), tmp_path / "empty")
     monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=400 * each - 1))
-    with pytest.raises(UserError, match=r"needs 0.* MB") if each else contextlib.nullcontext():
+    with pytest.raises(UserError, match=r"needs 0.* MB"):
         write_part(tmp_path / "empty", vectors, tmp_path / "part")

@@ -23,8 +23,10 @@ from ames_jax.model.ames import AMES, AMESConfig
 from ames_jax.model.released import load_model
 from ames_jax.model.weights import facts_of, find_model, read_model, save_model
 from ames_jax.runtime import files
+from ames_jax.runtime.cache import home
 from ames_jax.runtime.devices import data_mesh, on_all
 from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.files import lock
 from ames_jax.runtime.preemption import StoppedEarly
 from ames_jax.training import model_task
 from ames_jax.training.checkpoints import RunCheckpoints
@@ -105,6 +107,11 @@ def test_a_run_leaves_models_and_logs(pipeline, settings):
 def test_a_disk_too_small_for_the_checkpoints_is_told_before_the_work(pipeline, settings, monkeypatch):
     monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(UserError, match=r"needs 0.* MB, and its disk has"):
+        fit(model(), RECIPE, pipeline, settings, improving, None)
+
+
+def test_two_runs_in_one_folder_are_told_apart(pipeline, settings):
+    with lock(settings.directory, home()), pytest.raises(UserError, match="is being written by process"):
         fit(model(), RECIPE, pipeline, settings, improving, None)
 
 
