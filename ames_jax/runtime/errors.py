@@ -14,6 +14,9 @@ from contextlib import contextmanager
 # Of the system's errors, those that the user can mend wherever they arise.
 SYSTEM = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)
 
+# What libraries say where memory is used up, or limited by `ulimit -v`.
+USED_UP = "RESOURCE_EXHAUSTED|failed to map segment|[Cc]annot allocate memory|can't start new thread"
+
 STOPPED_BY_HAND, PIPE_CLOSED = 130, 141  # as shells tell SIGINT and SIGPIPE
 
 
@@ -70,7 +73,7 @@ def _line_of(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, OSError) and error.errno in SYSTEM:
         return f"{error.filename or 'the disk'}: {error.strerror}"
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
+    if isinstance(error, MemoryError) or re.search(USED_UP, text):
         return f"out of memory ({text[:200] or 'of this machine'}): ask for less at a time, or free some"
     if isinstance(error, BrokenExecutor):
         return "a working process ended before its time, perhaps for want of memory: run the command again with fewer processes"

@@ -75,6 +75,7 @@ class RunCheckpoints:
           UserError: the disk is full or not writable (perhaps from the save before); older checkpoints stay good.
         """
         position = {**position, "crc32": _crc32(_plain(state), position)}
+        self._partial.discard(step)
         args = ocp.args.Composite(state=ocp.args.StandardSave(_plain(state)), position=ocp.args.JsonSave(position))
         try:
             self._manager.save(step, args=args)

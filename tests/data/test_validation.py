@@ -6,13 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ames_jax.commands.prepare import validate as validate_files
 from ames_jax.data.checks import validation
 from ames_jax.data.checks.descriptors import sample_rows
 from ames_jax.data.checks.validation import validate
 from ames_jax.data.neighbours import save_neighbours
 from ames_jax.data.release_hdf5 import ReleaseSource
+from ames_jax.data.release_pickles import read_neighbours
 from ames_jax.data.shards import link_split, write_shards
 from ames_jax.runtime.checksums import forget
+from ames_jax.runtime.errors import UserError
 
 
 def problems(*paths, **options):
@@ -309,6 +312,24 @@ def test_the_lists_of_a_data_set_of_ours(release):
     assert "train.npy: 50 images, but split train has 60" in found[0]
     assert "name images outside of the 60" in found[1]
     assert "toy.json: query 0 names image 99" in found[2]
+
+
+def test_recorded_release_files_are_compared_by_later_reads(release):
+    """A bit of a float, a digit of a list, an entry of a pickle: without checksums other numbers, with them one line."""
+    files = [release.hdf5(), release.list(), release.neighbours()]
+    assert validate_files(files, record=True) == 0
+    reads = [
+        lambda: ReleaseSource(files[0]),
+        lambda: ReleaseSource(files[0], files[1]),
+        lambda: read_neighbours(files[2]),
+    ]
+    for path, read in zip(files, reads):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-30] + bytes([whole[-30] ^ 1]) + whole[-29:])
+        with pytest.raises(UserError, match=f"{path.name}: its checksum is wrong"):
+            read()
+        path.write_bytes(whole)
+        read()
 
 
 def test_files_that_cannot_be_checked(release):
