@@ -29,8 +29,8 @@ from ames_jax.descriptors import DescriptorSet
 from ames_jax.extraction.detector import Detector, detector_of, detector_weights
 from ames_jax.extraction.network_weights import read_weights
 from ames_jax.extraction.sift import SiftStatistics
-from ames_jax.index import facts as index_facts
 from ames_jax.index import first_stage
+from ames_jax.index import index_json as index_facts
 from ames_jax.index.collection import SearchIndex
 from ames_jax.index.parts import write_images
 from ames_jax.model.ames import AMES, AMESConfig
@@ -40,10 +40,10 @@ from ames_jax.model.torch_files import write_checkpoint
 from ames_jax.model.torch_weights import to_torch
 from ames_jax.model.weights import facts_of, read_model, save_model, weights_of
 from ames_jax.retrieval.grid import Counts
+from ames_jax.retrieval.logits_file import PairLogits
 from ames_jax.retrieval.matchers import Matcher
 from ames_jax.retrieval.opening import open_set
-from ames_jax.retrieval.pair_logits import PairLogits
-from ames_jax.retrieval.scores import ScoreKeeper
+from ames_jax.retrieval.score_keeper import ScoreKeeper
 from ames_jax.retrieval.sets import RetrievalSet
 from ames_jax.training.checkpoints import RunCheckpoints
 

@@ -8,7 +8,7 @@ from flax import nnx
 
 from ames_jax.descriptors import DescriptorSet, pack_bits, stack, unpack_bits, validate
 from ames_jax.model.ames import AMES, AMESConfig
-from ames_jax.retrieval.scoring import Scorer, score_pairs, score_shortlist
+from ames_jax.retrieval.scorer import Scorer, score_pairs, score_shortlist
 from ames_jax.runtime.errors import UserError
 
 

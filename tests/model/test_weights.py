@@ -9,7 +9,7 @@ from conftest import GOLDEN
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.model.released import load_model
 from ames_jax.model.weights import facts_of
-from ames_jax.retrieval.scoring import score_shortlist
+from ames_jax.retrieval.scorer import score_shortlist
 
 
 @pytest.mark.parametrize("kind", ["ames", "elvis"])
