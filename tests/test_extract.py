@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from ames_jax import extract, search
 from ames_jax.benchmarks.extraction_speed import dead_leaves, random_weights
 from ames_jax.data.checks.validation import validate
 from ames_jax.data.global_descriptors import GlobalDescriptors
+from ames_jax.data.neighbours import save_neighbours
 from ames_jax.data.release_hdf5 import ReleaseSource
 from ames_jax.data.shards import open_split
 from ames_jax.descriptors import DescriptorSet
@@ -36,7 +38,9 @@ from ames_jax.extraction.vit import ViTConfig
 from ames_jax.model.ames import AMES, AMESConfig
 from ames_jax.model.torch_files import write_checkpoint
 from ames_jax.model.weights import save_model
+from ames_jax.report.retrieval_evaluation import evaluate
 from ames_jax.runtime import files
+from ames_jax.runtime.command_line import load_config
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import lock
 
@@ -424,6 +428,10 @@ def test_xfeat_with_the_global_descriptor_of_another_network(
     [asked] = json.loads((tmp_path / "hits.json").read_text())["queries"]
     assert {hit["id"] for hit in asked["hits"]} == {*PICTURES} - {"b/3.png"}
     found = reopen_backbone(tmp_path / "set").extract([load_image(pictures / "b/3.png")])[0]
+    seen = json.loads((tmp_path / "set" / "about.json").read_text())["input"]
+    assert (seen["channels"], seen["global"]["channels"]) == ("grey", "RGB")
+    assert seen["sha256"] == {"weights": hashlib.sha256(xfeat.read_bytes()).hexdigest()}
+    assert seen["global"]["sha256"] == {"weights": hashlib.sha256(vit.read_bytes()).hexdigest()}
     row = open_split(tmp_path / "set", "images").ids().index("b/3.png")
     np.testing.assert_allclose(values[row], found.global_descriptor, atol=1e-5)
 
@@ -509,3 +517,37 @@ def test_help_needs_no_network_and_names_the_flags() -> None:
         [sys.executable, "-m", "ames_jax.extract", "--help"], capture_output=True, text=True, check=True
     )
     assert "--skip-broken" in done.stdout
+
+
+def test_queries_and_a_gallery_extracted_in_different_ways_are_refused(
+    pictures: Path, statistics: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Crops of queries are nobody's concern, crops of a gallery are told, and another size ends the evaluation."""
+    boxes = tmp_path / "boxes.txt"
+    boxes.write_text("10,10,80,80\n" + "\n" * (len(PICTURES) - 1))
+    sift(pictures, tmp_path / "query", statistics, f"--boxes={boxes}")
+    sift(pictures, tmp_path / "gallery", statistics, "--hdf5")
+    sift(pictures, tmp_path / "small", statistics, "--max-side=64")
+    count, ranks = len(PICTURES), np.tile(np.arange(len(PICTURES)), (len(PICTURES), 1))
+    save_neighbours(tmp_path / "lists", np.tile(np.linspace(1, 0, count), (count, 1)), ranks)
+    (tmp_path / "truth.json").write_text(json.dumps([{"ok": [row]} for row in range(count)]))
+    config = load_config("evaluate")
+    config.update(data_dir=str(tmp_path), dataset="custom", tune_on="custom", model="kernel", rerank="3")
+
+    def results(query: str, gallery: str) -> dict:
+        sides = {side: {"descriptors": text} for side, text in (("query", query), ("gallery", gallery))}
+        manifest = {"name": "photos", "metric": "map", "first_stage": "SIFT", "neighbours": "lists", **sides}
+        (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "ground_truth": "truth.json"}))
+        return evaluate(config, tmp_path / "run")
+
+    for gallery in ("gallery:images", "gallery/sift_images_local.hdf5"):
+        found = results("query:images", gallery)["extraction"]
+        assert found["query"] | {"boxes": 0} == found["gallery"]
+        assert found["query"]["boxes"] == 1
+        assert (found["query"]["max_side"], found["query"]["channels"]) == (640, "grey")
+        assert len(found["query"]["statistics"]) >= 16
+    assert "pictures of the gallery" not in capsys.readouterr().out
+    results("gallery:images", "query:images")
+    assert "note: of 1 pictures of the gallery a part alone was extracted" in capsys.readouterr().out
+    with pytest.raises(UserError, match="photos: queries were extracted with max_side = 64, the gallery with 640"):
+        results("small:images", "gallery:images")

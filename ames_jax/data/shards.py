@@ -40,7 +40,7 @@ __all__ = ["DescriptorSource", "ImageRecord", "link_split", "open_split", "read_
 
 LINK = ".source.json"
 ARGUMENTS = {"features": str, "images": str | None, "descriptors": int | None}
-ABOUT = {"name?": str, "backbone?": str, "width?": int, "global?": str}
+ABOUT = {"name?": str, "backbone?": str, "width?": int, "global?": str, "input?": dict}
 
 
 class DescriptorSource:

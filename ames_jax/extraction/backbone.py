@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from ames_jax.descriptors import DescriptorSet
+from ames_jax.extraction.images import RESIZED
 
 STATISTICS_FILE = "sift_statistics.npz"
 
@@ -27,6 +30,16 @@ class ExtractedImage:
     global_descriptor: np.ndarray
 
 
+def facts_seen(max_side: int, channels: str, files: Mapping[str, Path | None]) -> dict[str, Any]:
+    """`Backbone.seen`; the files are read whole."""
+    sha256 = {}
+    for name, path in files.items():
+        if path is not None:
+            with path.open("rb") as file:
+                sha256[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"max_side": max_side, "resized": RESIZED, "channels": channels, "sha256": sha256}
+
+
 class Backbone(Protocol):
     """Extracts descriptors; `extraction/backbones.py` lists those that there are."""
 
@@ -37,6 +50,9 @@ class Backbone(Protocol):
     descriptors: int  # N, local descriptors of an image at most
     together: int  # images that `extract` is best given at a time
     settings: dict[str, Any]  # plain JSON; `open_backbone(**settings)` opens the same backbone again
+    # May be left out: plain JSON by which two extractions are compared, kept in about.json: max_side, how images are resized,
+    # order of channels, SHA-256 of the files of weights.
+    seen: dict[str, Any]
 
     @classmethod
     def open(cls, **options: Any) -> Backbone:

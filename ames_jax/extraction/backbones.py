@@ -110,6 +110,11 @@ class JointBackbone:
         """Those of the local backbone, with the other's as `global_backbone`."""
         return {**self._local.settings, "global_backbone": self._global.settings}
 
+    @property
+    def seen(self) -> dict[str, Any]:
+        """That of the local backbone, with the other's as `global`."""
+        return {**getattr(self._local, "seen", {}), "global": getattr(self._global, "seen", {})}
+
     def fit(self, image: np.ndarray) -> np.ndarray:
         """As it is: the two read it in sizes of their own."""
         return image

@@ -25,15 +25,22 @@ class CvnetBackbone(NetworkBackbone):
     name, global_name = "cvnet", "CVNet GeM, three scales"
     scales = (0.7071, 1.0, 1.4142)
     default_side = 1024
+    channels = "BGR"
 
     @staticmethod
-    def read_network(path: Path | None, dtype: str) -> ResNet:
+    def weights_file(path: Path | None) -> Path:
         """The given file: it cannot be downloaded here."""
         if path is None:
             raise UserError(
                 "the backbone cvnet needs --weights=CVNet_R101.pyth (training: --config.weights), which its authors "
                 "publish at https://github.com/sungonce/CVNet"
             )
+        return path
+
+    @classmethod
+    def read_network(cls, path: Path | None, dtype: str) -> ResNet:
+        """The network in the given file."""
+        path = cls.weights_file(path)
         return resnet_of(read_weights(path), dtype, str(path))
 
     @staticmethod

@@ -61,9 +61,14 @@ class Dinov2Backbone(NetworkBackbone):
         self._positions = functools.lru_cache(maxsize=16)(resized)
 
     @classmethod
+    def weights_file(cls, path: Path | None) -> Path:
+        """The given file, or the authors', downloaded once."""
+        return path or fetch_file(cls.file, (cls.address,), read_weights)
+
+    @classmethod
     def read_network(cls, path: Path | None, dtype: str) -> ViT:
         """The given file, or the authors', downloaded once; raises UserError for another size or too few blocks."""
-        path = path or fetch_file(cls.file, (cls.address,), read_weights)
+        path = cls.weights_file(path)
         network = vit_of(read_weights(path), dtype=dtype, source=str(path))
         found, expected = (network.config.width, network.config.depth), SIZES.get(cls.size or "")
         if expected and found != expected:

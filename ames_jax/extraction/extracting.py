@@ -42,9 +42,9 @@ from ames_jax.runtime.errors import UserError, requires
 from ames_jax.runtime.progress import Progress, write
 
 ADVICE = "Use the same images and settings, another --split or --out, or delete it"
-# Of a finished split; the last two are known at its end alone.
-FACTS = {"extraction": dict, "images": int, "list": str, "written": int, "broken": dict}
-FOUND = ("written", "broken")
+# Of a finished split; the last ones are known at its end alone. boxes: images of which a part alone was extracted.
+FACTS = {"extraction": dict, "images": int, "list": str, "written": int, "broken": dict, "boxes?": int}
+FOUND = ("written", "broken", "boxes")
 # What extraction adds to a shard's receipt, and the number of records.
 RECEIPT = {"records": int, "sizes": [[int]], "broken": dict}
 # A host that ends together with another waits so long for it to write the metadata.
@@ -285,9 +285,11 @@ def _finish(job: ExtractionJob, tasks: Sequence[ShardTask]) -> None:
     folders = {**read_about(job.root).get("images", {}), job.split: str(job.images.root.resolve())}
     about = {"name": tasks[0].name, "backbone": job.backbone.name, "width": job.backbone.width}
     about |= {"global": job.backbone.global_name, "extraction": job.backbone.settings, "images": folders}
+    about["input"] = getattr(job.backbone, "seen", {})
     write_about(job.root, about)
+    boxes = sum(file.box is not None for file in job.images.files)
     with recorded(lists, job.facts_file.name):
-        files.write_json(job.facts_file, {**job.facts(), "written": written, "broken": broken})
+        files.write_json(job.facts_file, {**job.facts(), "written": written, "broken": broken, "boxes": boxes})
     shard_writing.finish(tasks)
 
 

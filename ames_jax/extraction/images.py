@@ -148,6 +148,9 @@ def _to_8_bits(image: Image.Image, name: str) -> np.ndarray:
     return 255 - grey if white_first else grey
 
 
+RESIZED = "OpenCV, area where it shrinks, bilinear where it grows"  # by what follows, as about.json keeps it
+
+
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """uint8 [H, W(, 3)] → uint8 [height, width(, 3)]: areas averaged where it shrinks, bilinear where it grows."""
     import cv2

@@ -19,7 +19,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.extraction.backbone import ExtractedImage
+from ames_jax.extraction.backbone import ExtractedImage, facts_seen
 from ames_jax.extraction.detector import Detector, detector_of, strongest, unit_length
 from ames_jax.extraction.network_weights import read_weights
 from ames_jax.extraction.vlad import normalised
@@ -40,7 +40,8 @@ class NetworkBackbone:
     """See `Backbone`; `scale` of a descriptor is the number of its scale, as in the release.
 
     A subclass has, beside `name`, `global_name`, `default_side` and `fit`:
-      read_network(path or None, dtype): the network in a file of its authors, or downloaded; raises UserError.
+      weights_file(path or None): the given file of its authors, or the downloaded one; raises UserError.
+      read_network(path or None, dtype): the network in it; raises UserError.
       widths(network): values of a local and of the global descriptor.
       inputs(image, scale): arrays of a fitted image at a scale, padded to one of few shapes. Among them, for the P
         positions of the feature map, `valid` bool [P], and `xy` float32 [P, 2], centres as a share of the image's size.
@@ -51,6 +52,7 @@ class NetworkBackbone:
     name: str
     global_name: str
     default_side: int
+    channels = "RGB"  # their order, as the network reads them
     scales: tuple[float, ...] = (1.0,)
     released_detector = True  # whether the release has a detector for it, the default
 
@@ -66,21 +68,33 @@ class NetworkBackbone:
         batch: int | None = None,
     ) -> NetworkBackbone:
         """Reads both networks; raises UserError where a file cannot be had or does not fit."""
-        network = cls.read_network(weights, dtype)
+        own = cls.weights_file(weights)
+        network = cls.read_network(own, dtype)
         weigher = cls.read_detector(detector)
         side = max_side or cls.default_side
         backbone = cls(network, weigher, descriptors=descriptors, max_side=side, batch=batch)
         files = {"weights": weights and str(weights), "detector": detector and str(detector)}
         backbone.settings |= {**files, "dtype": dtype}
+        backbone.files = {"weights": own, "detector": weigher and cls.detector_file(detector)}
         return backbone
+
+    @property
+    def seen(self) -> dict[str, Any]:
+        """See `Backbone`."""
+        return facts_seen(self.max_side, self.channels, self.files)
 
     @classmethod
     def read_detector(cls, path: Path | None) -> Detector | None:
         """The given file, or the release's, downloaded once; None where the release has none for this network."""
         if path is None and not cls.released_detector:
             return None
-        file = path or fetch_file(f"{cls.name}_detector.pt", ADDRESSES, read_weights)
+        file = cls.detector_file(path)
         return detector_of(read_weights(file), str(file))
+
+    @classmethod
+    def detector_file(cls, path: Path | None) -> Path:
+        """The given file, or the release's, downloaded once."""
+        return path or fetch_file(f"{cls.name}_detector.pt", ADDRESSES, read_weights)
 
     def __init__(
         self,
@@ -94,6 +108,7 @@ class NetworkBackbone:
         """batch: images (of one scale) per device at a time; by default 1 on CPU, 8 elsewhere."""
         self.width, self.global_width = self.widths(network)
         self.descriptors, self.max_side = descriptors, max_side
+        self.files: dict[str, Path | None] = {}
         self.settings: dict[str, Any] = {"name": self.name, "descriptors": descriptors, "max_side": max_side}
         graph, parameters = nnx.split((network, detector))
         mesh = data_mesh(jax.local_devices())

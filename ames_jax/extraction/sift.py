@@ -15,7 +15,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.extraction.backbone import STATISTICS_FILE, ExtractedImage
+from ames_jax.extraction.backbone import STATISTICS_FILE, ExtractedImage, facts_seen
 from ames_jax.extraction.images import shrink
 from ames_jax.extraction.keypoints import SIFT_WIDTH, Keypoints, detect
 from ames_jax.extraction.vlad import learn_axes, learn_centres, normalised, vlad
@@ -175,6 +175,11 @@ class SiftBackbone:
     def settings(self) -> dict[str, Any]:
         """Without the statistics, which every data set keeps its own copy of."""
         return {"name": self.name, "descriptors": self.descriptors, "max_side": self.max_side}
+
+    @property
+    def seen(self) -> dict[str, Any]:
+        """See `Backbone`."""
+        return {**facts_seen(self.max_side, "grey", {}), "statistics": self.statistics.fingerprint()}
 
     def fit(self, image: np.ndarray) -> np.ndarray:
         """The longer side at most `max_side`."""

@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.extraction.backbone import ExtractedImage
+from ames_jax.extraction.backbone import ExtractedImage, facts_seen
 from ames_jax.extraction.images import resize
 from ames_jax.extraction.network_weights import Parameters, Weights, check_names, fill, precision_of, read_weights
 from ames_jax.runtime.cache import fetch_file
@@ -208,10 +208,17 @@ class XFeatBackbone:
         file = weights or fetch_file(FILE, (ADDRESS,), read_weights)
         backbone = cls(xfeat_of(read_weights(file), str(file)), descriptors=descriptors, max_side=max_side)
         backbone.settings["weights"] = weights and str(weights)
+        backbone.files = {"weights": file}
         return backbone
+
+    @property
+    def seen(self) -> dict[str, Any]:
+        """See `Backbone`."""
+        return facts_seen(self.max_side, "grey", self.files)
 
     def __init__(self, network: XFeat, *, descriptors: int = DESCRIPTORS, max_side: int = MAX_SIDE) -> None:
         self.descriptors, self.max_side = descriptors, max_side
+        self.files: dict[str, Path | None] = {}
         self.settings: dict[str, Any] = {"name": self.name, "descriptors": descriptors, "max_side": max_side}
         graph, self._parameters = nnx.split(network)
         self._function = jax.jit(lambda parameters, grey: nnx.merge(graph, parameters)(grey))

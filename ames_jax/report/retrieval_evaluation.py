@@ -34,6 +34,7 @@ from ames_jax.retrieval.grid import GAMMAS, LAMBDAS, Counts, Grid
 from ames_jax.retrieval.logits_file import PairLogits
 from ames_jax.retrieval.matchers import ModelMatcher
 from ames_jax.retrieval.opening import open_set
+from ames_jax.retrieval.origin import check_origins, crop_notes, origins
 from ames_jax.retrieval.plans import measure_plans
 from ames_jax.retrieval.refinement import refined_set
 from ames_jax.retrieval.score_keeper import ScoreKeeper
@@ -78,7 +79,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         else PairLogits.made(test, matcher, keeper, max(grid.rerank), counts)
     )
     rows = sweep(test, pairs.logits[..., None], grid)
-    results |= {"model": pairs.model, "rows": result_rows(rows, pairs), "config": flatten(config)}
+    results |= {"model": pairs.model, "rows": result_rows(rows, pairs), **_sources(test), "config": flatten(config)}
     if config.sweep_memory:
         results["memory"] = _memory(config, keeper, matcher, validation, test, rows, workdir)
     if config.plan:
@@ -93,10 +94,8 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     if config.plan:
         named = {"pairs": "share of pairs", "seconds": "s per query"}
         print(markdown(results["plans"], {key: key for key in results["plans"][0]} | named))
-    for note in [
-        *descriptor_notes(test),
-        *fit_notes(results, tuned=bool(config.tune_on or config.lam or config.gamma)),
-    ]:
+    tuned = bool(config.tune_on or config.lam or config.gamma)
+    for note in [*crop_notes(test), *descriptor_notes(test), *fit_notes(results, tuned=tuned)]:
         print(note)
     return results
 
@@ -136,13 +135,15 @@ def compare_matchers(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         raise UserError("--config.rerank is empty: say how many images to re-rank, e.g. 100")
     rows = measure_methods(methods_of(config.model, validation), keeper, validation, test, k, counts)
     results = {"dataset": test.name, "first_stage": _first_stage(test), "tuned_on": {"dataset": validation.name}}
-    results |= {"model": config.model, "rows": rows, "config": flatten(config)}
+    results |= {"model": config.model, "rows": rows, **_sources(test), "config": flatten(config)}
     if not is_lead():
         return results
     table = methods_table(test, rows, k, counts)
     write_json(workdir / "results.json", results)
     write_file(workdir / "results.md", table)
     print(f"{table}\nwritten to {workdir}: results.json, results.md")
+    for note in [*crop_notes(test), *descriptor_notes(test)]:
+        print(note)
     return results
 
 
@@ -226,6 +227,7 @@ def _open(config: ConfigDict, dataset: str, matcher: ModelMatcher | None, workdi
     root = _root(config)
     store = config.store if dataset == config.dataset else ""
     data = open_set(root, dataset, config.backbone, config.first_stage, workdir / "lists", store)
+    check_origins(data)
     if config.refine:
         data = refined_set(data, config.refine)
     if isinstance(data.database, PackedStore) and matcher is not None:
@@ -255,6 +257,12 @@ def _memory(
         )
     with tempfile.TemporaryDirectory() as scratch:
         return memory_sweep(keeper, compared, test, config.query_descriptors, workdir if is_lead() else Path(scratch))
+
+
+def _sources(data: RetrievalSet) -> dict[str, Any]:
+    """Facts about the extraction of both sides, where they are known."""
+    found = origins(data)
+    return {"extraction": found} if found else {}
 
 
 def _first_stage(data: RetrievalSet) -> dict[str, Any]:
