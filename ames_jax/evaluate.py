@@ -12,10 +12,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from ames_jax.report.retrieval_evaluation import evaluate
-from ames_jax.runtime import cache, processes
+from etils import epy
+
+from ames_jax.runtime import cache
 from ames_jax.runtime.command_line import application, call, parse
 from ames_jax.runtime.errors import run_main
+
+with epy.lazy_imports():  # help, and a mistake on the command line, need none of them
+    from ames_jax.report import retrieval_evaluation
+    from ames_jax.runtime import processes
 
 REPORTS = {name: f"ames_jax.commands.evaluate:{name}" for name in ("seeds", "curves")}
 
@@ -29,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cache.start()
     processes.start(command.config)
     with processes.alone(command.workdir):
-        evaluate(command.config, command.workdir)
+        retrieval_evaluation.evaluate(command.config, command.workdir)
     processes.wait_for_all("end")
     return 0
 

@@ -8,17 +8,19 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from etils import epy
 from ml_collections import ConfigDict
 
-from ames_jax.report.run_report import draw_curves, write_report
-from ames_jax.retrieval.sets import RetrievalSet
-from ames_jax.runtime import cache, processes
+from ames_jax.runtime import cache
 from ames_jax.runtime.command_line import parse
 from ames_jax.runtime.errors import run_main
 from ames_jax.runtime.files import is_remote
-from ames_jax.runtime.preemption import STOPPED_EARLY, StoppedEarly
-from ames_jax.training.detector import train_detector
-from ames_jax.training.run import count_given_steps, open_run, train_role, train_teacher
+
+with epy.lazy_imports():  # help, and a mistake on the command line, need none of them
+    from ames_jax.report import run_report
+    from ames_jax.retrieval import sets
+    from ames_jax.runtime import preemption, processes
+    from ames_jax.training import detector, run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,22 +30,22 @@ def main(argv: list[str] | None = None) -> int:
     config, workdir = command.config, command.workdir
     try:
         if "images" in config:
-            print(train_detector(config, workdir))
+            print(detector.train_detector(config, workdir))
             return 0
-        count_given_steps(config, command.given)
+        run.count_given_steps(config, command.given)
         # 1. The data: given, or rendered on first use.
-        root = open_run(config, workdir)
+        root = run.open_run(config, workdir)
         # 2. The teacher: given, trained before, or trained now.
-        teacher = train_teacher(config, root, workdir)
+        teacher = run.train_teacher(config, root, workdir)
         # 3. The student, where the configuration is of one.
-        student = train_role(config, root, workdir, "student", teacher) if "train_teacher" in config else None
-    except StoppedEarly as stopped:
+        student = run.train_role(config, root, workdir, "student", teacher) if "train_teacher" in config else None
+    except preemption.StoppedEarly as stopped:
         print(stopped, file=sys.stderr)
-        return STOPPED_EARLY
+        return preemption.STOPPED_EARLY
     # 4. The report, by the lead process alone: it scores few queries, and draws.
     if processes.is_lead():
         if student is not None and config.report.enabled:
-            write_report(config.report, root, workdir, teacher, student)
+            run_report.write_report(config.report, root, workdir, teacher, student)
         elif student is None and not is_remote(workdir):
             draw_teacher_curves(config, root, workdir)
     processes.wait_for_all("end")
@@ -52,8 +54,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def draw_teacher_curves(config: ConfigDict, root: Path, workdir: Path) -> None:
     """training.png of a run that trains a teacher alone."""
-    validation = RetrievalSet.load(root, "validation", queries=config.validation.queries)
-    draw_curves(workdir, validation, config.validation.shortlist, ["teacher"])
+    validation = sets.RetrievalSet.load(root, "validation", queries=config.validation.queries)
+    run_report.draw_curves(workdir, validation, config.validation.shortlist, ["teacher"])
     print(workdir / "training.png")
 
 

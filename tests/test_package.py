@@ -81,6 +81,24 @@ def test_no_module_needs_unix_to_be_imported():
             assert not UNIX_ONLY & set(names), path
 
 
+HELP = """
+import importlib, sys
+for door in sys.argv[1].split(","):
+    try:
+        importlib.import_module(f"ames_jax.{door}").main(["--help"])
+    except SystemExit as end:
+        assert not end.code, door
+    print("helped with", door)
+heavy = "jax flax torch faiss cv2 matplotlib scipy tensorboardX orbax grain PIL".split()
+assert not sys.modules.keys() & set(heavy), sys.modules.keys() & set(heavy)
+"""
+
+
+def test_help_imports_nothing_heavy(tmp_path):
+    done = python("-c", HELP, ",".join(COMMANDS), folder=tmp_path)
+    assert (done.returncode, done.stdout.count("helped with")) == (0, len(COMMANDS)), done.stderr
+
+
 WITHOUT = """
 import sys
 import numpy, jax, flax.nnx, faiss, orbax.checkpoint, h5py, scipy.optimize, filelock, etils.epath  # each as on its system

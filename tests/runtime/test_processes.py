@@ -15,8 +15,8 @@ from distributed_job import STEPS
 from processes import begin, environment
 
 import ames_jax
-from ames_jax.evaluate import evaluate
 from ames_jax.model.weights import read_model, weights_of
+from ames_jax.report.retrieval_evaluation import evaluate
 from ames_jax.runtime.command_line import is_among, load_config
 from ames_jax.runtime.devices import data_mesh
 from ames_jax.runtime.errors import UserError
