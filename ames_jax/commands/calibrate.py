@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from etils import epy
 
+from ames_jax.commands.search import PictureFlags
 from ames_jax.runtime.command_line import Count, Fraction
 from ames_jax.runtime.errors import UserError
 
 with epy.lazy_imports():  # help needs none of them
     from ames_jax import scenes
-    from ames_jax.extraction import backbone, backbones, sift
-    from ames_jax.index import calibrating, picture_sets, searcher
+    from ames_jax.extraction import backbone, sift
+    from ames_jax.index import building, calibrating, picture_sets, searcher
     from ames_jax.model import weights
     from ames_jax.report import search_results
     from ames_jax.retrieval import grid, matchers, score_keeper, tuning
 
-QUERY_DESCRIPTORS, DATABASE_DESCRIPTORS = 100, 64
-
 
 def calibrate(
+    flags: PictureFlags | None = None,
     *,
     index: Path | None = None,
     labels: str = "folder",
@@ -33,16 +34,19 @@ def calibrate(
     distractors: Path | None = None,
     queries: Count = 120,
     shortlist: Count = 100,
+    query_descriptors: Count = 100,
 ) -> None:
-    """Give an index probabilities, from labels of its pictures; or make a model for SIFT search of a trained student.
+    """Give an index probabilities, from labels of its pictures; or make a model for search of a trained student.
 
     With --index: what logits say about pictures of this kind is learned from the index's own pictures, each searched for among
     the others. From then on hits have a probability, and "no match" is said where none reaches the threshold.
 
     With --run: λ and γ are chosen on pictures extracted as photos are, the validation pictures of a rendered set, or some tens
-    of your own photos. The folder of the model then holds model.safetensors and sift_statistics.npz.
+    of your own photos, by the backbone that the student was trained on. The folder of the model then holds model.safetensors,
+    and of SIFT sift_statistics.npz.
 
     Args:
+      flags: Flags of pictures, with --run.
       index: What `search index` wrote.
       labels: What its pictures show: the word folder (the name of their folder), or a file with lines of picture,label.
       pictures: Folder of the indexed pictures, where they have moved.
@@ -54,16 +58,20 @@ def calibrate(
       distractors: Among these pictures (default: the rendered gallery of the embedded landmarks).
       queries: Pictures that are queries, of the index or of the rendered set.
       shortlist: Images re-ranked per query.
+      query_descriptors: Of a query, with --run; an index has its own number.
     """
+    flags = flags or PictureFlags()
     if (index is None) == (run is None):
         raise UserError("give --index=INDEX for probabilities, or --run=RUN with --out=MODEL for a model")
     if index is None:
         if out is None:
             raise UserError("--out is missing: the folder of the calibrated model")
-        _calibrate_model(run, out, data, photos, distractors, queries, shortlist)
+        _calibrate_model(flags, run, out, data, photos, distractors, (queries, shortlist, query_descriptors))
         return
-    if out or data or photos or distractors:
-        raise UserError("--out, --data, --photos and --distractors belong to --run: leave them out with --index")
+    if out or data or photos or distractors or flags != PictureFlags():
+        raise UserError(
+            "--out, --data, --photos, --distractors and the flags of a backbone belong to --run: leave them out with --index"
+        )
     known = search_results.Labels.read(labels)
     opened = searcher.Searcher(index, shortlist=shortlist, pictures=pictures)
     pairs = calibrating.judged_pairs(opened, known.of, queries, pictures)
@@ -73,37 +81,39 @@ def calibrate(
 
 
 def _calibrate_model(
+    flags: PictureFlags,
     run: Path,
     out: Path,
     data: Path | None,
     photos: Path | None,
     distractors: Path | None,
-    queries: int,
-    shortlist: int,
+    counts: tuple[int, int, int],
 ) -> None:
+    queries, shortlist, query_descriptors = counts
     directory = weights.find_model(run)
     model, facts = weights.read_model(directory), weights.facts_of(directory)
+    name, statistics = flags.backbone or facts.get("backbone") or "sift", None
     taken = picture_sets.read_scenes(photos) if photos else None
-    file = picture_sets.statistics_beside(run, data)
-    statistics = sift.SiftStatistics.load(file)
-    fingerprint = statistics.fingerprint()
-    if facts.get("statistics", fingerprint) != fingerprint:
-        raise UserError(
-            f"{run}: was trained with other SIFT statistics ({facts['statistics'][:8]}) than {file} holds "
-            f"({fingerprint[:8]}); put the {backbone.STATISTICS_FILE} of its run beside it"
-        )
-    extractor = backbones.open_backbone("sift", statistics=file)
+    if name == "sift":
+        flags = dataclasses.replace(flags, statistics=flags.statistics or picture_sets.statistics_beside(run, data))
+        statistics = sift.SiftStatistics.load(flags.statistics)
+    extractor = flags.open(name)
+    about = {"backbone": extractor.name, "width": extractor.width}
+    weights.refuse_other_descriptors(str(run), facts, about, statistics and statistics.fingerprint())
     if taken:
         chosen_on = picture_sets.photo_set(taken, picture_sets.distractors_in(distractors), extractor)
     else:
         rendered = picture_sets.rendered_scenes(data or scenes.build("transfer"))
         chosen_on = picture_sets.photo_set(rendered, [], extractor, queries)
     matcher, k = matchers.ModelMatcher(model, str(run)), min(shortlist, chosen_on.ranks.shape[1])
-    counts = grid.Counts(QUERY_DESCRIPTORS, DATABASE_DESCRIPTORS)
-    found = tuning.tune(score_keeper.ScoreKeeper(), matcher, chosen_on, k=k, counts=counts)
+    descriptors = grid.Counts(query_descriptors, building.KILOBYTE // matcher.stored_bytes(1))
+    found = tuning.tune(score_keeper.ScoreKeeper(), matcher, chosen_on, k=k, counts=descriptors)
     before, after, setting = chosen_on.figures()["mAP"], found.figures["mAP"], found.setting
     print(f"{chosen_on.name}: mAP {before:.1f} → {after:.1f} at λ {setting.lam:g}, γ {setting.gamma:g}")
     facts |= {"validation_map": after, "lam": setting.lam, "gamma": setting.gamma}
-    facts |= {"backbone": "sift", "statistics": fingerprint}
+    facts |= {"query_descriptors": query_descriptors, "backbone": extractor.name, "global": extractor.global_name}
+    if statistics:
+        facts["statistics"] = statistics.fingerprint()
     print(weights.save_model(model, out, facts))
-    statistics.save(out / backbone.STATISTICS_FILE)
+    if statistics:
+        statistics.save(out / backbone.STATISTICS_FILE)

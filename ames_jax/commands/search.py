@@ -76,18 +76,13 @@ class SearcherFlags:
 
 @Parameter(name="*")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PhotoFlags(BackboneFlags):
-    __doc__ = f"""{BackboneFlags.__doc__.rstrip().replace("of your own.", "of your own (default: the model's, else xfeat).")}
-      images: A folder of pictures, or a list with one line per picture.
-      skip_broken: Leave out pictures that cannot be read, instead of stopping.
-    """
+class PictureFlags(BackboneFlags):
+    __doc__ = BackboneFlags.__doc__.replace("of your own.", "of your own (default: the model's, else xfeat).")
 
     backbone: str | None = None
-    # The name of the flag that extract has, --descriptors, is here that of a folder.
+    # The name of the flag that extract has, --descriptors, is in search index that of a folder.
     descriptors: Annotated[Count | None, Parameter(name="--extracted-descriptors")] = None
     dtype: Literal["float32", "bfloat16"] | None = None  # inherited types are looked up in this file
-    images: Path | None = None
-    skip_broken: bool = False
 
     def name_of(self, model: str | None) -> str:
         """The backbone that is meant: the given one, that of the given model or SIFT statistics, else the default."""
@@ -107,6 +102,18 @@ class PhotoFlags(BackboneFlags):
             raise UserError(
                 f"{error}. Or give the files with --weights and --global-weights, or take --backbone=sift, which needs none"
             ) from None
+
+
+@Parameter(name="*")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PhotoFlags(PictureFlags):
+    __doc__ = f"""{PictureFlags.__doc__.rstrip()}
+      images: A folder of pictures, or a list with one line per picture.
+      skip_broken: Leave out pictures that cannot be read, instead of stopping.
+    """
+
+    images: Path | None = None
+    skip_broken: bool = False
 
 
 def index(

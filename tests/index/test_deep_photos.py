@@ -16,6 +16,7 @@ from ames_jax.data.readers import MemoryReader
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.index.collection import SearchIndex
 from ames_jax.index.model_choice import ChosenModel
+from ames_jax.index.searcher import Searcher
 from ames_jax.model.ames import AMES, AMESConfig
 from ames_jax.model.matches import Matching
 from ames_jax.model.weights import facts_of, save_model
@@ -62,6 +63,24 @@ def test_pictures_are_searched_without_a_model(made, networks, tmp_path, capsys)
     grown = SearchIndex.open(tmp_path / "index")
     assert len(grown) > len(index)
     assert grown.binarizer == index.binarizer
+
+
+def test_a_student_is_calibrated_for_its_descriptors(made, networks, tmp_path):
+    student = save(tmp_path / "student", 64, backbone="xfeat")
+    given = [
+        f"--weights={networks['xfeat']}",
+        f"--global-weights={networks['vit']}",
+        *SIZES[:2],
+        "--query-descriptors=30",
+    ]
+    photos = [f"--photos={made / 'pictures'}", f"--distractors={made / 'asked' / 'scene3'}", "--shortlist=3"]
+    assert search.main(["calibrate", f"--run={student}", f"--out={tmp_path / 'model'}", *given, *photos]) == 0
+    facts = facts_of(tmp_path / "model")
+    assert (facts["backbone"], facts["global"]) == ("xfeat", "DINOv2 small, class token")
+    assert index_of(made / "asked", networks, f"--out={tmp_path / 'index'}", f"--model={tmp_path / 'model'}") == 0
+    index = SearchIndex.open(tmp_path / "index")
+    assert (index.facts["lam"], index.facts["gamma"]) == (facts["lam"], facts["gamma"])
+    assert Searcher(index).query_descriptors == 30
 
 
 def test_one_picture_is_a_collection(made, networks, tmp_path):
