@@ -6,10 +6,8 @@ a killed run where it was. `--config=detector` trains the detector of an extract
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from etils import epy
-from ml_collections import ConfigDict
 
 from ames_jax.runtime import cache
 from ames_jax.runtime.command_line import parse
@@ -18,7 +16,6 @@ from ames_jax.runtime.files import is_remote
 
 with epy.lazy_imports():  # help, and a mistake on the command line, need none of them
     from ames_jax.report import run_report
-    from ames_jax.retrieval import sets
     from ames_jax.runtime import preemption, processes
     from ames_jax.training import detector, run
 
@@ -47,16 +44,9 @@ def main(argv: list[str] | None = None) -> int:
         if student is not None and config.report.enabled:
             run_report.write_report(config.report, root, workdir, teacher, student)
         elif student is None and not is_remote(workdir):
-            draw_teacher_curves(config, root, workdir)
+            run_report.draw_teacher_curves(config, root, workdir)
     processes.wait_for_all("end")
     return 0
-
-
-def draw_teacher_curves(config: ConfigDict, root: Path, workdir: Path) -> None:
-    """training.png of a run that trains a teacher alone."""
-    validation = sets.RetrievalSet.load(root, "validation", queries=config.validation.queries)
-    run_report.draw_curves(workdir, validation, config.validation.shortlist, ["teacher"])
-    print(workdir / "training.png")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import orbax.checkpoint  # noqa: F401 (imported before the forks, not in each of them)
 import small_run
+import tensorboardX  # noqa: F401
 
 
 def life(data, directory, steps, checkpoint_every):

@@ -9,8 +9,11 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
+from etils import epy
 from jaxtyping import Bool, Float, Float32, Int
-from scipy.cluster.vq import kmeans2
+
+with epy.lazy_imports():  # a quarter of the start of every command, for statistics that most only read
+    from scipy.cluster import vq
 
 KMEANS_STEPS = 15
 
@@ -24,7 +27,7 @@ def learn_centres(features: Float[np.ndarray, "N D"], count: int, seed: int) -> 
     start = points[np.random.default_rng(seed).choice(len(points), count, replace=False)]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="One of the clusters is empty")  # it keeps its centre
-        return kmeans2(points, start, KMEANS_STEPS, minit="matrix")[0].astype(np.float32)
+        return vq.kmeans2(points, start, KMEANS_STEPS, minit="matrix")[0].astype(np.float32)
 
 
 def vlad(

@@ -125,6 +125,13 @@ def draw_curves(
     draw_training(validation.name, runs, workdir / "training.png", base, validation.ceiling(shortlist))
 
 
+def draw_teacher_curves(config: ConfigDict, root: Path, workdir: Path) -> None:
+    """training.png of a run that trains a teacher alone."""
+    validation = RetrievalSet.load(root, "validation", queries=config.validation.queries)
+    draw_curves(workdir, validation, config.validation.shortlist, ["teacher"])
+    print(workdir / "training.png")
+
+
 def draw_ranked(queries: int, root: Path, workdir: Path, student: Sequence[Measured], test: RetrievalSet) -> None:
     """gallery.png: queries before and after re-ranking with as many descriptors of the student as 1 KB holds."""
     fitting = [one for one in student if one.stored_bytes <= KILOBYTE]

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-from tensorboardX import SummaryWriter
+from etils import epy
 
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import is_remote, write_file
 from ames_jax.runtime.processes import is_lead
 from ames_jax.runtime.progress import Progress, write
+
+with epy.lazy_imports():  # imports PyTorch where that is installed, which takes seconds
+    import tensorboardX
 
 T = TypeVar("T")
 HISTORY_FILE = "metrics.jsonl"
@@ -116,7 +119,9 @@ class History:
         self._replace()
         self._file = None if is_remote(directory) else self._path.open("a")
         # Event files only grow; the purge step tells TensorBoard to forget what a killed run logged past its checkpoint.
-        self._writer = SummaryWriter(str(directory / "tensorboard"), purge_step=0 if first is None else first + 1)
+        self._writer = tensorboardX.SummaryWriter(
+            str(directory / "tensorboard"), purge_step=0 if first is None else first + 1
+        )
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Logs values after `step` steps."""
