@@ -23,8 +23,10 @@ def get_config() -> ConfigDict:
     config.photos = ""  # folder of photographs, or text list of them; several by commas
     config.backbone = "xfeat"  # of the local descriptors, as extract's --backbone
     config.weights = ""  # file of its authors; "" downloads it once
+    config.block = config_dict.placeholder(int)  # of a DINOv2 network, tokens after so many blocks; None: all
     config.global_backbone = "dinov2_small"  # of the global descriptors; "" for the local backbone's own
     config.global_weights = ""  # file of its authors; "" downloads it once
+    config.global_block = config_dict.placeholder(int)  # as `block`, of the global backbone
 
     config.views = views = ConfigDict()
     views.count = 6  # warped views of every photo in training, beside the photo itself

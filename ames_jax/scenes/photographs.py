@@ -15,6 +15,7 @@ from ames_jax.extraction.stamps import stamps_of
 from ames_jax.runtime.errors import UserError
 
 LEAST_SCENES = 4
+EXAMPLES = 6  # photos on the sheet of views, and views of each at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +154,13 @@ class Plan:
             picture = view_file(folder, row, split, number)
             found[split].append(ImageFile(f"{split}/{picture.stem}", picture, self.photographs.scenes[row]))
         return {name: ImageFiles(folder, images) for name, images in found.items()}
+
+    def examples(self, folder: Path) -> list[list[Path]]:
+        """Files of a few training photos, each followed by its views."""
+        rows = [row for row, stage in zip(self.rows, self.stage) if stage == "train"]
+        rows = [rows[place] for place in np.unique(np.linspace(0, len(rows) - 1, EXAMPLES).round().astype(int))]
+        numbers = range(min(self.settings.count, EXAMPLES))
+        return [[photo_file(folder, r), *(view_file(folder, r, "train", n) for n in numbers)] for r in rows]
 
     def truth(self, stage: str) -> dict[str, Any]:
         """Ground truth of the queries of a stage, in the order of its split."""

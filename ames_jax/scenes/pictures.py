@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ames_jax.extraction.images import load_image, shrink
+from ames_jax.extraction.images import load_image, resize, shrink
 from ames_jax.runtime.cores import end_with_parent
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import write_file
@@ -19,6 +19,11 @@ from ames_jax.runtime.progress import Progress
 from ames_jax.scenes.warping import warp
 
 QUALITY = 95  # of the JPEG files that hold photos at the size of views
+CELL, GAP, SHEET_QUALITY = (
+    (128, 144),
+    6,
+    85,
+)  # height and width of a picture on a sheet, what is left free, JPEG quality
 CACHED = 32  # decoded photos that a working process keeps
 
 
@@ -53,6 +58,20 @@ def write_views(
     for number, file in views:
         random = np.random.Generator(np.random.Philox(np.random.SeedSequence([*key, number])))
         write_file(file, warp(pixels, other, random, max(pixels.shape[:2]), strength))
+
+
+def write_sheet(target: Path, rows: Sequence[Sequence[Path]]) -> None:
+    """Draws a row of small pictures for each row of files, as JPEG."""
+    sheet = np.full((len(rows) * CELL[0], max(map(len, rows)) * CELL[1], 3), 255, np.uint8)
+    for i, row in enumerate(rows):
+        for j, file in enumerate(row):
+            picture = load_image(file)
+            share = min((side - GAP) / own for side, own in zip(CELL, picture.shape))
+            height, width = (max(1, round(share * own)) for own in picture.shape[:2])
+            top, left = i * CELL[0] + (CELL[0] - height) // 2, j * CELL[1] + (CELL[1] - width) // 2
+            sheet[top : top + height, left : left + width] = resize(picture, height, width)
+    encoded = cv2.imencode(".jpg", sheet[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, SHEET_QUALITY])[1]
+    write_file(target, encoded.tobytes())
 
 
 @functools.lru_cache(maxsize=CACHED)

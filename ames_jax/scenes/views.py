@@ -8,6 +8,7 @@ photos themselves where a scene has several, against all photographs.
     photos-KEY/images/SPLIT/00017_2.jpg    its view 2 in `validation_query`, `test_query` or, until its descriptors are there,
                                            `train`
     photos-KEY/photographs.json            scene and split of every photo
+    photos-KEY/views.jpg                   some photos and their views, to look at
     photos-KEY/manifest.json               written last: a folder without it is unfinished, and the next run goes on with it
 
 The set is a function of its settings, the backbone and the content of the photos, of which KEY is a hash.
@@ -36,12 +37,13 @@ from ames_jax.runtime.fingerprints import content_of
 from ames_jax.runtime.progress import write
 from ames_jax.scenes.building import MANIFEST, WAIT_SECONDS, check, write_manifest
 from ames_jax.scenes.photographs import Photographs, Plan, ViewSettings, photo_file, view_file
-from ames_jax.scenes.pictures import run_all, write_photo, write_views
+from ames_jax.scenes.pictures import run_all, write_photo, write_sheet, write_views
 from ames_jax.scenes.writing import TRAIN_NEIGHBOURS
 
-VERSION = 1  # raise it with every change that alters pixels or splits
+VERSION = 2  # raise it with every change that alters pixels or splits
 SIDE = 640  # longer side of pictures where the backbone does not say which it reads
 REBUILD_HINT = "make it again with --config.data.rebuild=true"
+SHEET = "views.jpg"
 LEAST_PHOTOS = 8
 CHUNK = 128  # pictures of a shard, which a killed run extracts again at most
 
@@ -132,6 +134,8 @@ def _make(folder: Path, photographs: Photographs, backbone: Backbone, settings: 
         extract(ExtractionJob(images=images, backbone=backbone, root=folder, split=name, chunk=CHUNK))
         done += len(images)
     _write_neighbours(folder, plan)
+    write_sheet(folder / SHEET, plan.examples(folder))
+    write(f"some of the views: {folder / SHEET}")
     write_manifest(folder)
     shutil.rmtree(folder / "images" / "train", ignore_errors=True)  # only its descriptors are read again
 

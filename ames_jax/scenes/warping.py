@@ -19,8 +19,8 @@ from ames_jax.extraction.images import resize
 Others = Callable[[np.random.Generator], np.ndarray]
 
 # Chances of what happens to some views alone.
-PASTED, OCCLUDED, SHADOWED, NIGHT, GREY, GLARE = 0.35, 0.4, 0.3, 0.1, 0.08, 0.08
-MOVED, DEFOCUSED, COARSE = 0.2, 0.3, 0.35
+PASTED, OCCLUDED, SHADOWED, NIGHT, GREY, GLARE = 0.15, 0.3, 0.3, 0.08, 0.05, 0.05
+MOVED, DEFOCUSED, COARSE = 0.2, 0.35, 0.4
 LEAST_SIDE = 32  # pixels
 METERED = 0.2, 0.65  # a camera's exposure keeps the mean brightness between
 
@@ -86,7 +86,7 @@ def _placed(photo: np.ndarray, background: np.ndarray, random: np.random.Generat
     height, width = background.shape[:2]
     pasted = random.random() < PASTED * min(1, strength)
     window = _window(photo, random, strength)
-    target = _target(height, width, random, strength, random.uniform(0.4, 0.8) if pasted else 1.0)
+    target = _target(height, width, random, strength, random.uniform(0.5, 0.9) if pasted else 1.0)
     scale = math.sqrt(cv2.contourArea(target) / cv2.contourArea(window))
     if scale < 0.7:  # remapping alone would skip pixels
         rows, columns = (max(2, round(s * scale)) for s in photo.shape[:2])
@@ -94,8 +94,11 @@ def _placed(photo: np.ndarray, background: np.ndarray, random: np.random.Generat
         photo, window = cv2.resize(photo, (columns, rows), interpolation=cv2.INTER_AREA), window * ratio
     back = cv2.getPerspectiveTransform(target, window)
     columns, rows = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-    bend = 0.02 * strength * max(height, width)
-    columns, rows = (axis + bend * _field(height, width, random) for axis in (columns, rows))
+    unit = strength * max(height, width)
+    columns, rows = (
+        axis + unit * (0.015 * _field(height, width, random) + 0.004 * _field(height, width, random, 12))
+        for axis in (columns, rows)
+    )
     x, y, z = (back[i, 0] * columns + back[i, 1] * rows + back[i, 2] for i in range(3))
     beyond = z <= 1e-6  # behind the camera
     x, y = (np.where(beyond, -1e4, v / np.where(beyond, 1, z)).astype(np.float32) for v in (x, y))
@@ -112,7 +115,7 @@ def _placed(photo: np.ndarray, background: np.ndarray, random: np.random.Generat
 def _window(photo: np.ndarray, random: np.random.Generator, strength: float) -> np.ndarray:
     """float32 [4, 2], corners of the part that is looked at: half of the photo's sides up to all of them."""
     height, width = photo.shape[:2]
-    share = 1 - min(0.65, 0.5 * strength) * random.uniform(0, 1)
+    share = 1 - min(0.65, 0.45 * strength) * random.uniform(0, 1)
     shares = np.clip(share * np.exp(random.uniform(-0.15, 0.15, 2)), 0.2, 1)
     size = np.float32([width - 1, height - 1]) * shares
     corner = (np.float32([width - 1, height - 1]) - size) * random.uniform(0, 1, 2)
@@ -133,16 +136,16 @@ def _target(height: int, width: int, random: np.random.Generator, strength: floa
     return np.float32(turned + size * (0.5 + free * random.uniform(-1, 1, 2)))
 
 
-def _field(height: int, width: int, random: np.random.Generator) -> np.ndarray:
-    """float32 [height, width], smooth, of standard deviation 1 at its nodes."""
-    nodes = random.normal(size=(int(random.integers(3, 6)), int(random.integers(3, 6)))).astype(np.float32)
-    return cv2.resize(nodes, (width, height), interpolation=cv2.INTER_CUBIC)
+def _field(height: int, width: int, random: np.random.Generator, nodes: int = 4) -> np.ndarray:
+    """float32 [height, width], smooth between `nodes` × `nodes` normal random numbers."""
+    values = random.standard_normal((nodes, nodes), np.float32)
+    return cv2.resize(values, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
 def _occluded(view: np.ndarray, other: np.ndarray, random: np.random.Generator, strength: float) -> np.ndarray:
     """The view behind a piece of another photo."""
     height, width = view.shape[:2]
-    radius = random.uniform(0.08, 0.08 + 0.17 * strength) * max(height, width)
+    radius = random.uniform(0.06, 0.06 + 0.14 * strength) * max(height, width)
     angles = np.sort(random.uniform(0, 2 * np.pi, int(random.integers(4, 9))))
     reach = radius * random.uniform(0.6, 1.3, len(angles))
     centre = random.uniform(0, 1, 2) * (width, height)
@@ -160,7 +163,7 @@ def _lit(view: np.ndarray, random: np.random.Generator, strength: float) -> tupl
     if random.random() < SHADOWED:
         light *= _shadow(height, width, random, strength)
     darkest, noise, gain = METERED[0], 1.0, math.exp(0.25 * strength * random.normal())
-    tint = np.exp(0.12 * strength * random.normal(size=3)).astype(np.float32)
+    tint = np.exp(0.06 * strength * random.normal(size=3)).astype(np.float32)
     if random.random() < NIGHT * strength:
         gain, noise, darkest = gain * random.uniform(0.12, 0.35), 2.5, 0.5 * darkest
         tint *= np.float32([1.15, 1.0, 0.75])
@@ -172,7 +175,7 @@ def _lit(view: np.ndarray, random: np.random.Generator, strength: float) -> tupl
         distance = (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2
         view = view + np.exp(-distance / (2 * radius**2), dtype=np.float32)[..., None]
     grey = cv2.cvtColor(view, cv2.COLOR_RGB2GRAY)[..., None]
-    saturation = 0.0 if random.random() < GREY * strength else math.exp(0.35 * strength * random.normal())
+    saturation = 0.0 if random.random() < GREY * strength else math.exp(0.2 * strength * random.normal())
     brightness = max(1e-3, float(grey.mean()))
     exposure = min(max(brightness, darkest), METERED[1]) / brightness
     contrast = math.exp(0.2 * strength * random.normal())

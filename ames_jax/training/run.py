@@ -129,10 +129,11 @@ def _views_root(config: ConfigDict) -> Path:
         raise UserError("--config.photos is missing: give a folder of photographs, or a text list of them")
     fields = config.views.to_dict()
     options = {"descriptors": fields.pop("descriptors"), "max_side": fields.pop("side")}
-    other = {"name": config.global_backbone, "weights": _file(config.global_weights)}
+    other = {"name": config.global_backbone, "weights": _file(config.global_weights), "block": config.global_block}
     backbone = open_backbone(
         config.backbone,
         weights=_file(config.weights),
+        block=config.block,
         global_backbone=other if config.global_backbone else None,
         **options,
     )

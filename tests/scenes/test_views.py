@@ -91,6 +91,7 @@ def test_views_ask_for_their_photo(data_set: Path) -> None:
         ]
         assert (data_set / "images" / f"{found.queries.ids()[0]}.jpg").is_file()
     assert not (data_set / "images" / "train").exists()
+    assert cv2.imread(str(data_set / "views.jpg")).shape == (6 * 128, 3 * 144, 3)  # 6 photos and 2 views of each
 
 
 def test_a_set_that_is_there_is_not_made_again(data_set: Path, folder: Path, backbone, monkeypatch) -> None:
