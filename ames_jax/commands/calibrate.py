@@ -8,7 +8,7 @@ from pathlib import Path
 from etils import epy
 
 from ames_jax.commands.search import PictureFlags
-from ames_jax.runtime.command_line import Count, Fraction
+from ames_jax.runtime.command_line import Count, Fraction, check_paths
 from ames_jax.runtime.errors import UserError
 
 with epy.lazy_imports():  # help needs none of them
@@ -63,6 +63,7 @@ def calibrate(
     flags = flags or PictureFlags()
     if (index is None) == (run is None):
         raise UserError("give --index=INDEX for probabilities, or --run=RUN with --out=MODEL for a model")
+    check_paths(index=index, pictures=pictures, run=run, data=data, photos=photos, distractors=distractors)
     if index is None:
         if out is None:
             raise UserError("--out is missing: the folder of the calibrated model")

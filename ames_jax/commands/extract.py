@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from etils import epy
 
-from ames_jax.runtime.command_line import Count, CountOrZero
+from ames_jax.runtime.command_line import Count, CountOrZero, check_paths
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.progress import Progress
 
@@ -97,6 +97,7 @@ def extract(
     """
     if process >= processes:
         raise UserError(f"--process={process}: expected 0 to {processes - 1} (--processes - 1)")
+    check_paths(images=images, root=root, boxes=boxes)
     records.check_split(split)
     if name is not None:
         records.check_name(name)

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from etils import epy
 
 from ames_jax.commands.extract import BackboneFlags
-from ames_jax.runtime.command_line import Count, CountOrZero, Fraction, Scale, Size
+from ames_jax.runtime.command_line import Count, CountOrZero, Fraction, Scale, Size, check_paths
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import write_json
 from ames_jax.runtime.progress import Progress
@@ -59,6 +59,9 @@ class SearcherFlags:
     faiss: str | None = None
     keep_query: bool = False
     database: str | None = None
+
+    def __post_init__(self) -> None:
+        check_paths(index=self.index, pictures=self.pictures)
 
     def open(self, opened: backbone.Backbone | None = None) -> searcher.Searcher:
         """The searcher that the flags describe; opened: the backbone, where it is open already."""
@@ -148,6 +151,7 @@ def index(
         pgvector:postgresql://…#TABLE hold these images, and no others.
     """
     photos = photos or PhotoFlags()
+    check_paths(images=photos.images, descriptors=descriptors, out=out if add else None)
     if (photos.images is None) == (descriptors is None):
         raise UserError("give either --images=DIR, a folder of pictures, or --descriptors=DIR, which extract wrote")
     if descriptors and photos != PhotoFlags():
@@ -247,6 +251,7 @@ def query(
       json_file: Print the results as JSON, or write them to this file.
       timing: Print how long each stage took.
     """
+    check_paths(image=image, images=images, labels=Path(labels) if labels not in (None, "folder") else None)
     queries = [*(image or []), *(file.path for file in (listing.list_images(images).files if images else []))]
     if not queries:
         raise UserError("nothing to search for: give --image=FILE, or --images=DIR or a list of files")
@@ -299,6 +304,7 @@ def explain(
       lines: Correspondences drawn, strongest first.
       out: A .png file.
     """
+    check_paths(image=image)
     search_results.check_suffix("--out", out, search_results.PICTURES)
     with Progress(f"explaining {image_id}"):
         explained = explaining.explain(flags.open(), image, image_id, flags.pictures)

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from etils import epy
 
 from ames_jax.commands.search import database_text
-from ames_jax.runtime.command_line import Fraction
+from ames_jax.runtime.command_line import Fraction, check_paths
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import write_json
 from ames_jax.runtime.progress import Progress
@@ -29,6 +29,7 @@ def sync(*, index: Path, images: Path, skip_broken: bool = False, database: str 
       skip_broken: Leave out pictures that cannot be read, instead of stopping.
       database: Bring this database up to date, too, as `search index` takes it.
     """
+    check_paths(index=index, images=images)
     report = photos.sync_photos(index, listing.list_images(images), skip_broken=skip_broken)
     print(f"{index}: {report}")
     if database:
@@ -52,6 +53,7 @@ def remove(
     """
     if not ids and not list_file:
         raise UserError("nothing to remove: give --ids=ID, or --list=FILE with one id per line")
+    check_paths(index=index, list=list_file)
     known = collection.SearchIndex.open(index)
     named = [part for name in ids or [] for part in ([name] if known.find(name) is not None else name.split(","))]
     named += [name for name in (lists.read_lines(list_file) if list_file else []) if name.strip()]
@@ -68,6 +70,7 @@ def compact(*, index: Path) -> None:
     Args:
       index: What `search index` wrote.
     """
+    check_paths(index=index)
     before, after = changes.compact(index)
     print(f"{index}: {before:,} B before, {after:,} B now")
 
@@ -78,6 +81,7 @@ def verify(*, index: Path) -> None:
     Args:
       index: What `search index` wrote.
     """
+    check_paths(index=index)
     with Progress(f"reading {index}"):
         count, size = collection.SearchIndex.open(index).verify()
     print(f"{index}: all {count} files are whole ({size:,} B)")
@@ -98,6 +102,7 @@ def duplicates(
       share: Least share of the local descriptors of the picture with fewer of them that the other one has, too.
       json_file: Write the groups to this file too.
     """
+    check_paths(index=index)
     groups = duplicate_search.find_duplicates(collection.SearchIndex.open(index), similarity, share)
     if json_file:
         write_json(json_file, {"groups": groups})

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from etils import epy
 
-from ames_jax.runtime.command_line import Count, Counts, Size
+from ames_jax.runtime.command_line import Count, Counts, Size, check_paths
 from ames_jax.runtime.files import write_json
 
 with epy.lazy_imports():  # help needs none of them
@@ -74,6 +74,7 @@ def speed(
       query_descriptors: Descriptors of the query.
       json_file: Write the figures to this file too.
     """
+    check_paths(image=image, statistics=statistics)
     chosen = model_choice.ChosenModel.load(model, "sift")
     load = search_speed.Load(count, budget, global_index, shortlist, query_descriptors)
     facts = search_speed.measure_speed(chosen, load, image, statistics)

@@ -115,6 +115,24 @@ Fraction = Annotated[float, _within(0, 1)]
 Scale = Annotated[float, _within(0, 1e9)]
 
 
+# What is missing where the path of a flag is not there.
+KINDS_OF_PATHS = {
+    "image": "no such image",
+    "images": "no such folder or list",
+    "index": "no such index; make one with python -m ames_jax.search index",
+}
+
+
+def check_paths(**paths: Path | Sequence[Path] | None) -> None:
+    """Raises UserError for the first path, by the name of its flag, that is not there: before anything is loaded that takes
+    seconds."""
+    for flag, given in paths.items():
+        for path in [given] if isinstance(given, Path) else given or []:
+            if not path.exists():
+                kind = KINDS_OF_PATHS.get(flag, "no such file or folder")
+                raise UserError(f"--{flag.replace('_', '-')}={path}: {kind}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Command:
     """A parsed command line.

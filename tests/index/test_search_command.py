@@ -14,6 +14,7 @@ import pytest
 from matplotlib.image import imread
 
 from ames_jax import search
+from ames_jax.index import collection
 from ames_jax.runtime.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -96,3 +97,25 @@ def test_what_cannot_be_asked(made, query, tmp_path):
         search.main([*query[:2], *query[3:], f"--image={tmp_path / 'broken.jpg'}"])
     with pytest.raises(UserError, match="--add uses the model of the index"):
         search.main(["index", f"--descriptors={made / 'set'}", f"--out={made / 'index'}", "--add", "--model=m"])
+
+
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [
+        ("query --index=HERE --image=nowhere.jpg", "image=nowhere.jpg: no such image"),
+        ("query --index=HERE --image=HERE --images=nowhere", "images=nowhere: no such folder or list"),
+        ("query --index=HERE --image=HERE --labels=nowhere", "labels=nowhere: no such file or folder"),
+        ("serve --index=nowhere", "index=nowhere: no such index; make one with"),
+        ("explain --index=HERE --id=x --image=nowhere.jpg", "image=nowhere.jpg: no such image"),
+        ("index --images=nowhere --out=new", "images=nowhere: no such folder or list"),
+        ("sync --index=HERE --images=nowhere", "images=nowhere: no such folder or list"),
+        ("remove --index=HERE --list=nowhere", "list=nowhere: no such file or folder"),
+        ("speed --image=nowhere.jpg", "image=nowhere.jpg: no such image"),
+        ("calibrate --index=nowhere", "index=nowhere: no such index"),
+    ],
+)
+def test_paths_that_are_not_there_are_told_before_anything_is_opened(command, flag, tmp_path, monkeypatch):
+    monkeypatch.setattr(search.cache, "start", lambda: None)
+    monkeypatch.setattr(collection.SearchIndex, "open", None)
+    with pytest.raises(UserError, match=f"^--{flag}"):
+        search.main(command.replace("HERE", str(tmp_path)).split())
