@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from etils import epy
 
 from ames_jax.runtime import cache
-from ames_jax.runtime.command_line import application, call, parse
+from ames_jax.runtime.command_line import application, call, parse, refuse_missing
 from ames_jax.runtime.errors import run_main
 
 with epy.lazy_imports():  # help, and a mistake on the command line, need none of them
@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments and arguments[0] in REPORTS:
         return call(application("evaluate", __doc__, REPORTS), arguments)
     command = parse(__doc__, "evaluate", arguments)
+    refuse_missing(command.config, ("data_dir", "model", "store", "logits"))
     cache.start()
     processes.start(command.config)
     with processes.alone(command.workdir):

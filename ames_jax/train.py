@@ -10,7 +10,7 @@ import sys
 from etils import epy
 
 from ames_jax.runtime import cache
-from ames_jax.runtime.command_line import parse
+from ames_jax.runtime.command_line import parse, refuse_missing
 from ames_jax.runtime.errors import run_main
 from ames_jax.runtime.files import is_remote
 
@@ -25,6 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     cache.start()
     command = parse(__doc__, "student_bin", argv)
     config, workdir = command.config, command.workdir
+    refuse_missing(config, ("data_dir", "images", "photos", "teacher", "start"))
     try:
         if "images" in config:
             print(detector.train_detector(config, workdir))

@@ -31,16 +31,26 @@ def load_model(path_or_name: str | Path) -> Model:
     Raises:
       UserError: nothing there, or not a model.
     """
+    refuse_unknown(path_or_name)
     path = folder_of(path_or_name)
     if path.is_dir():
         return read_model(find_model(path))
-    if path.is_file():
-        return _read_torch(path)
-    if path.suffix == ".pt" or len(path.parts) > 1:
+    return _read_torch(path) if path.is_file() else load_released(str(path_or_name))
+
+
+def refuse_unknown(path_or_name: str | Path) -> None:
+    """Raises UserError where `load_model` would find nothing: for before work that takes long."""
+    path, name = folder_of(path_or_name), str(path_or_name)
+    if path.is_dir():
+        find_model(path)
+    elif path.is_file():
+        return
+    elif path.suffix == ".pt" or len(path.parts) > 1:
         raise UserError(
             f"{path}: no such file or directory; a model is a run or model directory, a .pt file or a released name"
         )
-    return load_released(str(path_or_name))
+    else:
+        _refuse_unknown_name(name)
 
 
 def known_facts(path_or_name: str | Path) -> dict[str, Any]:
@@ -82,9 +92,7 @@ def load_released(name: str) -> Model:
 
     Raises UserError for an unknown name, a failed download, a file that changed, or weights that do not fit.
     """
-    if name not in (*NAMED, *ELVIS):
-        names = (*SHIPPED, *NAMED, *ELVIS)
-        raise UserError(f"unknown model {name!r}: expected one of {', '.join(names)}{did_you_mean(name, names)}")
+    _refuse_unknown_name(name)
     converted = home() / "models" / name
     if (converted / MODEL_FILE).is_file():
         return read_model(converted)
@@ -95,6 +103,12 @@ def load_released(name: str) -> Model:
         raise UserError(f"{path}: these are weights of {title_of(model.config)}, expected those of {expected}")
     save_model(model, converted, {"released": name, **read_json(pin_of(path))})
     return model
+
+
+def _refuse_unknown_name(name: str) -> None:
+    if name not in (*NAMED, *ELVIS):
+        names = (*SHIPPED, *NAMED, *ELVIS)
+        raise UserError(f"unknown model {name!r}: expected one of {', '.join(names)}{did_you_mean(name, names)}")
 
 
 def fetch(name: str, addresses: Sequence[str] | None = None) -> Path:

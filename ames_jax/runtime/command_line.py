@@ -187,6 +187,17 @@ def parse(description: str | None, default_config: str, argv: Sequence[str] | No
     return Command(values.config, path_of(values.workdir or Path("runs") / run), given)
 
 
+def refuse_missing(config: ConfigDict, keys: Sequence[str]) -> None:
+    """Raises UserError, before anything long, where one of these keys holds a path at which nothing is.
+
+    A text without a slash may be a name, of a model, say; texts with commas are lists, and `://` is elsewhere.
+    """
+    for key in keys:
+        value = config.get(key) or ""
+        if "/" in value and not {",", "@", ":"} & set(value) and not Path(value).exists():
+            raise UserError(f"--config.{key}={value}: no such file or folder")
+
+
 def find_config(name: str | Path) -> Path:
     """The config file of this name: a file that exists, or one of ours, as `student_bin` or `configs/student_bin.py`.
 

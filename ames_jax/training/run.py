@@ -19,7 +19,7 @@ from ames_jax.extraction.sift import statistics_of
 from ames_jax.model.elvis import ELViS
 from ames_jax.model.initialisation import SAMPLE, SAMPLE_PER_IMAGE, initialise
 from ames_jax.model.kinds import Config, Model, config_of, new_model, title_of
-from ames_jax.model.released import known_facts
+from ames_jax.model.released import known_facts, refuse_unknown
 from ames_jax.model.weights import read_model, refuse_other_descriptors
 from ames_jax.retrieval.grid import Counts
 from ames_jax.retrieval.matchers import ModelMatcher
@@ -96,6 +96,9 @@ def open_run(config: ConfigDict, workdir: Path) -> Path:
         raise UserError(
             "--config.report.enabled draws pictures, which needs a --workdir on disk; switch it off for gs://"
         )
+    for key in ("teacher", "start"):
+        if config.get(key):
+            refuse_unknown(config[key])  # before data are made for nothing
     with lead_first():
         if (workdir / "config.json").exists():  # refused before data are made for nothing
             keep_config(config, workdir)

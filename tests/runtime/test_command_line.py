@@ -1,8 +1,9 @@
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from ames_jax.runtime.command_line import find_config, parse
+from ames_jax.runtime.command_line import find_config, parse, refuse_missing
 from ames_jax.runtime.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -41,6 +42,15 @@ def test_mistakes_are_one_clear_line(arguments, message):
     with pytest.raises(UserError, match=message) as error:
         parse("about", STUDENT, arguments)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "refused"), [("no/where", True), ("sift", False), ("a/b,c", False), ("gs://b/c", False)]
+)
+def test_a_path_at_which_nothing_is_is_told_at_once(value, refused):
+    config = parse("about", STUDENT, [f"--config.teacher={value}"]).config
+    with pytest.raises(UserError, match=r"--config.teacher=no/where: no such") if refused else nullcontext():
+        refuse_missing(config, ("data_dir", "teacher"))
 
 
 def test_help_lists_every_key(capsys):

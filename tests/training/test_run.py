@@ -14,8 +14,9 @@ from ames_jax.model.ames import AMES, AMESConfig
 from ames_jax.model.weights import save_model
 from ames_jax.runtime.command_line import load_config, parse
 from ames_jax.runtime.errors import UserError
+from ames_jax.training import run
 from ames_jax.training.loop import FitSettings
-from ames_jax.training.run import count_given_steps, keep_config, train_teacher
+from ames_jax.training.run import count_given_steps, keep_config, open_run, train_teacher
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -66,6 +67,14 @@ def test_steps_and_epochs_on_one_command_line_are_refused() -> None:
     command = parse("about", "teacher_fp", ["--config.optimizer.epochs=2"])
     count_given_steps(command.config, command.given)
     assert command.config.optimizer.epochs == 2.0
+
+
+def test_an_unknown_teacher_is_told_before_data_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "data_root", lambda config: pytest.fail("data are made"))
+    config = load_config(CONFIGS / "student_bin.py")
+    config.update(teacher="sifft", distributed="off")
+    with pytest.raises(UserError, match=r"unknown model 'sifft'.*did you mean sift"):
+        open_run(config, tmp_path)
 
 
 def test_a_teacher_that_was_stopped_is_not_taken_for_a_finished_one(tmp_path: Path) -> None:
