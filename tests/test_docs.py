@@ -1,7 +1,8 @@
-"""README and docs against the program: flags that there are, links that lead to files, variables that are explained."""
+"""README and docs against the program: flags and names that there are, links to files, variables that are explained."""
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 import shlex
@@ -61,6 +62,16 @@ def test_commands_have_the_flags_that_are_printed(path: Path) -> None:
         given = {a.partition("=")[0] for a in arguments if a.startswith("--") and a != "--"}
         unknown = given - known_flags(command, arguments) - {"--help"}
         assert not unknown, f"{path.name}: {command} {shlex.join(arguments)}"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_python_on_the_pages_imports_what_there_is(path: Path) -> None:
+    for code in (code for language, code in BLOCK.findall(path.read_text(encoding="utf-8")) if language == "python"):
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] == "ames_jax":
+                for alias in node.names:
+                    module = importlib.import_module(node.module)
+                    assert hasattr(module, alias.name) or importlib.import_module(f"{node.module}.{alias.name}")
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
