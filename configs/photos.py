@@ -35,6 +35,7 @@ def get_config() -> ConfigDict:
     views.labels = True  # sub-folders and labels of a list are scenes, all of whose photos show the same
     views.validation = 0.15  # share of photos, or scenes, that is set apart to choose λ, γ and the best step
     views.test = 0.15  # share that is set apart for the table at the end
+    views.rendered = 0  # rendered scenes mixed into training, with as many pictures of each as a photo has
     views.side = config_dict.placeholder(int)  # longer side of pictures in pixels; None: the local backbone's own
     views.descriptors = 256  # strongest local descriptors of a picture that are kept
 

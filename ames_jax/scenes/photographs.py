@@ -28,7 +28,8 @@ class ViewSettings:
       strength: of the warps, see `warping.warp`.
       labels: whether sub-folders and the labels of a list are scenes, all of whose photos show the same.
       validation, test: shares of the instances that are set apart, at least one of each.
-      seed: of warps and splits.
+      rendered: rendered scenes that are mixed into training, with as many pictures of each as a photo has.
+      seed: of warps, splits and rendered scenes.
     """
 
     count: int = 6
@@ -37,6 +38,7 @@ class ViewSettings:
     labels: bool = True
     validation: float = 0.15
     test: float = 0.15
+    rendered: int = 0
     seed: int = 0
 
 
@@ -153,6 +155,10 @@ class Plan:
         for row, split, number in self.views():
             picture = view_file(folder, row, split, number)
             found[split].append(ImageFile(f"{split}/{picture.stem}", picture, self.photographs.scenes[row]))
+        for number in range(self.settings.rendered):
+            scene = len(self.photographs) + number  # no photo's: there are at most as many scenes as photos
+            files = rendered_files(folder, number, self.settings)
+            found["train"] += [ImageFile(f"train/{file.stem}", file, scene) for file in files]
         return {name: ImageFiles(folder, images) for name, images in found.items()}
 
     def examples(self, folder: Path) -> list[list[Path]]:
@@ -183,3 +189,8 @@ def photo_file(folder: Path, row: int) -> Path:
 def view_file(folder: Path, row: int, split: str, number: int) -> Path:
     """The file of a view of a photo."""
     return folder / "images" / split / f"{row:05d}_{number}.jpg"
+
+
+def rendered_files(folder: Path, number: int, settings: ViewSettings) -> tuple[Path, ...]:
+    """The files of a rendered scene's pictures."""
+    return tuple(folder / "images" / "train" / f"rendered{number:05d}_{view}.jpg" for view in range(settings.count + 1))

@@ -79,9 +79,11 @@ def _decoded(file: Path) -> np.ndarray:
     return load_image(file)
 
 
-def run_all(calls: Sequence[Callable[[], None]], processes: int, label: str, total: int) -> None:
-    """Makes all the calls, which can be pickled, in working processes; progress counts towards `total` photographs."""
-    with Progress(label, total, "photographs", done=total - len(calls)) as progress:
+def run_all(
+    calls: Sequence[Callable[[], object]], processes: int, label: str, total: int, unit: str = "photographs"
+) -> None:
+    """Makes all the calls, which can be pickled, in working processes; progress counts towards `total` units."""
+    with Progress(label, total, unit, done=total - len(calls)) as progress:
         if min(processes, len(calls)) <= 1:
             for call in progress.over(calls):
                 call()
@@ -95,7 +97,7 @@ def run_all(calls: Sequence[Callable[[], None]], processes: int, label: str, tot
             pool.shutdown(cancel_futures=True)
 
 
-def _call(call: Callable[[], None]) -> None:
+def _call(call: Callable[[], object]) -> None:
     call()
 
 

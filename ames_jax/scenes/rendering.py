@@ -16,6 +16,7 @@ import numpy as np
 from ames_jax.extraction.keypoints import Keypoints, detect
 from ames_jax.runtime.cores import end_with_parent, usable_cores
 from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.files import write_file
 from ames_jax.scenes.settings import Settings
 from ames_jax.scenes.transfer_world import TransferWorld
 from ames_jax.scenes.world import World
@@ -45,7 +46,7 @@ def run_task(task: Task) -> list[Keypoints]:
     for j in range(task.views):
         jpeg = scene.photograph(task.landmark, task.first + j, landmark)
         if task.paths:
-            task.paths[j].write_bytes(jpeg)
+            write_file(task.paths[j], jpeg)
         # Detection runs on the compressed photo: extracting from the stored file gives the same descriptors.
         gray = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_GRAYSCALE)
         found.append(detect(gray, task.settings.detected, task.settings.spread))

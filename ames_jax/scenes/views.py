@@ -36,8 +36,10 @@ from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.fingerprints import content_of
 from ames_jax.runtime.progress import write
 from ames_jax.scenes.building import MANIFEST, WAIT_SECONDS, check, write_manifest
-from ames_jax.scenes.photographs import Photographs, Plan, ViewSettings, photo_file, view_file
+from ames_jax.scenes.photographs import Photographs, Plan, ViewSettings, photo_file, rendered_files, view_file
 from ames_jax.scenes.pictures import run_all, write_photo, write_sheet, write_views
+from ames_jax.scenes.rendering import Task, run_task
+from ames_jax.scenes.settings import TRANSFER
 from ames_jax.scenes.writing import TRAIN_NEIGHBOURS
 
 VERSION = 2  # raise it with every change that alters pixels or splits
@@ -94,6 +96,8 @@ def _check_settings(settings: ViewSettings) -> None:
     for name in ("count", "queries"):
         if getattr(settings, name) < 1:
             raise UserError(f"--config.views.{name}={getattr(settings, name)}: expected 1 or more")
+    if settings.rendered < 0:
+        raise UserError(f"--config.views.rendered={settings.rendered}: expected 0 or more")
     if not 0 <= settings.strength <= 2:
         raise UserError(f"--config.views.strength={settings.strength}: expected 0 to 2")
     if not (settings.validation > 0 and settings.test > 0 and settings.validation + settings.test <= 0.8):
@@ -162,7 +166,10 @@ def _read_photos(folder: Path, photographs: Photographs, side: int, processes: i
 
 
 def _make_views(folder: Path, plan: Plan, processes: int) -> None:
-    """Warps the views that are not there yet. Backgrounds are borrowed from training photos of other scenes alone."""
+    """Warps the views, and renders the scenes, that are not there yet.
+
+    Backgrounds are borrowed from training photos of other scenes alone.
+    """
     scenes, hashes, settings = plan.photographs.scenes, plan.photographs.hashes, plan.settings
     lenders = [row for row, stage in zip(plan.rows, plan.stage) if stage == "train"]
     views: dict[int, list[tuple[int, Path]]] = {}
@@ -177,6 +184,12 @@ def _make_views(folder: Path, plan: Plan, processes: int) -> None:
             photo = photo_file(folder, row)
             calls.append(functools.partial(write_views, photo, missing, others, key, settings.strength))
     run_all(calls, processes, "warping", len(views))
+    world, calls = dataclasses.replace(TRANSFER, seed=settings.seed), []
+    for number in range(settings.rendered):
+        paths = rendered_files(folder, number, settings)
+        if not all(path.exists() for path in paths):
+            calls.append(functools.partial(run_task, Task(world, number, 0, len(paths), paths)))
+    run_all(calls, processes, "rendering", settings.rendered, "scenes")
 
 
 def _write_neighbours(folder: Path, plan: Plan) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -18,6 +19,7 @@ from ames_jax.retrieval.sets import RetrievalSet
 from ames_jax.runtime.errors import UserError
 from ames_jax.scenes import pictures, views
 from ames_jax.scenes.photographs import ViewSettings
+from ames_jax.scenes.settings import LANDMARKS
 from ames_jax.scenes.warping import warp
 
 SETTINGS = ViewSettings(count=2, queries=1)
@@ -147,6 +149,17 @@ def test_photos_of_one_scene_ask_for_each_other(folder: Path, backbone, tmp_path
         views.build_views([tmp_path / "scenes"], backbone, SETTINGS, tmp_path, processes=1)
 
 
+def test_rendered_scenes_are_mixed_into_training(folder: Path, backbone, tmp_path: Path, monkeypatch) -> None:
+    few = dataclasses.replace(LANDMARKS, neighbours=2, street_items=6)  # a small world
+    monkeypatch.setattr(views, "TRANSFER", few)
+    settings = dataclasses.replace(SETTINGS, rendered=2)
+    train = open_split(views.build_views([folder], backbone, settings, tmp_path, processes=1), "train")
+    names = [name for name in train.ids() if "rendered" in name]
+    assert names == [f"train/rendered{scene:05d}_{view}" for scene in range(2) for view in range(3)]
+    assert train.labels()[-6:].tolist() == [9, 9, 9, 10, 10, 10]  # of 8 photos and a broken one
+    assert not set(train.labels()[:-6]) & {9, 10}
+
+
 def test_labels_with_a_photo_each_are_no_labels(folder: Path, backbone, tmp_path: Path, data_set: Path) -> None:
     listed = tmp_path / "list.txt"
     listed.write_text("".join(f"{folder / f'{number}.png'},{number}\n" for number in range(PHOTOS)))
@@ -170,6 +183,7 @@ def make(folder: Path, names: list[str], content: bytes | None = None) -> list[P
         ([], None, {}, "no image in this folder"),
         (None, None, {}, r"--config.photos=.*: no such folder or list"),
         (["1.png"], None, {"count": 0}, "--config.views.count=0: expected 1 or more"),
+        (["1.png"], None, {"rendered": -1}, "expected 0 or more"),
         (["1.png"], None, {"strength": 3.0}, "expected 0 to 2"),
         (["1.png"], None, {"test": 0.0}, "expected shares above 0"),
     ],
