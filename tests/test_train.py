@@ -25,13 +25,13 @@ SMALL = [
     "--config.model.model_width=16", "--config.model.bits=16", "--config.optimizer.steps=6", "--config.optimizer.warmup=0",
     "--config.data.descriptors=8", "--config.data.lengths=3,9", "--config.data.buckets=(8,)", "--config.data.batch=8",
     "--config.data.top=30", "--config.log_every=1", "--config.validation.queries=8", "--config.validation.shortlist=10",
-    "--config.validation.every=4", "--config.checkpoint.every=1",
+    "--config.validation.every=6", "--config.checkpoint.every=2",
     "--config.train_teacher.model.model_width=16", "--config.train_teacher.optimizer.steps=6",
     "--config.train_teacher.data.descriptors=8", "--config.train_teacher.data.lengths=3,9",
     "--config.train_teacher.data.buckets=(8,)", "--config.train_teacher.data.batch=8", "--config.train_teacher.data.top=30",
     "--config.train_teacher.validation.queries=8", "--config.train_teacher.validation.shortlist=10",
-    "--config.train_teacher.log_every=1", "--config.train_teacher.validation.every=4",
-    "--config.train_teacher.checkpoint.every=1", "--config.report.shortlist=10",
+    "--config.train_teacher.log_every=1", "--config.train_teacher.validation.every=6",
+    "--config.train_teacher.checkpoint.every=2", "--config.report.shortlist=10",
     "--config.report.query_descriptors=4,8", "--config.report.database_descriptors=4,8",
 ]  # fmt: skip
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from etils import epy
 from ml_collections import ConfigDict
 
 from ames_jax import scenes
@@ -19,7 +20,6 @@ from ames_jax.data.store import PackedStore
 from ames_jax.extraction.sift import statistics_of
 from ames_jax.model.released import known_facts, known_setting, load_model
 from ames_jax.model.weights import refuse_other_descriptors
-from ames_jax.report.memory_sweep import memory_sweep
 from ames_jax.report.methods import (
     baseline_matcher,
     is_one_model,
@@ -28,13 +28,11 @@ from ames_jax.report.methods import (
     methods_table,
     trained_models,
 )
-from ames_jax.report.results import descriptor_notes, fit_notes, result_rows, results_table
-from ames_jax.report.tables import markdown
+from ames_jax.report.tables import descriptor_notes, fit_notes, markdown, result_rows, results_table
 from ames_jax.retrieval.grid import GAMMAS, LAMBDAS, Counts, Grid
 from ames_jax.retrieval.logits_file import PairLogits
 from ames_jax.retrieval.matchers import ModelMatcher
-from ames_jax.retrieval.opening import open_set
-from ames_jax.retrieval.origin import check_origins, crop_notes, origins
+from ames_jax.retrieval.opening import check_origins, crop_notes, open_set, origins
 from ames_jax.retrieval.plans import measure_plans
 from ames_jax.retrieval.refinement import refined_set
 from ames_jax.retrieval.score_keeper import ScoreKeeper
@@ -44,6 +42,9 @@ from ames_jax.runtime.command_line import flatten
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import write_file, write_json
 from ames_jax.runtime.processes import is_lead
+
+with epy.lazy_imports():  # draws
+    from ames_jax.report import tradeoff
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -256,7 +257,9 @@ def _memory(
             "hand-made matching left out: it has no released setting; name a data set to tune it on (--config.tune_on)"
         )
     with tempfile.TemporaryDirectory() as scratch:
-        return memory_sweep(keeper, compared, test, config.query_descriptors, workdir if is_lead() else Path(scratch))
+        return tradeoff.memory_sweep(
+            keeper, compared, test, config.query_descriptors, workdir if is_lead() else Path(scratch)
+        )
 
 
 def _sources(data: RetrievalSet) -> dict[str, Any]:

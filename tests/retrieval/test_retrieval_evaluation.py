@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import synthetic
 from flax import nnx
-from jax.experimental.compilation_cache import compilation_cache
 
 from ames_jax.data.neighbours import save_neighbours
 from ames_jax.data.shards import write_about
@@ -25,8 +24,8 @@ from ames_jax.model.packing import BitPacker
 from ames_jax.model.released import load_model
 from ames_jax.model.torch_weights import from_torch, infer_config
 from ames_jax.model.weights import save_model
-from ames_jax.report.results import fit_notes
 from ames_jax.report.retrieval_evaluation import evaluate
+from ames_jax.report.tables import fit_notes
 from ames_jax.retrieval.metrics import gldv2_protocols, mean_average_precision
 from ames_jax.retrieval.opening import open_set
 from ames_jax.retrieval.sets import RetrievalSet
@@ -43,24 +42,6 @@ def config(**fields):
     found = load_config(REPO / "configs" / "evaluate.py")
     found.update(fields)
     return found
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Every evaluation compiles anew; a compilation cache lets the tests of this file share the programs."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(autouse=True)
