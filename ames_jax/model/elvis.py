@@ -145,7 +145,8 @@ class ELViS(nnx.Module):
 
         Either side may hold floats or, for a binary model, packed bits.
         """
-        sides = self._side(query, train), self._database_side(database, train)
+        stored = self.vectors(database, train) if train else self.stored_vectors(database)
+        sides = self._side(self.vectors(query, train), query.valid), self._side(stored, database.valid)
         score, plan = self._transport(*sides)
         tokens = jnp.concatenate([side.vectors for side in sides], axis=1) * self.config.model_width**0.5
         return Transport(self.head(score) if train else score, plan, tokens)
@@ -156,30 +157,36 @@ class ELViS(nnx.Module):
 
     def share_query(self, query: DescriptorSet) -> Side:
         """The work on one query [Q, ·] that its whole shortlist shares."""
-        return self._side(query, train=False)
+        return self._side(self.vectors(query), query.valid)
 
     def logits(self, shared: Side, database: DescriptorSet) -> Float32[Array, " K"]:
         """Logits of one shared query against database images [K, T, ·]."""
-        return self._transport(shared, self._database_side(database, train=False))[0]
+        return self._transport(shared, self._side(self.stored_vectors(database), database.valid))[0]
+
+    def logits_of_vectors(self, shared: Side, database: DescriptorSet) -> Float32[Array, " K"]:
+        """As `logits`, of images whose features are `stored_vectors` [K, T, d]."""
+        return self._transport(shared, self._side(database.features, database.valid))[0]
 
     def head(self, score: Float[AnyArray, " B"]) -> Float32[Array, " B"]:
         """The logits that the training loss reads: a small network on the sum of votes, above 0 for a match."""
         return self.head_out(_gelu(self.head_hidden(jnp.asarray(score, jnp.float32)[..., None])))[..., 0]
 
-    def _side(self, descriptors: DescriptorSet, train: bool) -> Side:
+    def vectors(self, descriptors: DescriptorSet, train: bool = False) -> Float32[Array, "*B N d"]:
+        """The unit vectors that are compared."""
         if self.config.bits is None:  # the authors project descriptors as they come: their files hold unit vectors
             vectors = self.tokenizer.norm(self.tokenizer.remap(descriptors.features.astype(jnp.float32)))
         else:
             vectors = self.tokenizer(descriptors, train)
-        vectors = l2_normalise(vectors)
-        dust = jnp.tanh(self.dust_out(_gelu(self.dust_hidden(vectors)))[..., 0])
-        return Side(vectors, dust, descriptors.valid)
+        return l2_normalise(vectors)
 
-    def _database_side(self, descriptors: DescriptorSet, train: bool) -> Side:
-        side = self._side(descriptors, train)
-        if train or not self.config.round_stored or self.config.bits is not None:
-            return side
-        return side._replace(vectors=side.vectors.astype(jnp.float16).astype(jnp.float32))
+    def stored_vectors(self, descriptors: DescriptorSet) -> Float[Array, "*B N d"]:
+        """What full precision stores of database images: float16 where `round_stored`, else float32."""
+        rounded = self.config.round_stored and self.config.bits is None
+        return self.vectors(descriptors).astype(jnp.float16 if rounded else jnp.float32)
+
+    def _side(self, vectors: Float[AnyArray, "*B N d"], valid: Any) -> Side:
+        vectors = jnp.asarray(vectors, jnp.float32)
+        return Side(vectors, jnp.tanh(self.dust_out(_gelu(self.dust_hidden(vectors)))[..., 0]), valid)
 
     def _transport(self, query: Side, database: Side) -> tuple[Float32[Array, " B"], Float32[Array, "B Q T"]]:
         """Sums of votes, and the plan, of a shared query or B queries with B database images."""

@@ -78,9 +78,12 @@ class ModelMatcher(Matcher):
         return count * (config.bits // 8 if config.bits else 2 * config.model_width)
 
     def stored(self, database: DescriptorSet) -> DescriptorSet:
-        """The bits of a binary model, so that a pair is scored on what a store holds; else the descriptors."""
-        return self.packer.pack(database, "database") if self.packer else database
+        """The bits of a binary model, so that a pair is scored on what a store holds; the vectors of a float ELViS, which are
+        then made once; else the descriptors."""
+        if self.packer:
+            return self.packer.pack(database, "database")
+        return self._scorer.vectors(database) if self._scorer.keeps_vectors else database
 
     def shortlist(self, query: DescriptorSet, database: DescriptorSet) -> np.ndarray:
         """float32 logits [K]; see `Scorer.shortlist`."""
-        return self._scorer.shortlist(query, database)
+        return self._scorer.shortlist(query, database, self._scorer.keeps_vectors)

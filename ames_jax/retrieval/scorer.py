@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Float32, Int
+from jaxtyping import Array, Float, Float32, Int
 
 from ames_jax.descriptors import AnyArray, DescriptorSet, validate
 from ames_jax.model.ames import AMESConfig
+from ames_jax.model.elvis import ELViS
 from ames_jax.model.kinds import Config, Model
 from ames_jax.model.packing import binarizer_fingerprint
 from ames_jax.runtime import cache
@@ -26,6 +27,7 @@ from ames_jax.runtime.devices import data_mesh
 from ames_jax.runtime.errors import UserError
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
+ROWS_PER_CALL = 4096  # descriptors that are projected at a time
 # Bytes of activations of one micro-batch on one device. On CPU they should stay in the cache; an accelerator needs many
 # pairs to be busy, and this bounds its memory instead.
 MICRO_BATCH_BYTES = {"cpu": 6_000_000}
@@ -73,6 +75,7 @@ class Scorer:
       micro_batch: pairs a device scores at a time; chosen from the shapes where None.
 
     Attributes:
+      keeps_vectors: the model projects every database descriptor by itself, and may score what is kept of that (`vectors`).
       config: of the model; binarizer: its `packing.binarizer_fingerprint`, None for full precision.
     """
 
@@ -80,26 +83,48 @@ class Scorer:
         cache.start()  # from Python, too, programs are compiled once
         self.config, self.micro_batch = model.config, micro_batch
         self.binarizer = None if model.config.bits is None else binarizer_fingerprint(model)
+        self.keeps_vectors = isinstance(model, ELViS) and model.config.bits is None
         self._mesh = data_mesh(jax.local_devices())
         self._process = os.getpid()
         self._graph, params = nnx.split(model)
         self._params = jax.device_put(params, NamedSharding(self._mesh, PartitionSpec()))
 
-    def shortlist(self, query: DescriptorSet, database: DescriptorSet) -> Float32[np.ndarray, " K"]:
+    def vectors(self, database: DescriptorSet) -> DescriptorSet:
+        """Database images [n, T, ·] as the vectors [n, T, d] that a full-precision ELViS stores, for `shortlist`.
+
+        A descriptor's vector does not depend on what else is asked for: all are projected in blocks of one size.
+
+        Raises UserError: a width, mask or value that the model cannot take.
+        """
+        refuse_fork(self._process, "a Scorer")
+        database = validate(database, self.config.descriptor_width, None, "database", 3)
+        rows = np.asarray(database.features).reshape(-1, database.features.shape[-1])
+        padded = np.zeros((-(-len(rows) // ROWS_PER_CALL) * ROWS_PER_CALL, rows.shape[1]), rows.dtype)
+        padded[: len(rows)] = rows
+        starts = range(0, max(1, len(padded)), ROWS_PER_CALL)
+        parts = [_vectors(self._graph, self._params, padded[start : start + ROWS_PER_CALL]) for start in starts]
+        vectors = np.concatenate([np.asarray(part) for part in parts])[: len(rows)]
+        return DescriptorSet(vectors.reshape(*database.features.shape[:-1], vectors.shape[-1]), database.valid)
+
+    def shortlist(
+        self, query: DescriptorSet, database: DescriptorSet, vectors: bool = False
+    ) -> Float32[np.ndarray, " K"]:
         """Logits of a query [Q, ·] against database images [K, T, ·]; the query's own work is done once.
 
-        A set without a real descriptor is scored by the matching token (and the other side) alone.
+        A set without a real descriptor is scored by the matching token (and the other side) alone. vectors: the images are
+        what the method `vectors` made of them.
 
         Raises:
           UserError: a width, mask or value that the model cannot take.
         """
-        query, database = self._checked(query, 2, database)
+        query, database = self._checked(query, 2, database, vectors)
         count = database.features.shape[0]
         if count == 0:
             return np.zeros(0, np.float32)
         batches, steps = self._micro_batches(database, count, query.count, database.count)
         replicated = jax.device_put(query, NamedSharding(self._mesh, PartitionSpec()))
-        return np.asarray(_score_shortlist(self._graph, self._params, replicated, batches, steps)).reshape(-1)[:count]
+        logits = _score_shortlist(self._graph, vectors, self._params, replicated, batches, steps)
+        return np.asarray(logits).reshape(-1)[:count]
 
     def pairs(self, query: DescriptorSet, database: DescriptorSet) -> Float32[np.ndarray, " B"]:
         """Logits of query [B, Q, ·] with database [B, T, ·], pair by pair; raises as `shortlist` does."""
@@ -116,21 +141,23 @@ class Scorer:
         self, queries: DescriptorSet, database: DescriptorSet, shortlists: Int[np.ndarray, "Nq K"]
     ) -> Float32[np.ndarray, "Nq K"]:
         """Logits of queries [Nq, Q, ·] and their shortlists, rows of a database [N, T, ·] in memory."""
-
-        def one(query: int) -> np.ndarray:
-            return self.shortlist(queries[query], database[shortlists[query]])
-
         if not len(shortlists):
             return np.zeros(shortlists.shape, np.float32)
+        stored = self.vectors(database) if self.keeps_vectors else database
+
+        def one(query: int) -> np.ndarray:
+            return self.shortlist(queries[query], stored[shortlists[query]], self.keeps_vectors)
+
         return np.stack(list(in_threads(one, range(len(shortlists)), queries_at_a_time())))
 
     def _checked(
-        self, query: DescriptorSet, query_axes: int, database: DescriptorSet
+        self, query: DescriptorSet, query_axes: int, database: DescriptorSet, vectors: bool = False
     ) -> tuple[DescriptorSet, DescriptorSet]:
         """Both sides as the model takes them; raises UserError."""
         refuse_fork(self._process, "a Scorer")
         width, bits = self.config.descriptor_width, self.config.bits
-        return validate(query, width, bits, "query", query_axes), validate(database, width, bits, "database", 3)
+        stored = self.config.model_width if vectors else width
+        return validate(query, width, bits, "query", query_axes), validate(database, stored, bits, "database", 3)
 
     def _micro_batches(self, tree: Any, count: int, queries: int, databases: int) -> tuple[Any, int]:
         """Reshapes leading axes [count, …] to [capacity, micro-batch · devices, …] on the devices; and the steps to run.
@@ -170,13 +197,24 @@ def _scored_fields(tree: Any) -> Any:
 
 
 # Compiled per structure of the model, not per model: another scorer of the same structure costs no compilation.
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=(0, 1))
 def _score_shortlist(
-    graph: nnx.GraphDef, params: nnx.State, query: DescriptorSet, batches: DescriptorSet, steps: Int[Array, ""]
+    graph: nnx.GraphDef,
+    vectors: bool,
+    params: nnx.State,
+    query: DescriptorSet,
+    batches: DescriptorSet,
+    steps: Int[Array, ""],
 ) -> Float32[Array, "capacity size"]:
     model = nnx.merge(graph, params)
     shared = model.share_query(query)
-    return _loop(lambda part: model.logits(shared, part), batches, steps)
+    score = model.logits_of_vectors if vectors else model.logits
+    return _loop(lambda part: score(shared, part), batches, steps)
+
+
+@partial(jax.jit, static_argnums=0)
+def _vectors(graph: nnx.GraphDef, params: nnx.State, rows: Float[AnyArray, "n D"]) -> Float[Array, "n d"]:
+    return nnx.merge(graph, params).stored_vectors(DescriptorSet(rows))
 
 
 @partial(jax.jit, static_argnums=0)

@@ -146,6 +146,26 @@ def test_files_keep_the_model(model, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, nnx.state(again), nnx.state(model))
 
 
+@pytest.mark.parametrize("rounded", [False, True])
+def test_what_is_stored_of_images_gives_their_scores(rounded):
+    """The vectors of database images, made once, in place of their descriptors, and as many as are asked for."""
+    model = ELViS(ELViSConfig(descriptor_width=24, model_width=16, round_stored=rounded), nnx.Rngs(0))
+    rng, scorer = np.random.default_rng(0), Scorer(model)
+    query = DescriptorSet(rng.standard_normal((5, 24), np.float32))
+    database = DescriptorSet(rng.standard_normal((700, 6, 24), np.float32), rng.random((700, 6)) < 0.8)
+    stored = scorer.vectors(database)
+    assert (stored.features.shape, stored.features.dtype) == ((700, 6, 16), np.float16 if rounded else np.float32)
+    np.testing.assert_array_equal(scorer.vectors(database[650:].truncate(4)).features, stored.features[650:, :4])
+    few = slice(0, 9)
+    expected = score_shortlist(model, query, database[few])
+    np.testing.assert_allclose(
+        scorer.shortlist(query, stored[few], vectors=True), expected, atol=2e-3 if rounded else 1e-5
+    )
+    pairs = score_pairs(model, DescriptorSet(np.tile(query.features, (9, 1, 1))), database[few])
+    np.testing.assert_allclose(pairs, expected, atol=1e-4)
+    assert scorer.vectors(database[:0]).features.shape == (0, 6, 16)
+
+
 def test_the_table_names_every_weight():
     assert set(release_names(infer_config(WEIGHTS)).values()) == set(WEIGHTS)
 
