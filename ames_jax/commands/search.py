@@ -18,7 +18,7 @@ from ames_jax.runtime.files import write_json
 from ames_jax.runtime.progress import Progress
 
 with epy.lazy_imports():  # help needs none of them
-    from ames_jax.extraction import backbone, listing
+    from ames_jax.extraction import backbone, backbones, listing
     from ames_jax.index import building, changes, collection, database_index, explaining, model_choice, searcher
     from ames_jax.index import photos as index_photos
     from ames_jax.model import released
@@ -214,6 +214,7 @@ def _build(
         chosen = model_choice.ChosenModel.for_collection(model, images.about.get("backbone", ""), lam, gamma)
         return building.build_index(out, images, chosen, **settings)
     name = photos.name_of(model)
+    backbones.class_of(name, "--backbone")  # before a model for it is missed
     chosen = model_choice.ChosenModel.for_collection(model, name, lam, gamma)
     listed, extractor = listing.list_images(photos.images), photos.open(name)
     built, broken = index_photos.index_photos(

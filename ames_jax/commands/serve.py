@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import signal
 import socket
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 from etils import epy
 
 from ames_jax.commands.search import SearcherFlags
-from ames_jax.runtime.command_line import Count, CountOrZero, Scale, Size
+from ames_jax.runtime.command_line import Count, CountOrZero, Scale, Size, check_paths
 from ames_jax.runtime.errors import UserError, requires
 from ames_jax.runtime.progress import Progress
 
@@ -50,6 +51,7 @@ def serve(
       labels: What pictures show, told with every image: the word folder (the name of their folder), or a file with lines of
         picture,label.
     """
+    check_paths(labels=Path(labels) if labels not in (None, "folder") else None)
     with requires(PACKAGES, "search serve"):
         for package in PACKAGES.replace("-", "_").split():
             importlib.import_module(package)

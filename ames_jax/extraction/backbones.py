@@ -73,7 +73,7 @@ def open_backbone(
     given = {"weights": weights, "detector": detector, "statistics": statistics, "block": block}
     given |= {"descriptors": descriptors, "max_side": max_side, "dtype": dtype, "batch": batch}
     options = {key: value for key, value in given.items() if value is not None}
-    backbone = _class_of(name, "--backbone")
+    backbone = class_of(name, "--backbone")
     for key, most in MOST.items():
         if not 1 <= options.get(key, 1) <= most:
             raise UserError(f"--{key.replace('_', '-')}={options[key]}: expected 1 to {most:,}")
@@ -91,7 +91,7 @@ def open_backbone(
     if global_backbone is None and local.global_width:
         return local
     other = dict(global_backbone or {"name": DEFAULT_GLOBAL})
-    if getattr(_class_of(other["name"], "--global"), "global_width", None) == 0:
+    if getattr(class_of(other["name"], "--global"), "global_width", None) == 0:
         raise UserError(f"--global={other['name']}: it has no global descriptor; take another")
     return JointBackbone(local, open_backbone(**other))
 
@@ -180,14 +180,15 @@ def _with_files(settings: Mapping[str, Any], root: Path) -> dict[str, Any]:
 
 def open_network(name: str, weights: str, dtype: str, side: int) -> network.FeatureMap:
     """The network of a backbone for square images, on which a detector is trained; raises UserError as `open_backbone`."""
-    backbone = _class_of(name, "--config.backbone")
+    backbone = class_of(name, "--config.backbone")
     if not issubclass(backbone, network.NetworkBackbone):
-        networks = [other for other, class_of in BACKBONES.items() if issubclass(class_of(), network.NetworkBackbone)]
+        networks = [other for other, read in BACKBONES.items() if issubclass(read(), network.NetworkBackbone)]
         raise UserError(f"--config.backbone={name}: a detector is trained for {' or '.join(networks)}")
     return backbone.feature_map(backbone.read_network(Path(weights) if weights else None, dtype), side)
 
 
-def _class_of(name: str, flag: str) -> type[Backbone]:
+def class_of(name: str, flag: str) -> type[Backbone]:
+    """The class of a backbone, or `package.module:Class`; raises UserError, naming the flag, for an unknown one."""
     if ":" in name:
         return _class_elsewhere(name, flag)
     if name not in BACKBONES:

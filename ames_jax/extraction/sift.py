@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -91,6 +92,8 @@ class SiftStatistics:
     def load(cls, path: Path) -> SiftStatistics:
         """Raises UserError when the file is missing, damaged or not written by `save`."""
         try:
+            if path.is_file() and not zipfile.is_zipfile(path):  # NumPy would advise to unpickle it
+                raise ValueError("it is no .npz file")
             with path.open("rb") as file, np.load(file) as arrays:
                 spread = float(arrays["spread"]) if "spread" in arrays else 0.0
                 found = cls(arrays["mean"], arrays["centres"], spread, arrays.get("axes"))

@@ -115,9 +115,7 @@ def build_index(
     chosen.check(descriptors.about, descriptors.statistics)
     chosen = chosen.fitted(descriptors.reader(), descriptors.about)
     packer = BitPacker(chosen.model)
-    size = packer.bits // 8
-    if budget < size:
-        raise UserError(f"--budget={budget} B: one descriptor alone takes {size} B")
+    size = check_budget(budget, packer.bits)
     with lock(path, home()), whole_folder(path) as folder:
         refuse_taken(path)  # by a process that held the lock before
         save_model(chosen.model, folder / MODEL, chosen.facts)
@@ -165,6 +163,14 @@ def pack_descriptors(path: str | Path, descriptors: Descriptors, chosen: ChosenM
         source=f"{descriptors.root} {descriptors.split}",
         setting=(chosen.lam, chosen.gamma),
     )
+
+
+def check_budget(budget: int, bits: int) -> int:
+    """Bytes of a descriptor; raises UserError where a budget holds none."""
+    size = bits // 8
+    if budget < size:
+        raise UserError(f"--budget={budget} B: one descriptor alone takes {size} B")
+    return size
 
 
 def files_of_index(path: Path) -> list[str]:

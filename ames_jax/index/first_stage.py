@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import errno
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,32 +51,43 @@ def factory_string(kind: str, images: int) -> str:
     return {"flat": "Flat", "ivf": f"IVF{lists},Flat", "hnsw": f"HNSW{HNSW_LINKS},Flat"}.get(kind, kind)
 
 
+def untrained(kind: str, images: int, width: int) -> Any:
+    """A FAISS index for `images` global descriptors of `width` values; raises UserError for a kind that FAISS does not know."""
+    with _refusing(kind, images, width):
+        return faiss.index_factory(width, factory_string(kind, images), faiss.METRIC_INNER_PRODUCT)
+
+
 def make_empty(kind: str, descriptors: np.ndarray) -> Any:
     """A FAISS index without vectors, trained on global descriptors float [N, G] of length 1.
 
     Raises UserError for a kind that FAISS does not know or cannot train on them.
     """
     images, width = descriptors.shape
-    factory = factory_string(kind, images)
-    try:
-        index = faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT)
-        ivf = faiss.try_extract_index_ivf(index)
-        if not index.is_trained:
-            count = min(images, max(TRAINING_PER_LIST * getattr(ivf, "nlist", 1), 10_000))
-            rows = np.sort(np.random.default_rng(0).choice(images, count, replace=False))
-            with Progress(f"training the global index {factory}"):
-                index.train(np.asarray(descriptors[rows], np.float32))
-    except RuntimeError as error:
-        reason = str(error).strip().rpartition(": ")[2]
-        raise UserError(
-            f"--global-index={kind}: FAISS cannot make {factory!r} of {images} vectors of {width} values ({reason}); "
-            "use flat, ivf, hnsw or another factory string"
-        ) from error
+    index = untrained(kind, images, width)
+    ivf = faiss.try_extract_index_ivf(index)
+    if not index.is_trained:
+        count = min(images, max(TRAINING_PER_LIST * getattr(ivf, "nlist", 1), 10_000))
+        rows = np.sort(np.random.default_rng(0).choice(images, count, replace=False))
+        label = f"training the global index {factory_string(kind, images)}"
+        with Progress(label), _refusing(kind, images, width):
+            index.train(np.asarray(descriptors[rows], np.float32))
     if ivf is not None:
         ivf.nprobe = min(PROBED, ivf.nlist)
     elif isinstance(index, faiss.IndexHNSW):
         index.hnsw.efSearch = HNSW_EFFORT
     return index
+
+
+@contextmanager
+def _refusing(kind: str, images: int, width: int) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        reason, factory = str(error).strip().rpartition(": ")[2], factory_string(kind, images)
+        raise UserError(
+            f"--global-index={kind}: FAISS cannot make {factory!r} of {images} vectors of {width} values ({reason}); "
+            "use flat, ivf, hnsw or another factory string"
+        ) from error
 
 
 def write_empty(index: Any, path: Path) -> None:

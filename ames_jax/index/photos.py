@@ -22,9 +22,10 @@ from ames_jax.extraction.extracting import ExtractionJob, extract
 from ames_jax.extraction.listing import ImageFile, ImageFiles
 from ames_jax.extraction.loading import LoadedImage, load
 from ames_jax.extraction.stamps import stamps_of
-from ames_jax.index.building import KILOBYTE, Descriptors, build_index, refuse_taken
+from ames_jax.index.building import KILOBYTE, Descriptors, build_index, check_budget, refuse_taken
 from ames_jax.index.changes import change, changing
 from ames_jax.index.collection import SearchIndex
+from ames_jax.index.first_stage import untrained
 from ames_jax.index.model_choice import ChosenModel
 from ames_jax.index.parts import NewImages
 from ames_jax.runtime.cache import home
@@ -80,7 +81,11 @@ def index_photos(
     refuse_taken(path)
     statistics = getattr(backbone, "statistics", None)  # of sift
     found = {"backbone": backbone.name, "width": backbone.width, "global": backbone.global_name}
-    chosen.check(found, statistics and statistics.fingerprint())  # before hours of extraction
+    # Before hours of extraction:
+    chosen.check(found, statistics and statistics.fingerprint())
+    if chosen.model is not None:
+        check_budget(budget, chosen.model.config.bits)
+    untrained(global_index, len(images), backbone.global_width)
     with lock(_workspace(path), home()):
         descriptors, broken = _extracted(
             path, images, stamps_of([file.path for file in images.files]), backbone, budget, skip_broken

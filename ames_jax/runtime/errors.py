@@ -12,7 +12,7 @@ from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 
 # Of the system's errors, those that the user can mend wherever they arise.
-SYSTEM = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR)
+SYSTEM = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
 # What libraries say where memory is used up, or limited by `ulimit -v`.
 USED_UP = "RESOURCE_EXHAUSTED|failed to map segment|[Cc]annot allocate memory|can't start new thread"

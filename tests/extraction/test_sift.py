@@ -157,6 +157,12 @@ def test_keypoints_lie_apart_where_asked(image: np.ndarray) -> None:
     assert (np.diff(apart.weight) <= 0).all()
 
 
+def test_statistics_that_are_no_npz_file_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "s.npz").write_text("text")
+    with pytest.raises(UserError, match=r"s\.npz: no SIFT statistics .*: it is no \.npz file$"):
+        SiftStatistics.load(tmp_path / "s.npz")
+
+
 @pytest.mark.parametrize(
     "changed",
     [

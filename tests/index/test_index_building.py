@@ -17,7 +17,9 @@ from flax import nnx
 from ames_jax import evaluate, search
 from ames_jax.data.shards import open_split, write_about
 from ames_jax.extraction.backbone import STATISTICS_FILE, ExtractedImage
-from ames_jax.index import parts
+from ames_jax.extraction.backbones import open_backbone
+from ames_jax.extraction.listing import list_images
+from ames_jax.index import parts, photos
 from ames_jax.index.building import Descriptors, build_index, pack_descriptors
 from ames_jax.index.changes import add_images
 from ames_jax.index.collection import SearchIndex
@@ -111,6 +113,20 @@ def test_two_additions_at_a_time_are_refused(grown):
     descriptors = Descriptors.open(grown / "set")
     with lock(grown / "index", home()), pytest.raises(UserError, match="is being written by process"):
         add_images(grown / "index", descriptors)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"budget": 3}, "--budget=3 B: one descriptor alone takes 4 B"),
+        ({"global_index": "PQ7x9"}, "--global-index=PQ7x9: FAISS cannot make 'PQ7x9' of \\d+ vectors of 512 values"),
+    ],
+)
+def test_what_cannot_be_built_is_told_before_extraction(made, tmp_path, monkeypatch, options, reason):
+    monkeypatch.setattr(photos, "_extracted", None)
+    extractor = open_backbone("sift", statistics=made / "statistics.npz", descriptors=40)
+    with pytest.raises(UserError, match=reason):
+        photos.index_photos(tmp_path / "new", list_images(made / "pictures"), extractor, chosen(made), **options)
 
 
 def test_what_does_not_belong_together_is_refused(made, grown, tmp_path):

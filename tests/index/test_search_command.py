@@ -108,6 +108,7 @@ def test_what_cannot_be_asked(made, query, tmp_path):
         ("serve --index=nowhere", "index=nowhere: no such index; make one with"),
         ("explain --index=HERE --id=x --image=nowhere.jpg", "image=nowhere.jpg: no such image"),
         ("index --images=nowhere --out=new", "images=nowhere: no such folder or list"),
+        ("index --images=HERE --out=new --backbone=sfit", "backbone=sfit: expected one of .*; did you mean sift"),
         ("sync --index=HERE --images=nowhere", "images=nowhere: no such folder or list"),
         ("remove --index=HERE --list=nowhere", "list=nowhere: no such file or folder"),
         ("speed --image=nowhere.jpg", "image=nowhere.jpg: no such image"),

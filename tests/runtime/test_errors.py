@@ -75,6 +75,14 @@ def test_a_home_that_is_a_file_is_named(tmp_path, monkeypatch):
         cache.home()
 
 
+def test_a_folder_below_a_file_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    code = "from ames_jax.runtime.errors import run_main; from ames_jax.runtime.files import write_json; "
+    code += f"from pathlib import Path; run_main(lambda: write_json(Path({str(tmp_path)!r}) / 'file' / 'x.json', {{}}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, f"error: {tmp_path / 'file'}: File exists\n")
+
+
 def test_help_without_docstrings():
     code = "from ames_jax.evaluate import main; main(['--help'])"
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
