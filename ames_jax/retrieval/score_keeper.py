@@ -21,7 +21,7 @@ from ames_jax.retrieval.grid import Counts
 from ames_jax.retrieval.matchers import Matcher
 from ames_jax.retrieval.scorer import in_threads, queries_at_a_time
 from ames_jax.retrieval.sets import RetrievalSet
-from ames_jax.runtime.checksums import check, forget, record
+from ames_jax.runtime.checksums import check, entries, forget, record
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import read_array, write_array, write_file
 from ames_jax.runtime.processes import as_lead, is_lead, join_shares, own_share
@@ -93,6 +93,8 @@ def fill(
     missing = needed & np.isnan(scores[:, : needed.shape[1], 0])
     total, threads = int(missing.sum()), queries_at_a_time()
     if not total:
+        if not _is_recorded(scores):  # a run that was killed after its last pair
+            _flush(scores)
         return 0
 
     def read(images: DescriptorSet) -> DescriptorSet:
@@ -227,6 +229,11 @@ def _open_scores(folder: Path | None, facts: dict[str, Any], shape: tuple[int, i
         write_file(path.with_suffix(".json"), text)
         write_array(path, grown)
     return np.load(path, mmap_mode="r+")
+
+
+def _is_recorded(scores: np.ndarray) -> bool:
+    """False for a file that is written through and has no checksum."""
+    return not isinstance(scores, np.memmap) or Path(scores.filename).name in entries(Path(scores.filename).parent)
 
 
 def _unrecord(scores: np.ndarray) -> None:

@@ -19,6 +19,7 @@ from ames_jax.retrieval.score_keeper import DatabaseCache, ScoreKeeper
 from ames_jax.retrieval.scorer import in_threads
 from ames_jax.retrieval.sets import RetrievalSet
 from ames_jax.retrieval.tuning import sweep
+from ames_jax.runtime.checksums import CHECKSUMS
 from ames_jax.runtime.errors import UserError
 
 QUERIES, IMAGES, WIDTH = 6, 40, 8
@@ -182,6 +183,17 @@ def test_damaged_scores_are_made_again(tmp_path, capsys):
     assert "its checksum is wrong" in capsys.readouterr().err
     np.testing.assert_array_equal(found, expected)
     assert scored(revisited_set(), tmp_path)[2] == 0
+
+
+def test_scores_of_a_run_killed_after_its_last_pair_get_their_checksum(tmp_path):
+    scored(revisited_set(), tmp_path)
+    checksums = tmp_path / CHECKSUMS
+    whole = checksums.read_bytes()
+    checksums.unlink()
+    (tmp_path / f".{CHECKSUMS}.partial").write_bytes(whole[:20])
+    assert scored(revisited_set(), tmp_path)[2] == 0
+    assert checksums.read_bytes() == whole
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_the_cache_returns_the_images_asked_for():
