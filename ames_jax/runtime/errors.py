@@ -75,7 +75,7 @@ def _line_of(error: Exception) -> str | None:
         return f"{error.filename or 'the disk'}: {error.strerror}"
     if isinstance(error, MemoryError) or re.search(USED_UP, text):
         return f"out of memory ({text[:200] or 'of this machine'}): ask for less at a time, or free some"
-    if isinstance(error, BrokenExecutor):
+    if isinstance(error, BrokenExecutor) or "process was terminated unexpectedly" in text:  # the latter by Grain
         return "a working process ended before its time, perhaps for want of memory: run the command again with fewer processes"
     if isinstance(error, RuntimeError) and re.match("Unable to initialize backend|Unknown backend", text):
         return f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: {text[:200]}: set it to cpu, or leave it out"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
+import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from etils import epy
 
 from ames_jax.data.records import ImageRecord
 from ames_jax.descriptors import DescriptorSet
+from ames_jax.runtime.cores import end_with_parent
 from ames_jax.runtime.errors import UserError, requires
 from ames_jax.training.batch import BATCH_AXES, TripletArrays
 from ames_jax.training.triplets import Triplets
@@ -158,6 +160,13 @@ class _Steps:
 
     def __init__(self, pipeline: TripletPipeline) -> None:
         self._pipeline = pipeline
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        if (
+            multiprocessing.parent_process() is not None
+        ):  # in a worker, which Grain leaves waiting when its parent is killed
+            end_with_parent()
 
     def __len__(self) -> int:
         return STEPS

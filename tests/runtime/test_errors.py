@@ -29,6 +29,11 @@ def raising(error):
         (MemoryError("Unable to allocate 9 GiB"), 2, "error: out of memory (Unable to allocate 9 GiB)"),
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating"), 2, "error: out of memory"),
         (RuntimeError("can't start new thread"), 2, "error: out of memory"),
+        (
+            RuntimeError("Worker process was terminated unexpectedly with exit code -9. Search the logs"),
+            2,
+            "error: a working",
+        ),
         (OSError(12, "Cannot allocate memory"), 2, "error: out of memory"),
         (ImportError("libjax_common.so: failed to map segment from shared object"), 2, "error: out of memory"),
         (BrokenProcessPool("A process in the process pool was terminated"), 2, "error: a working process ended"),

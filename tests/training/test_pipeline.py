@@ -1,6 +1,12 @@
 """Batches are a pure function of (seed, step): restored, shared and read in any way, they are the same."""
 
+import collections
+import contextlib
 import itertools
+import multiprocessing
+import os
+import pickle
+import signal
 
 import jax
 import numpy as np
@@ -11,6 +17,7 @@ from ames_jax.data.neighbours import Neighbours
 from ames_jax.data.shards import ImageRecord, open_split, write_shards
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.runtime.errors import UserError
+from ames_jax.training import pipeline as pipeline_module
 from ames_jax.training.pipeline import TripletPipeline, place_on, prefetch_to_device
 from ames_jax.training.triplets import Triplets
 
@@ -80,10 +87,27 @@ def test_restoring_gives_what_an_unbroken_run_gives(source, options):
         same(first, second)
 
 
-def test_workers_change_nothing(source):
+def test_workers_change_nothing_and_their_end_is_told(source):
     unbroken = take(pipeline(source), 6)
-    for first, second in zip(unbroken[2:], take(pipeline(source, workers=2), 4, start=2)):
-        same(first, second)
+    with contextlib.closing(pipeline(source, workers=2).batches(2)) as batches:
+        for first in unbroken[2:]:
+            same(first, next(batches))
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, signal.SIGKILL)
+        with pytest.raises(RuntimeError, match="process was terminated unexpectedly"):  # one line by `run_main`
+            collections.deque(batches, maxlen=0)
+
+
+def test_a_worker_ends_with_its_parent(source, monkeypatch):
+    """Grain's would wait for ever (`end_with_parent` itself: tests/runtime/test_cores.py)."""
+    watched = []
+    monkeypatch.setattr(pipeline_module, "end_with_parent", lambda: watched.append(1))
+    steps = pickle.dumps(pipeline_module._Steps(pipeline(source)))
+    pickle.loads(steps)
+    assert not watched
+    monkeypatch.setattr(multiprocessing, "parent_process", object)
+    pickle.loads(steps)
+    assert watched
 
 
 @pytest.mark.parametrize("processes", [2, 3])
