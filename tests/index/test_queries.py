@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import photo_folder
 import pytest
+from flax import nnx
 from PIL import Image
 
 from ames_jax import search
@@ -18,6 +19,7 @@ from ames_jax.index.model_choice import ChosenModel
 from ames_jax.index.queries import as_picture
 from ames_jax.index.reranking import rerank
 from ames_jax.index.searcher import Searcher
+from ames_jax.model.ames import AMES, AMESConfig
 from ames_jax.retrieval.scorer import Scorer
 from ames_jax.runtime.errors import UserError
 
@@ -126,6 +128,10 @@ def test_reranking_checks_the_scorer_and_the_similarities(made, searcher):
         rerank(Scorer(ChosenModel.load(other, "sift").model), query, index, ["scene0/0.jpg"], [1.0])
     with pytest.raises(UserError, match=r"similarity of 'scene0/1.jpg' is nan"):
         rerank(index.model, query, index, ["scene0/0.jpg", "scene0/1.jpg"], [1.0, np.nan])
+    teacher = AMES(AMESConfig(descriptor_width=128, model_width=16, layers=1, feed_forward=16), nnx.Rngs(0))
+    for full_precision in (teacher, Scorer(teacher)):
+        with pytest.raises(UserError, match="which a full-precision model cannot read"):
+            rerank(full_precision, query, index, ["scene0/0.jpg"], [1.0])
     for descriptors in (0, -1):
         with pytest.raises(UserError, match=f"descriptors={descriptors}: expected at least 1"):
             rerank(index.model, query, index, ["scene0/0.jpg"], [1.0], descriptors=descriptors)
