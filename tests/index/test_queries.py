@@ -194,8 +194,10 @@ def test_labels_give_figures(made, capsys):
     ],
 )
 def test_flags_that_would_spoil_an_index(made, tmp_path, flags, message):
+    out = made / "index" if "--add" in flags else tmp_path / "new"
+    flags = [flag.replace("photos", str(made / "pictures")) for flag in flags]
     with pytest.raises(UserError, match=message):
-        search.main(["index", f"--descriptors={made / 'set'}", f"--out={tmp_path / 'new'}", *flags])
+        search.main(["index", f"--descriptors={made / 'set'}", f"--out={out}", *flags])
     assert not (tmp_path / "new").exists()
 
 
