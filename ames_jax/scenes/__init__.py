@@ -12,6 +12,8 @@ by at most 2 of 255, and 99.98 % of the descriptors came back (within half a pix
 
 One small pool supplies window styles, ornaments, neighbouring buildings, and street items such as cars and posters to all
 instances of all splits. The instances themselves are disjoint between train, validation and test.
+
+`scenes.views` makes a data set of a folder of photographs instead, with the descriptors of any backbone.
 """
 
 from etils import epy

@@ -77,10 +77,6 @@ class Photographs:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def of(self, rows: Sequence[int]) -> Photographs:
-        """Some of them."""
-        return Photographs(*([values[row] for row in rows] for values in (self.paths, self.scenes, self.hashes)))
-
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
