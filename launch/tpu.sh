@@ -18,6 +18,7 @@
 
 place=(--project="$PROJECT" --zone="$ZONE")
 POLL="${POLL:-60}" # seconds between looks
+GRACE="${GRACE:-60}" # seconds that processes of an ended run have to end by themselves
 LOOKS=3            # equal answers in a row before anything is done about a slice that is not there
 FAULTS=5           # failed starts or runs before resume gives up; being taken away is none
 complaint="$(mktemp)"
@@ -100,11 +101,14 @@ gcsfuse --implicit-dirs -o ro ${folder:+--only-dir $folder }$(bucket_of "$DATA")
   esac
 }
 
+# True on a host where a training runs; after a restart of the host its number may be that of another program.
+alive="pgrep -g \$(cat ~/ames.pid 2> /dev/null || echo 1) -f ames_jax.train > /dev/null"
+
 # What is left of an ended run is ended first: it would hold the chips. The exit code lands in a file, so that a broken SSH
 # connection ends nothing.
 start() {
-  on_all "cd ~/ames_jax || exit 1; if [ -f ~/ames.pid ]; then group=-\$(cat ~/ames.pid); for i in \$(seq 60); do \
-kill -0 -- \$group 2> /dev/null || break; sleep 1; done; kill -9 -- \$group 2> /dev/null; fi; \
+  on_all "cd ~/ames_jax || exit 1; for i in \$(seq $GRACE); do $alive || break; sleep 1; done; \
+if $alive; then kill -9 -- -\$(cat ~/ames.pid); fi; \
 rm -f ~/ames.code ~/ames.stop; echo $WORKDIR > ~/ames.workdir; \
 setsid nohup bash -c '~/venv/bin/python -m ames_jax.train $TRAIN --workdir=$WORKDIR; code=\$?; \
 if [ \$code = 75 ] && [ -f ~/ames.stop ]; then code=stopped; fi; echo \$code > ~/ames.code' \
@@ -113,9 +117,7 @@ if [ \$code = 75 ] && [ -f ~/ames.stop ]; then code=stopped; fi; echo \$code > ~
 
 # shellcheck disable=SC2016 # for the host's shell
 question='if [ ! -f ~/ames.ready ]; then echo bare; elif [ -s ~/ames.code ]; then echo "ended $(cat ~/ames.code) $(cat ~/ames.workdir)"; '
-# shellcheck disable=SC2016
-question+='elif grep -qsa ames_jax /proc/$(cat ~/ames.pid 2> /dev/null || echo 0)/cmdline; then echo "running $(cat ~/ames.workdir)"; '
-question+='else echo idle; fi'
+question+="elif $alive; then echo \"running \$(cat ~/ames.workdir)\"; else echo idle; fi"
 
 training() { # on worker 0: bare, idle, running WORKDIR, or ended CODE WORKDIR; nothing where it does not answer
   local answer

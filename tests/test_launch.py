@@ -271,10 +271,19 @@ def test_a_host_runs_one_training_and_ends_it_with_sigterm(calls):
     wait_for("ames.code")
     assert status() == f"ended stopped {RUN}"
     assert "nothing is running" in launch(calls, "tpu", "stop").stdout
-    python.write_text("#!/usr/bin/env bash\nexit 75\n")
+    # What is left of a run that has ended makes way for the next one.
+    (calls / "home" / "started").unlink()
+    python.write_text("#!/usr/bin/env bash\ntrap '' TERM\ntouch ~/started\nwhile true; do sleep 0.05; done\n")
     launch(calls, "tpu", "run")
+    wait_for("started")
+    left = ["pgrep", "-g", (calls / "home" / "ames.pid").read_text().strip(), "-f", "ames_jax.train"]
+    assert subprocess.run(left, check=False).returncode == 0
+    (calls / "home" / "ames.code").write_text("1\n")
+    python.write_text("#!/usr/bin/env bash\nexit 75\n")
+    launch(calls, "tpu", "run", GRACE="0")
     wait_for("ames.code")
     assert status() == f"ended 75 {RUN}"
+    assert subprocess.run(left, check=False).returncode == 1
 
 
 def test_what_is_packed_for_the_hosts(calls, tmp_path):
