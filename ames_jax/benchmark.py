@@ -11,7 +11,7 @@ from ames_jax.runtime import cache
 from ames_jax.runtime.command_line import application, call
 from ames_jax.runtime.errors import run_main
 
-NAMES = ("data", "score", "train", "extract", "evaluate", "serve", "photos")
+NAMES = ("data", "score", "train", "extract", "evaluate", "serve", "photos", "collections")
 PLACES = {name: f"ames_jax.commands.benchmark:{name}" for name in NAMES}
 app = application("benchmark", __doc__, PLACES)
 

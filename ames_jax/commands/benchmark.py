@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 from cyclopts import Parameter
 from etils import epy
 
 from ames_jax.benchmarks.flags import DataFlags, EvaluateFlags, ExtractFlags, ScoreFlags, ServeFlags, TrainFlags
-from ames_jax.runtime.command_line import Count
+from ames_jax.commands.extract import BackboneFlags
+from ames_jax.runtime.command_line import Count, Counts
 from ames_jax.runtime.files import write_json
 
 with epy.lazy_imports():  # help needs none of them
@@ -17,6 +19,7 @@ with epy.lazy_imports():  # help needs none of them
     from ames_jax.benchmarks import (
         evaluation_speed,
         extraction_speed,
+        photo_collections,
         reading_speed,
         scoring_speed,
         serving_speed,
@@ -118,3 +121,43 @@ def photos(
     print(tables.markdown_table(found))
     if json_file:
         write_json(json_file, {"rows": tables.table_rows(found), "settings": run_report.setting_rows(measured)})
+
+
+def collections(
+    flags: BackboneFlags,
+    *,
+    photos: Path,
+    model: str = "mutual",
+    teacher: str | None = None,
+    shortlist: Count = 100,
+    query_descriptors: Count = 200,
+    counts: Annotated[Counts, Parameter(consume_multiple=True)] = (128,),
+    json_file: JsonFile = None,
+) -> None:
+    """Measure every method on photographs of several collections, at settings that the other collections prefer.
+
+    Every photo of a scene with two or more is a query against all other photos. λ, γ, forms and thresholds are chosen for all
+    methods alike: for the queries of one collection those that are best on average over the other collections.
+
+    Args:
+      photos: Folder of scenes COLLECTION__SCENE, each a folder of photos.
+      model: Student, run or model directory; or mutual, hand-made matching with bits learned from these descriptors.
+      teacher: Its teacher, to be measured too.
+      shortlist: Images re-ranked per query.
+      query_descriptors: Descriptors of a query.
+      counts: Descriptors stored per image.
+      json_file: Write figures, settings and the average precision of every query to this file too.
+    """
+    described = picture_sets.Described.extract(picture_sets.read_scenes(photos), [], flags.open())
+    queries = described.queries()
+    groups = np.array([photo_collections.collection_of(scene) for scene in described.scenes[queries]])
+    data = described.searched(queries)
+    chosen = model_choice.ChosenModel.for_collection(model, flags.backbone).fitted(data.database, {})
+    compared = run_report.matchers(released.load_model(teacher) if teacher else None, chosen.model, data.database)
+    work = run_report.plan(compared, [query_descriptors], counts)
+    expanded = described.searched(queries, expand=True)
+    found = [photo_collections.HeldOut(one.first_stage, 0, one.average_precisions(), {}) for one in (data, expanded)]
+    found += photo_collections.measure(work, data, groups, min(shortlist, data.ranks.shape[1]))
+    print(photo_collections.table(found, groups))
+    if json_file:
+        write_json(json_file, {"shortlist": shortlist, "rows": photo_collections.rows(found, groups)})

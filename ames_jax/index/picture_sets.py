@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from ames_jax.data.readers import MemoryReader
 from ames_jax.descriptors import DescriptorSet, stack
 from ames_jax.extraction.backbone import STATISTICS_FILE, Backbone
 from ames_jax.extraction.images import SUFFIXES, load_image
+from ames_jax.retrieval import refinement
 from ames_jax.retrieval.judgements import judge
 from ames_jax.retrieval.protocols import METRICS
 from ames_jax.retrieval.sets import RetrievalSet
@@ -34,6 +36,64 @@ def describe(paths: Sequence[Path], backbone: Backbone, label: str) -> tuple[lis
     return local, np.stack(vectors)
 
 
+@dataclasses.dataclass(frozen=True)
+class Described:
+    """Pictures and their descriptors.
+
+    Attributes:
+      name: of the set of pictures; first_stage: name of the global descriptor.
+      scenes: str [N], of each picture; "" of a distractor.
+      images: their local descriptors, float16 [N, n, D]; vectors: their global ones, float32 [N, G], of length 1.
+    """
+
+    name: str
+    first_stage: str
+    scenes: np.ndarray
+    images: DescriptorSet
+    vectors: np.ndarray
+
+    @classmethod
+    def extract(cls, scenes: dict[str, list[Path]], distractors: Sequence[Path], backbone: Backbone) -> Described:
+        """Photos of scenes, and distractors after them."""
+        photos = [(path, scene) for scene, paths in scenes.items() for path in paths]
+        name = f"{len(photos)} pictures of {len(scenes)} scenes, {len(distractors)} distractors"
+        local, vectors = describe([path for path, _ in photos] + list(distractors), backbone, name)
+        images = stack([DescriptorSet(one.features.astype(np.float16)) for one in local], backbone.descriptors)
+        labels = np.array([scene for _, scene in photos] + [""] * len(distractors))
+        return cls(name, backbone.global_name, labels, images, vectors)
+
+    def queries(self, count: int | None = None) -> np.ndarray:
+        """Rows of the photos whose scene has another; count: so many of them, spread over the scenes; None: all."""
+        named = self.scenes != ""
+        paired = np.flatnonzero(named & ((self.scenes[:, None] == self.scenes).sum(axis=1) > 1))
+        return paired[np.unique(np.linspace(0, len(paired) - 1, count or len(paired)).round().astype(int))]
+
+    def searched(self, queries: np.ndarray, *, expand: bool = False) -> RetrievalSet:
+        """Lists of all other images for these rows; expand: after α query expansion, which costs no bytes."""
+        found = self._searched(queries, self.vectors[queries], self.first_stage)
+        if not expand:
+            return found
+        vectors = refinement.expand_queries(self.vectors[queries], self.vectors, found.ranks)
+        return self._searched(queries, vectors, f"{self.first_stage}, queries expanded")
+
+    def _searched(self, queries: np.ndarray, vectors: np.ndarray, first_stage: str) -> RetrievalSet:
+        similarities = vectors @ self.vectors.T
+        similarities[np.arange(len(queries)), queries] = -np.inf
+        ranks = np.argsort(-similarities, axis=1, kind="stable")[:, :-1]  # the photo itself comes last
+        others = [np.flatnonzero(self.scenes == self.scenes[row]) for row in queries]
+        truth = [{"ok": [int(j) for j in rows if j != row]} for row, rows in zip(queries, others)]
+        return RetrievalSet(
+            name=self.name,
+            first_stage=first_stage,
+            ranks=ranks,
+            similarities=np.take_along_axis(similarities, ranks, axis=1),
+            judged=judge(ranks, truth),
+            protocols=METRICS["map"],
+            queries=MemoryReader(self.images[queries]),
+            database=MemoryReader(self.images),
+        )
+
+
 def photo_set(
     scenes: dict[str, list[Path]], distractors: Sequence[Path], backbone: Backbone, queries: int | None = None
 ) -> RetrievalSet:
@@ -41,27 +101,8 @@ def photo_set(
 
     queries: so many of the photos, spread over the scenes, are queries; None: all.
     """
-    photos = [(path, scene) for scene, paths in scenes.items() for path in paths]
-    labels = np.array([scene for _, scene in photos] + [""] * len(distractors))
-    name = f"{len(photos)} pictures of {len(scenes)} scenes, {len(distractors)} distractors"
-    local, vectors = describe([path for path, _ in photos] + list(distractors), backbone, name)
-    images = stack([DescriptorSet(one.features.astype(np.float16)) for one in local], backbone.descriptors)
-    paired = np.array([i for i in range(len(photos)) if (labels == labels[i]).sum() > 1])
-    asked = paired[np.unique(np.linspace(0, len(paired) - 1, queries or len(paired)).round().astype(int))]
-    similarities = vectors[asked] @ vectors.T
-    similarities[np.arange(len(asked)), asked] = -np.inf
-    ranks = np.argsort(-similarities, axis=1, kind="stable")[:, :-1]  # the photo itself comes last
-    truth = [{"ok": [int(j) for j in np.flatnonzero(labels == labels[i]) if j != i]} for i in asked]
-    return RetrievalSet(
-        name=name,
-        first_stage=backbone.global_name,
-        ranks=ranks,
-        similarities=np.take_along_axis(similarities, ranks, axis=1),
-        judged=judge(ranks, truth),
-        protocols=METRICS["map"],
-        queries=MemoryReader(images[asked]),
-        database=MemoryReader(images),
-    )
+    described = Described.extract(scenes, distractors, backbone)
+    return described.searched(described.queries(queries))
 
 
 def read_scenes(folder: Path) -> dict[str, list[Path]]:

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from ames_jax.data.readers import DescriptorReader
 from ames_jax.model.elvis import ELViS
 from ames_jax.model.kinds import Model
+from ames_jax.model.matches import Matching
 from ames_jax.report.comparison import KILOBYTE, compare
 from ames_jax.report.curves import draw_training, training_run
 from ames_jax.report.gallery import draw_gallery, gallery_query, pick_queries
@@ -69,7 +70,7 @@ def matchers(teacher: Model | None, student: Model, training: DescriptorReader) 
     training: images that the whitening of the floats is learned from.
     """
     kind = "ELViS, " if isinstance(student, ELViS) else ""
-    binary = ModelMatcher(student, f"{kind}student")
+    binary = ModelMatcher(student, "matching" if isinstance(student, Matching) else f"{kind}student")
     found = [
         binary,
         MaxSimMatcher.on_floats("hand-made, floats", training),
