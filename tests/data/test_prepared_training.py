@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from jax.experimental.compilation_cache import compilation_cache
 
 from ames_jax.data.neighbours import open_neighbours
 from ames_jax.data.shards import open_split
@@ -48,20 +47,6 @@ def folder(request, release):
     return write_files(release)
 
 
-@pytest.fixture
-def one_compilation(tmp_path):
-    """The three runs of a test compile the same step: once is enough."""
-    options = {"jax_compilation_cache_dir": str(tmp_path / "compiled"), "jax_persistent_cache_min_compile_time_secs": 0}
-    before = {name: getattr(jax.config, name) for name in options}
-    for name, value in options.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
 def make_pipeline(root, **options):
     source = open_split(root, "train")
     triplets = Triplets(
@@ -93,7 +78,6 @@ def train(pipeline, directory):
     return jax.tree.leaves(nnx.state(read_model(directory / "last"), nnx.Param))
 
 
-@pytest.mark.usefixtures("one_compilation")
 def test_a_killed_run_ends_with_the_same_parameters(release, tmp_path):
     golden = Path(__file__).parents[3] / "shared" / "reference" / "evaluation" / "gldv2-train"
     folder = golden if golden.is_dir() else write_files(release)
