@@ -17,7 +17,7 @@ from ames_jax.runtime.files import is_remote
 with epy.lazy_imports():  # help, and a mistake on the command line, need none of them
     from ames_jax.report import run_report
     from ames_jax.runtime import preemption, processes
-    from ames_jax.training import detector, run
+    from ames_jax.training import detector, kept_config, run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         if "images" in config:
             print(detector.train_detector(config, workdir))
             return 0
-        run.count_given_steps(config, command.given)
+        kept_config.count_given_steps(config, command.given)
         # 1. The data: given, or rendered on first use.
         root = run.open_run(config, workdir)
         # 2. The teacher: given, trained before, or trained now.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from etils import epy
 
-from ames_jax.commands.search import PictureFlags
+from ames_jax.commands.search_flags import PictureFlags
 from ames_jax.runtime.command_line import Count, Fraction, check_paths
 from ames_jax.runtime.errors import UserError
 

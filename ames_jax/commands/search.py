@@ -6,117 +6,22 @@ import dataclasses
 import json
 import time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 from etils import epy
 
-from ames_jax.commands.extract import BackboneFlags
+from ames_jax.commands.search_flags import PhotoFlags, SearcherFlags
 from ames_jax.runtime.command_line import Count, CountOrZero, Fraction, Scale, Size, check_paths
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import write_json
 from ames_jax.runtime.progress import Progress
 
 with epy.lazy_imports():  # help needs none of them
-    from ames_jax.extraction import backbone, backbones, listing
-    from ames_jax.index import building, changes, collection, database_index, explaining, model_choice, searcher
+    from ames_jax.extraction import backbones, listing
+    from ames_jax.index import building, changes, collection, database_index, explaining, model_choice
     from ames_jax.index import photos as index_photos
-    from ames_jax.model import released
     from ames_jax.report import explanation, search_results
-
-# Of pictures, joined with `backbones.DEFAULT_GLOBAL`.
-DEFAULT_BACKBONE = "xfeat"
-
-
-@Parameter(name="*")
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SearcherFlags:
-    """Flags of the commands that search.
-
-    Attributes:
-      index: What `search index` wrote.
-      pictures: Folder of the indexed pictures, where they have moved.
-      shortlist: Images that are re-ranked.
-      query_descriptors: The strongest descriptors of a query, which are used (default: the index's).
-      lam: Weight λ of the global similarity (default: the index's).
-      gamma: Scale γ of the logits (default: the index's).
-      refine: Refine the first stage by global descriptors alone: superglobal, expand, augment, or several joined by +.
-      plan: Score from coarse to fine, e.g. kernel@40,100x64: stages QxT or kernel, each with how many images go on.
-      faiss: Parameters of FAISS's search, e.g. nprobe=64 or efSearch=256.
-      keep_query: List a query that is itself a picture of the index among its hits, too.
-      database: Take the images from qdrant:PATH_OR_URL#COLLECTION, milvus:FILE.db_OR_URL#COLLECTION or
-        pgvector:postgresql://…#TABLE.
-    """
-
-    index: Path
-    pictures: Path | None = None
-    shortlist: Count = 100
-    query_descriptors: Count | None = None
-    lam: Fraction | None = None
-    gamma: Scale | None = None
-    refine: str = ""
-    plan: str = ""
-    faiss: str | None = None
-    keep_query: bool = False
-    database: str | None = None
-
-    def __post_init__(self) -> None:
-        check_paths(index=self.index, pictures=self.pictures)
-
-    def open(self, opened: backbone.Backbone | None = None) -> searcher.Searcher:
-        """The searcher that the flags describe; opened: the backbone, where it is open already."""
-        if self.database and self.faiss:
-            raise UserError("--faiss belongs to the index's own search: leave it out with --database")
-        if self.database:
-            index = database_index.DatabaseIndex.connect(self.index, self.database)
-        else:
-            index = collection.SearchIndex.open(self.index, self.faiss)
-        counts = {"shortlist": self.shortlist, "query_descriptors": self.query_descriptors}
-        counts |= {"refine": self.refine, "plan": self.plan}
-        own = {"keep_query": self.keep_query, "pictures": self.pictures, "backbone": opened}
-        return searcher.Searcher(index, **counts, lam=self.lam, gamma=self.gamma, **own)
-
-
-@Parameter(name="*")
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PictureFlags(BackboneFlags):
-    __doc__ = BackboneFlags.__doc__.replace("of your own.", "of your own (default: the model's, else xfeat).")
-
-    backbone: str | None = None
-    # The name of the flag that extract has, --descriptors, is in search index that of a folder.
-    descriptors: Annotated[Count | None, Parameter(name="--extracted-descriptors")] = None
-    dtype: Literal["float32", "bfloat16"] | None = None  # inherited types are looked up in this file
-
-    def name_of(self, model: str | None) -> str:
-        """The backbone that is meant: the given one, that of the given model or SIFT statistics, else the default."""
-        if self.backbone or self.statistics:
-            return self.backbone or "sift"
-        facts = released.known_facts(model) if model and model != model_choice.MUTUAL else {}
-        return facts.get("backbone") or DEFAULT_BACKBONE
-
-    def open(self, name: str) -> backbone.Backbone:
-        """The backbone `name` with these flags; raises UserError."""
-        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(BackboneFlags)}
-        try:
-            return BackboneFlags(**{**own, "backbone": name}).open()
-        except UserError as error:
-            if self.backbone or name != DEFAULT_BACKBONE or (self.weights and self.global_weights):
-                raise
-            raise UserError(
-                f"{error}. Or give the files with --weights and --global-weights, or take --backbone=sift, which needs none"
-            ) from None
-
-
-@Parameter(name="*")
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PhotoFlags(PictureFlags):
-    __doc__ = f"""{PictureFlags.__doc__.rstrip()}
-      images: A folder of pictures, or a list with one line per picture.
-      skip_broken: Leave out pictures that cannot be read, instead of stopping.
-    """
-
-    images: Path | None = None
-    skip_broken: bool = False
 
 
 def index(
@@ -256,8 +161,7 @@ def query(
     queries = [*(image or []), *(file.path for file in (listing.list_images(images).files if images else []))]
     if not queries:
         raise UserError("nothing to search for: give --image=FILE, or --images=DIR or a list of files")
-    galleries = gallery or []
-    for path in galleries:
+    for path in gallery or []:
         search_results.check_suffix("--gallery", path)
     if labels and flags.database:
         raise UserError("--labels measures whole rankings, which a database does not list: leave --database out")
@@ -282,7 +186,7 @@ def query(
             print(f"\n{search_results.quality_of(opened, queries, results, known)}")
         if timing:
             print(search_results.timing_text(results, start))
-    for path in galleries:
+    for path in gallery or []:
         options = {"columns": columns, "labels": known, "pictures": flags.pictures, "explained": explanations}
         files = search_results.write_gallery(path, opened, queries, results, **options)
         if json_file != []:

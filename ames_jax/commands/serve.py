@@ -11,7 +11,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from etils import epy
 
-from ames_jax.commands.search import SearcherFlags
+from ames_jax.commands.search_flags import SearcherFlags
 from ames_jax.runtime.command_line import Count, CountOrZero, Scale, Size, check_paths
 from ames_jax.runtime.errors import UserError, requires
 from ames_jax.runtime.progress import Progress

@@ -119,12 +119,14 @@ def write_shards(
     """
     with lock(Path(root) / "shards.json", cache.home()), requires("tensorflow-datasets array-record", "writing shards"):
         tasks = plan_shards(root, name, splits, descriptors=descriptors, width=width, dtype=dtype, shards=shards)
-        need_space(Path(root), sum(bytes_left(tasks)))
+        left = bytes_left(tasks)
+        need_space(Path(root), sum(left))
         if beam is not None:
             _complete_with_beam(tasks, splits, beam)
         else:
+            processes = processes or (1 if sum(left) < PARALLEL_BYTES else min(usable_cores(), len(left)))
             with Progress(f"writing {name}", sum(task.stop - task.start for task in tasks), "images") as progress:
-                for task in _completed(tasks, splits, processes or _process_count(tasks)):
+                for task in _completed(tasks, splits, processes):
                     progress.update(task.stop - task.start)
         finish(tasks)
 
@@ -290,11 +292,6 @@ def _write_metadata(root: Path, name: str, record_format: RecordFormat, finished
     info.set_file_format("array_record")
     info.set_splits(tfds.core.splits.SplitDict(splits))
     info.write_to_directory(root)
-
-
-def _process_count(tasks: Sequence[ShardTask]) -> int:
-    sizes = bytes_left(tasks)
-    return 1 if sum(sizes) < PARALLEL_BYTES else min(usable_cores(), len(sizes))
 
 
 def bytes_left(tasks: Sequence[ShardTask]) -> list[int]:

@@ -20,7 +20,8 @@ import numpy as np
 
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.index.collection import SearchIndex
-from ames_jax.index.databases import Record, ask
+from ames_jax.index.database_records import Record
+from ames_jax.index.databases import ask
 from ames_jax.index.index_json import EMPTY, MODEL, check_files, read_facts
 from ames_jax.model.packing import binarizer_fingerprint
 from ames_jax.model.weights import read_model
@@ -43,7 +44,7 @@ def write_index(index: SearchIndex, address: str) -> tuple[int, int]:
     other settings is replaced.
 
     Raises:
-      UserError: an address of no database, two ids with one key; `databases.Unavailable` where it gives no answer.
+      UserError: an address of no database, two ids with one key; `Unavailable` where it gives no answer.
     """
     version, keys = _version(index), [key_of(name) for name in index.ids]
     if len(set(keys)) < len(keys):

@@ -60,7 +60,7 @@ class SearchResult:
 
     @property
     def match(self) -> bool | None:
-        """Whether an image among the hits shows what the query shows, as far as logits tell; None where nothing is known."""
+        """True if an image among the hits shows what the query shows, as far as logits tell; None where nothing is known."""
         if self.threshold is None:
             return None
         return any(hit.probability is not None and hit.probability >= self.threshold for hit in self.hits)

@@ -80,7 +80,7 @@ class AMESConfig:
 
     @property
     def counts_matches(self) -> bool:
-        """Whether matches are added to the logit."""
+        """True if matches are added to the logit."""
         return self.match_learned or self.match_weight != 0
 
     @classmethod

@@ -1,4 +1,4 @@
-"""What re-ranking did, as a picture and as web pages: queries with the head of their ranking before and after."""
+"""Galleries of what re-ranking did, as a picture and as web pages: queries with the head of their ranking before and after."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from ames_jax.runtime.errors import UserError
 
 
 def named_class(name: str, flag: str) -> Any:
-    """What `package.module:Class` names; its module is imported, so it may run code.
+    """The object that `package.module:Class` names; its module is imported, so it may run code.
 
     Raises UserError, naming the flag, where Python's path holds no such thing.
     """

@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from ames_jax import __version__
 from ames_jax.data.shards import read_about
-from ames_jax.index.databases import Unavailable
+from ames_jax.index.database_records import Unavailable
 from ames_jax.index.thumbnails import jpeg
 from ames_jax.index.uploading import Upload
 from ames_jax.runtime.errors import UserError

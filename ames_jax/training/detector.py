@@ -26,8 +26,8 @@ from ames_jax.model.torch_files import write_checkpoint
 from ames_jax.runtime.devices import data_mesh, on_all, split_over
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.progress import write
+from ames_jax.training.kept_config import keep_config
 from ames_jax.training.loop import FitSettings, Task, train
-from ames_jax.training.run import keep_config
 
 # Pooled features have length 1: this is how far apart two classes' logits can be at the start.
 LOGIT_SCALE = 16.0

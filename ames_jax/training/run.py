@@ -1,8 +1,8 @@
-"""From a configuration to a training run: model, triplets, pipeline and validation put together, and the config kept."""
+"""From a configuration to a training run: model, triplets, pipeline and validation put together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -26,13 +26,13 @@ from ames_jax.retrieval.matchers import ModelMatcher
 from ames_jax.retrieval.score_keeper import ScoreKeeper
 from ames_jax.retrieval.sets import RIGHT, RetrievalSet, sample_descriptors
 from ames_jax.retrieval.tuning import tune
-from ames_jax.runtime.command_line import flatten
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import is_remote, path_of, same_job, write_file
 from ames_jax.runtime.processes import is_lead, lead_first, say, start
 from ames_jax.runtime.progress import Progress
 from ames_jax.scenes.photographs import ViewSettings
 from ames_jax.scenes.views import build_views
+from ames_jax.training.kept_config import keep_config
 from ames_jax.training.log import trace_steps
 from ames_jax.training.loop import FitSettings
 from ames_jax.training.model_task import finished, fit, load_finished
@@ -44,21 +44,6 @@ SIZES = {"mini": {"layers": 2, "feed_forward": 256}, "released": {"layers": 5, "
 OTHER_PHOTOS = (
     "The photographs are others than those that this run began with: use another --workdir, or delete this one"
 )
-# Keys that runs of earlier versions go without, and the value that those had.
-LATER = {"model.match_form": "query", "model.match_query": "bits", "model.match_learned": False}
-
-
-class _FreeKeys:
-    """Keys and whole groups that may change between a run and its resumption: they do not touch the parameters."""
-
-    NAMES = (
-        *("checkpoint", "report", "train_teacher"),
-        *("data.rebuild", "data.workers", "data.accumulate", "data_dir", "log_every", "profile", "teacher"),
-        *("distributed", "process", "processes", "start_timeout"),
-    )
-
-    def __contains__(self, key: str) -> bool:
-        return key in self.NAMES or key.partition(".")[0] in self.NAMES
 
 
 def model_config(config: ConfigDict, descriptor_width: int) -> Config:
@@ -73,20 +58,6 @@ def model_config(config: ConfigDict, descriptor_width: int) -> Config:
     if config.size not in SIZES:
         raise UserError(f"size must be one of {', '.join(SIZES)}, found {config.size!r}")
     return config_of({**SIZES[config.size], **fields})
-
-
-def count_given_steps(config: ConfigDict, given: Collection[str]) -> None:
-    """Makes `optimizer.steps` count where the command line gives it: a configuration in epochs would win silently.
-
-    Raises UserError where the command line gives both.
-    """
-    for section in ("optimizer", "train_teacher.optimizer"):
-        if f"{section}.steps" not in given:
-            continue
-        optimizer = config.train_teacher.optimizer if section.startswith("train_teacher") else config.optimizer
-        if f"{section}.epochs" in given and optimizer.epochs is not None:
-            raise UserError(f"--config.{section}.steps and --config.{section}.epochs: give one of them")
-        optimizer.epochs = None
 
 
 def open_run(config: ConfigDict, workdir: Path) -> Path:
@@ -288,28 +259,3 @@ def make_validation(config: ConfigDict, root: Path) -> Callable[[Model], dict[st
         return {"map": figure, "accuracy": float(accuracy), "lam": setting.lam, "gamma": setting.gamma}
 
     return validate
-
-
-def keep_config(config: ConfigDict, directory: Path) -> None:
-    """Writes the configuration into a run's directory; where one is there already it must agree.
-
-    Raises:
-      UserError: the directory cannot be written, or holds a run with another configuration (all differences are listed).
-    """
-    path = directory / "config.json"
-    if not is_lead() and not path.exists():
-        raise UserError(
-            f"workdir {directory}: process {jax.process_index()} does not see what process 0 has written there; all "
-            "hosts need the same folder: gs://BUCKET/…, or a mount of one"
-        )
-    try:
-        settings = flatten(config)
-        same_job(
-            path,
-            settings,
-            free=_FreeKeys(),
-            later=[key for key, value in LATER.items() if settings.get(key) == value],
-            advice="Use another --workdir, or delete this one",
-        )
-    except OSError as error:
-        raise UserError(f"workdir {directory} cannot be written: {error.strerror or error}") from error

@@ -15,8 +15,9 @@ from ames_jax.model.weights import save_model
 from ames_jax.runtime.command_line import load_config, parse
 from ames_jax.runtime.errors import UserError
 from ames_jax.training import run
+from ames_jax.training.kept_config import count_given_steps, keep_config
 from ames_jax.training.loop import FitSettings
-from ames_jax.training.run import count_given_steps, keep_config, open_run, train_teacher
+from ames_jax.training.run import open_run, train_teacher
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
