@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,12 +15,14 @@ from etils import epy
 
 from ames_jax.commands.search_flags import PhotoFlags, SearcherFlags
 from ames_jax.runtime.command_line import Count, CountOrZero, Fraction, Scale, Size, check_paths
+from ames_jax.runtime.cores import usable_cores
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import write_json
 from ames_jax.runtime.progress import Progress
 
 with epy.lazy_imports():  # help needs none of them
     from ames_jax.extraction import backbones, listing
+    from ames_jax.extraction import images as picture_files
     from ames_jax.index import building, changes, collection, database_index, explaining, model_choice
     from ames_jax.index import photos as index_photos
     from ames_jax.report import explanation, search_results
@@ -135,6 +139,7 @@ def query(
     *,
     image: list[Path] | None = None,
     images: Path | None = None,
+    skip_broken: bool = False,
     top: Count = 20,
     gallery: list[Path] | None = None,
     columns: Count = 10,
@@ -148,6 +153,7 @@ def query(
     Args:
       image: A query; may be given several times.
       images: Queries: all pictures of a folder, or a list of files.
+      skip_broken: Leave out queries that cannot be read, instead of stopping.
       top: Images listed per query.
       gallery: Draw the rankings: .html (works offline, 25 queries per page) or .png (20 queries); may be given twice.
       columns: Images of a ranking in the gallery.
@@ -166,6 +172,8 @@ def query(
     if labels and flags.database:
         raise UserError("--labels measures whole rankings, which a database does not list: leave --database out")
     known = search_results.Labels.read(labels) if labels else None
+    if skip_broken:
+        queries = _readable(queries)
     start = time.perf_counter()
     with Progress("opening the index"):
         opened = flags.open()
@@ -191,6 +199,27 @@ def query(
         files = search_results.write_gallery(path, opened, queries, results, **options)
         if json_file != []:
             print(*files, sep="\n")
+
+
+def _readable(queries: list[Path]) -> list[Path]:
+    """The queries that can be read; says why of the others. Raises UserError where there is none."""
+
+    def reason(query: Path) -> UserError | None:
+        try:
+            picture_files.load_image(query)
+        except UserError as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        reasons = dict(zip(queries, pool.map(reason, queries)))
+    for query, why in reasons.items():
+        if why:
+            print(f"left out {query}: {why}", file=sys.stderr)
+    readable = [query for query in queries if not reasons[query]]
+    if not readable:
+        raise UserError("none of the queries can be read")
+    return readable
 
 
 def explain(

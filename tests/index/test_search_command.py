@@ -47,6 +47,19 @@ def test_query_prints_and_draws(made, query, tmp_path, capsys):
     assert imread(pictures[1]).std() > 0.01
 
 
+def test_broken_queries_are_left_out(made, query, tmp_path, capsys):
+    (tmp_path / "broken.jpg").write_text("text")
+    command = [*query, f"--image={tmp_path / 'broken.jpg'}", "--top=2"]
+    with pytest.raises(UserError, match=r"broken\.jpg: cannot be read as an image"):
+        search.main(command)
+    assert search.main([*command, "--skip-broken"]) == 0
+    told = capsys.readouterr()
+    assert told.out.startswith(str(made / "asked" / "scene1" / "5.jpg"))
+    assert "broken.jpg: cannot be read as an image" in told.err
+    with pytest.raises(UserError, match="none of the queries can be read"):
+        search.main([*query[:2], f"--image={tmp_path / 'broken.jpg'}", "--skip-broken"])
+
+
 def test_several_queries_as_json(made, query, capsys):
     assert search.main([*query[:2], *query[3:], f"--images={made / 'asked'}", "--top=2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["queries"]
