@@ -26,6 +26,7 @@ from ames_jax.retrieval.ranking import reordered
 from ames_jax.retrieval.sets import RetrievalSet
 from ames_jax.retrieval.tuning import Measured, tune_all
 from ames_jax.runtime.files import write_file, write_json
+from ames_jax.runtime.progress import Progress
 
 
 def write_report(settings: ConfigDict, root: Path, workdir: Path, teacher: Model, student: Model) -> None:
@@ -39,7 +40,8 @@ def write_report(settings: ConfigDict, root: Path, workdir: Path, teacher: Model
     shortlist = min(settings.shortlist, test.ranks.shape[1], validation.ranks.shape[1])
     queries, counts = settings.query_descriptors, settings.database_descriptors
     work = plan(matchers(teacher, student, test.training), queries, counts)
-    held = [data.in_memory(max(queries), max(counts)) for data in (validation, test)]
+    with Progress("reading the descriptors of the report"):
+        held = [data.in_memory(max(queries), max(counts)) for data in (validation, test)]
     measured = tune_all(work, *held, shortlist)
     comparison = compare(test, measured, test.protocols[0])
     table = f"{markdown_table(comparison)}\n{chosen_forms(measured)}"

@@ -15,6 +15,7 @@ from ames_jax.data.global_descriptors import GlobalDescriptors
 from ames_jax.data.neighbour_search import nearest
 from ames_jax.retrieval.sets import RetrievalSet
 from ames_jax.runtime.errors import UserError, did_you_mean
+from ames_jax.runtime.progress import Progress
 
 KINDS = ("augment", "expand", "superglobal")
 NEIGHBOURS, ALPHA = 9, 3.0  # of query expansion and database augmentation
@@ -34,7 +35,8 @@ class Lists:
     def search(cls, query: Float[np.ndarray, "Nq D"], database: Float[np.ndarray, "N D"], k: int) -> Lists:
         """Lists of the k nearest (at most N)."""
         query, database = _normalised(query), _normalised(database)
-        similarities, ranks = nearest(query, database, min(k, len(database)))
+        with Progress("searching the global descriptors"):
+            similarities, ranks = nearest(query, database, min(k, len(database)))
         return cls(query, database, ranks, similarities)
 
 
@@ -53,7 +55,8 @@ def refine(lists: Lists, kinds: str) -> Lists:
     }
     check_kinds(kinds)
     for kind in kinds.split("+"):
-        lists = steps[kind](lists)
+        with Progress(f"refining the first stage: {kind}"):
+            lists = steps[kind](lists)
     return lists
 
 

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from ames_jax.runtime import progress
+from ames_jax.data.checks import validation
+from ames_jax.retrieval import refinement
+from ames_jax.runtime import checksums, progress
 from ames_jax.runtime.progress import Progress
 
 
@@ -87,3 +93,32 @@ def test_terminal_shows_a_bar(capsys: pytest.CaptureFixture, monkeypatch: pytest
     captured = capsys.readouterr()
     assert "\rscoring:  40%" in captured.err
     assert captured.out == "a result\n"
+
+
+def slow(function: Callable) -> Callable:
+    """The function, with time for a line or two."""
+
+    def slowed(*arguments: Any, **options: Any) -> Any:
+        time.sleep(0.2)
+        return function(*arguments, **options)
+
+    return slowed
+
+
+def test_checksums_and_refinements_are_not_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.01)
+    monkeypatch.setattr(checksums, "checksum", slow(checksums.checksum))
+    (tmp_path / "list.txt").write_text("a.jpg,3,2\n")
+    validation.record_checksums([tmp_path / "list.txt"])
+    assert f"checksums of {tmp_path}" in capsys.readouterr().err
+    validation.validate([tmp_path / "list.txt"])
+    assert "checksum of list.txt" in capsys.readouterr().err
+    monkeypatch.setattr(refinement, "nearest", slow(refinement.nearest))
+    monkeypatch.setattr(refinement, "superglobal_lists", slow(refinement.superglobal_lists))
+    vectors = np.eye(4, dtype=np.float32)
+    refinement.refine(refinement.Lists.search(vectors, vectors, 3), "superglobal")
+    told = capsys.readouterr().err
+    assert "searching the global descriptors" in told
+    assert "refining the first stage: superglobal" in told

@@ -92,12 +92,14 @@ def record_checksums(paths: Sequence[str | Path]) -> None:
     for path in map(Path, paths):
         places = [path] if path.is_file() else [file for pattern in RECORDED for file in sorted(path.glob(pattern))]
         for folder, group in itertools.groupby(places, lambda place: place.parent):
-            checksums.record(folder, *(place.name for place in group))
+            with Progress(f"checksums of {folder}"):
+                checksums.record(folder, *(place.name for place in group))
 
 
 def _check_file(path: Path, files: Files, report: Report, **options: Any) -> None:
     if path.is_file():
-        checksums.check(path, whole=True)
+        with Progress(f"checksum of {path.name}"):
+            checksums.check(path, whole=True)
     role = next((role for role in ROLES if role in path.stem), "train")
     if role == "gallery" and path.parent.name == "revisitop1m":
         role = "distractors"
@@ -157,7 +159,7 @@ def _check_folder(root: Path, report: Report, **options: Any) -> None:
         raise UserError(f"{root} is no finished data set (no shards.json): run `prepare shards` to its end")
     for folder in (root, *(path for path in sorted(root.rglob("*")) if path.is_dir())):
         for name in checksums.entries(folder):
-            with report.gathering():
+            with report.gathering(), Progress(f"checksum of {name}"):
                 checksums.check(folder / name, whole=True)
                 if not (folder / name).exists():
                     raise UserError(f"{folder / name} is missing: copy it again")
