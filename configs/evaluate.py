@@ -10,6 +10,10 @@ The embedded landmarks, no data needed, with the student of `python -m ames_jax.
 
     python -m ames_jax.evaluate --config=evaluate:landmarks
 
+Every method beside each other (docs/comparison.md), after `python -m ames_jax.train --config=elvis`, too:
+
+    python -m ames_jax.evaluate --config=evaluate:comparison
+
 Fields that take several values take them with commas: every combination is measured, from one set of scores.
 """
 
@@ -17,11 +21,19 @@ from ml_collections import ConfigDict
 
 from ames_jax.runtime.command_line import refuse_variant
 
-VARIANTS = ("benchmarks", "landmarks")
+VARIANTS = ("benchmarks", "landmarks", "comparison")
+# Every method of docs/comparison.md, on its first stage or on a refined one.
+COMPARED = (
+    *("global", "global@superglobal", "global@expand", "global@augment", "global@augment+expand"),
+    *("kernel", "maxsim", "mutual", "floats", "ransac", "ransac16"),
+    *("runs/student_bin", "runs/student_bin/teacher", "runs/elvis", "runs/elvis/teacher"),
+    *("kernel@superglobal", "runs/student_bin@superglobal", "kernel@augment+expand", "runs/student_bin@augment+expand"),
+)
 
 
 def get_config(variant: str = "benchmarks") -> ConfigDict:
-    """Variants: "benchmarks" (the release's data sets, or your own) and "landmarks" (the embedded data set)."""
+    """Variants: "benchmarks" (the release's data sets, or your own), "landmarks" (the embedded data set) and "comparison"
+    (every method on it, in one table)."""
     if variant not in VARIANTS:
         raise refuse_variant(variant, VARIANTS)
     config = ConfigDict()
@@ -51,7 +63,9 @@ def get_config(variant: str = "benchmarks") -> ConfigDict:
     config.processes = 0  # with HOST:PORT: how many there are
     config.start_timeout = 300.0  # seconds to wait for the other processes
 
-    if variant == "landmarks":
+    if variant in ("landmarks", "comparison"):
         config.update(data_dir="landmarks", dataset="test", tune_on="validation", model="runs/student_bin")
         config.update(query_descriptors=100, database_descriptors=64, rerank="50", sweep_memory=True)
+    if variant == "comparison":
+        config.update(model=",".join(COMPARED), sweep_memory=False)
     return config

@@ -29,7 +29,9 @@ HAND_MADE: dict[str, Callable[..., Matcher]] = {
     "mutual": lambda name, **read: MaxSimMatcher(name, forms=("mutual",), **read),
     "ransac": lambda name, **read: RansacMatcher(name, position_bits=8, **read),
     "ransac16": lambda name, **read: RansacMatcher(name, position_bits=16, **read),
+    "floats": lambda name, **read: MaxSimMatcher(name, **read),
 }
+FLOATS = "floats"  # reads whitened floats whatever else there is
 HEADINGS = {
     "method": "method", "first_stage": "first stage", "bytes_per_image": "bytes per image", "parameters": "parameters",
     "pairs_per_second": "pairs/s", "lam": "λ", "gamma": "γ", "threshold": "form",
@@ -60,7 +62,8 @@ def methods_of(text: str, data: RetrievalSet) -> list[Method]:
     """The methods of `--config.model`, names with commas between, each as METHOD or METHOD@REFINEMENT.
 
     METHOD is a model, one of `HAND_MADE`, `global`, or package.module:Class, a `Matcher` that is called with `data`. Hand-made
-    methods read the bits of the first binary model, or floats whitened with statistics of the set's training images.
+    methods read the bits of the first binary model, and `floats` alone, or without such a model all, floats whitened with
+    statistics of the set's training images.
 
     Raises UserError for a name that is none of these.
     """
@@ -72,8 +75,10 @@ def methods_of(text: str, data: RetrievalSet) -> list[Method]:
     made: dict[str, Matcher | None] = {name: ModelMatcher(load_model(name), shown[name]) for name in trained}
     binary = next((matcher.packer for matcher in made.values() if matcher.packer), None)
     made |= {GLOBAL: None} | {name: _own(name, data) for name in elsewhere}
-    read = _read(binary, data) if any(name in HAND_MADE for name, _ in pairs) else {}
-    made |= {name: HAND_MADE[name](name, **read) for name, _ in pairs if name in HAND_MADE}
+    hand_made = dict.fromkeys(name for name, _ in pairs if name in HAND_MADE)
+    floats = _read(None, data) if FLOATS in hand_made or (hand_made and not binary) else {}
+    bits = _read(binary, data) if binary else floats
+    made |= {name: HAND_MADE[name](name, **(floats if name == FLOATS else bits)) for name in hand_made}
     return [Method(made[name].name if made[name] else "the first stage alone", made[name], how) for name, how in pairs]
 
 
