@@ -33,7 +33,7 @@ class Load:
 
 
 @dataclasses.dataclass(frozen=True)
-class MadeUp(Descriptors):
+class MadeUpDescriptors(Descriptors):
     """Random bits and random global descriptors: as costly to search as real ones."""
 
     bits: int = 128
@@ -93,7 +93,7 @@ def make_up_index(root: Path, chosen: ChosenModel, load: Load, statistics: Path 
     about = {"name": "made up", "backbone": "sift", "extraction": backbone.settings}
     ids = [f"{row:08d}.jpg" for row in range(load.images)]
     vectors = _random_directions(load.images, backbone.global_width)
-    made_up = MadeUp(root, "images", about, ids, vectors, None, chosen.model.config.bits)
+    made_up = MadeUpDescriptors(root, "images", about, ids, vectors, None, chosen.model.config.bits)
     build_index(root / "index", made_up, chosen, budget=load.budget, global_index=load.global_index)
     return root / "index"
 

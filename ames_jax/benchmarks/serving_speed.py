@@ -89,7 +89,7 @@ class Client:
 
 
 @dataclasses.dataclass(frozen=True)
-class Asking:
+class ClientLoad:
     """The load that clients put on a server, and the answers that are right.
 
     Attributes:
@@ -174,7 +174,7 @@ def measure(flags: ServeFlags) -> dict[str, Any]:
             expected, offline = _search_offline(index, files, flags)
         with _served(index, flags) as (process, port):
             bodies = [_form(file.read_bytes()) for file in files]
-            asking = Asking(port, flags.seconds, bodies, expected, min(flags.shortlist, flags.images))
+            asking = ClientLoad(port, flags.seconds, bodies, expected, min(flags.shortlist, flags.images))
             rows, start = [], _memory(port)
             for clients in flags.clients:
                 with Progress(f"clients: {clients}"):

@@ -15,7 +15,7 @@ from ames_jax.descriptors import AnyArray, DescriptorSet
 from ames_jax.model.attention import ACTIVATIONS, CrossWeights, Layer, Sequence, join_valid
 from ames_jax.model.matches import FORMS, QUERIES, as_long_as_signs, matched, similarities, vectors_of
 from ames_jax.model.shortcuts import SharedQuery, join_database, last_row, share_query
-from ames_jax.model.tokens import Tokenizer, layer_norm
+from ames_jax.model.tokens import Tokenizer, check_fields, layer_norm
 from ames_jax.runtime.errors import UserError, did_you_mean
 
 
@@ -67,16 +67,11 @@ class AMESConfig:
     def __post_init__(self) -> None:
         if self.model_width % self.heads:
             raise UserError(f"model_width {self.model_width} is not divisible by heads {self.heads}")
-        if self.bits is not None and self.bits % 8:
-            raise UserError(f"bits {self.bits} is not a whole number of bytes")
         if self.layers < 1:
             raise UserError(f"layers must be at least 1, found {self.layers}")
         binarizers, dtypes = ("straight_through", "erf"), ("float32", "bfloat16")
         choices = {"activation": tuple(ACTIVATIONS), "binarizer": binarizers, "dtype": dtypes}
-        choices |= {"match_form": FORMS, "match_query": QUERIES}
-        for field, allowed in choices.items():
-            if getattr(self, field) not in allowed:
-                raise UserError(f"{field} must be one of {', '.join(allowed)}, found {getattr(self, field)!r}")
+        check_fields(self, {**choices, "match_form": FORMS, "match_query": QUERIES})
 
     @property
     def counts_matches(self) -> bool:

@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32
 
 from ames_jax.descriptors import AnyArray, DescriptorSet
-from ames_jax.model.tokens import Tokenizer, l2_normalise
+from ames_jax.model.tokens import Tokenizer, check_fields, l2_normalise
 from ames_jax.runtime.errors import UserError
 
 SHARPNESS = 10.0  # of the cosines; a constant of the authors' code, not in their files
@@ -55,12 +55,7 @@ class ELViSConfig:
     sigma: float = 1e-6
 
     def __post_init__(self) -> None:
-        if self.bits is not None and self.bits % 8:
-            raise UserError(f"bits {self.bits} is not a whole number of bytes")
-        choices = {"padding": ("counted", "released"), "binarizer": ("straight_through", "erf")}
-        for field, allowed in choices.items():
-            if getattr(self, field) not in allowed:
-                raise UserError(f"{field} must be one of {', '.join(allowed)}, found {getattr(self, field)!r}")
+        check_fields(self, {"padding": ("counted", "released"), "binarizer": ("straight_through", "erf")})
         if min(self.iterations, self.model_width, self.vote_width, self.head_width) < 1:
             raise UserError("iterations, model_width, vote_width and head_width must be at least 1")
 

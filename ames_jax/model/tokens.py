@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +13,18 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32
 
 from ames_jax.descriptors import AnyArray, DescriptorSet, pack_bits, unpack_bits
+from ames_jax.runtime.errors import UserError
 
 NORM_EPSILON = 1e-5
+
+
+def check_fields(config: Any, choices: Mapping[str, Sequence[str]]) -> None:
+    """Raises UserError, naming the field, where a model's bits are no whole bytes, or a value is none of its choices."""
+    if config.bits is not None and config.bits % 8:
+        raise UserError(f"bits {config.bits} is not a whole number of bytes")
+    for field, allowed in choices.items():
+        if getattr(config, field) not in allowed:
+            raise UserError(f"{field} must be one of {', '.join(allowed)}, found {getattr(config, field)!r}")
 
 
 def l2_normalise(x: Float32[AnyArray, "*batch D"]) -> Float32[Array, "*batch D"]:
