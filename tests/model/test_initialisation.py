@@ -84,6 +84,16 @@ def test_a_student_starts_near_its_teacher(sample):
     assert error < 0.5 * unrelated
 
 
+def test_a_student_weighs_matches_of_its_own_bits(sample):
+    """Cosines of a teacher's floats lie elsewhere than those of bits."""
+    learned = {"match_learned": True, "match_form": "mutual"}
+    teacher = AMES(AMESConfig(**SHAPE, **learned, match_weight=3.0, match_threshold=0.7), nnx.Rngs(0))
+    student = AMES(AMESConfig(**SHAPE, **learned, bits=16, match_weight=2.0, match_threshold=0.5), nnx.Rngs(1))
+    initialise(student, "matching", sample, teacher, seed=0)
+    assert (float(student.match_weight[...]), float(student.match_threshold[...])) == (2.0, 0.5)
+    np.testing.assert_array_equal(student.matching_token[...], teacher.matching_token[...])
+
+
 def test_a_teacher_of_another_size_is_refused(sample):
     teacher = AMES(AMESConfig(**{**SHAPE, "layers": 1}), nnx.Rngs(0))
     student = AMES(AMESConfig(**SHAPE, bits=24), nnx.Rngs(5))

@@ -17,7 +17,7 @@ from ames_jax.runtime.errors import UserError
 from ames_jax.training import run
 from ames_jax.training.kept_config import count_given_steps, keep_config
 from ames_jax.training.loop import FitSettings
-from ames_jax.training.run import open_run, train_teacher
+from ames_jax.training.run import model_config, open_run, train_teacher
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -44,6 +44,18 @@ def test_a_key_that_begins_like_a_free_one_must_agree(tmp_path: Path, key: str) 
 def test_configurations_of_earlier_versions_are_read(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"data.lengths": [3, 9], "report.gone": 1, "seed": 0}, indent=1))
     keep_config(ConfigDict({"data": {"lengths": (3, 9)}, "seed": 0}), tmp_path)
+
+
+def test_a_run_from_before_a_key_goes_on_with_the_value_that_it_had(tmp_path: Path) -> None:
+    keep_config(ConfigDict({"model": {"match_weight": 4.0}}), tmp_path)
+    keep_config(ConfigDict({"model": {"match_weight": 4.0, "match_form": "query", "match_learned": False}}), tmp_path)
+    with pytest.raises(UserError, match=r"model.match_form was None, is 'mutual'"):
+        keep_config(ConfigDict({"model": {"match_weight": 4.0, "match_form": "mutual"}}), tmp_path)
+
+
+def test_matching_by_hand_is_not_trained() -> None:
+    with pytest.raises(UserError, match="hand-made matching is not trained; search index --model=mutual makes it"):
+        model_config(ConfigDict({"model": {"kind": "matching"}}), 64)
 
 
 def test_settings_of_a_run_are_named() -> None:
