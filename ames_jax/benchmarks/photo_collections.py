@@ -91,7 +91,7 @@ def sweep(data: RetrievalSet, scores: np.ndarray, matcher: Matcher, k: int) -> t
 
 
 def hold_out(precisions: np.ndarray, collections: np.ndarray) -> tuple[np.ndarray, dict[str, int]]:
-    """What each query has at the setting that the other collections prefer, float64 [Nq], and that setting's row.
+    """The precision of each query at the setting that the other collections prefer, float64 [Nq], and that setting's row.
 
     precisions: float64 [settings, Nq]; collections: str [Nq]. Each of the other collections counts alike; of equal settings the
     first is taken.

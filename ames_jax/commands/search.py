@@ -164,9 +164,7 @@ def query(
       timing: Print how long each stage took.
     """
     check_paths(image=image, images=images, labels=Path(labels) if labels not in (None, "folder") else None)
-    queries = [*(image or []), *(file.path for file in (listing.list_images(images).files if images else []))]
-    if not queries:
-        raise UserError("nothing to search for: give --image=FILE, or --images=DIR or a list of files")
+    queries = _listed(image, images)
     for path in gallery or []:
         search_results.check_suffix("--gallery", path)
     if labels and flags.database:
@@ -199,6 +197,13 @@ def query(
         files = search_results.write_gallery(path, opened, queries, results, **options)
         if json_file != []:
             print(*files, sep="\n")
+
+
+def _listed(image: list[Path] | None, images: Path | None) -> list[Path]:
+    queries = [*(image or []), *(file.path for file in (listing.list_images(images).files if images else []))]
+    if not queries:
+        raise UserError("nothing to search for: give --image=FILE, or --images=DIR or a list of files")
+    return queries
 
 
 def _readable(queries: list[Path]) -> list[Path]:

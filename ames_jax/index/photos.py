@@ -19,7 +19,7 @@ import numpy as np
 from ames_jax.data.records import GEOMETRY, RecordFormat
 from ames_jax.extraction.backbone import Backbone
 from ames_jax.extraction.extracting import ExtractionJob, extract
-from ames_jax.extraction.listing import ImageFile, ImageFiles
+from ames_jax.extraction.listing import ImageFiles
 from ames_jax.extraction.loading import LoadedImage, load
 from ames_jax.extraction.stamps import stamps_of
 from ames_jax.index.building import KILOBYTE, Descriptors, build_index, check_budget, refuse_taken
@@ -251,7 +251,7 @@ def _extracted(
         broken = extract(job)["broken"]
     except UserError:
         # The only error that is none here: nothing is left when broken pictures are left out.
-        reasons = {file.id: _load(file, backbone) for file in images.files[:CHUNK]} if skip_broken else {}
+        reasons = {file.id: load(file, backbone, skip_broken) for file in images.files[:CHUNK]} if skip_broken else {}
         if len(reasons) < len(images) or any(isinstance(reason, LoadedImage) for reason in reasons.values()):
             raise
         return None, reasons
@@ -281,21 +281,15 @@ def _forecast(path: Path, images: ImageFiles, backbone: Backbone, budget: int) -
         start = time.perf_counter()
         with ThreadPoolExecutor(usable_cores()) as threads:
             loaded = [
-                image for image in threads.map(lambda file: _load(file, backbone), part) if not isinstance(image, str)
+                image
+                for image in threads.map(lambda file: load(file, backbone, True), part)
+                if not isinstance(image, str)
             ]
         if loaded:
             backbone.extract([image.pixels for image in loaded])
         seconds = (time.perf_counter() - start) / len(part) * len(images)
     minutes, seconds = divmod(round(seconds), 60)
     write(f"{len(images):,} pictures to extract with {backbone.name}: about {minutes} min {seconds} s, {sizes}")
-
-
-def _load(file: ImageFile, backbone: Backbone) -> LoadedImage | str:
-    """The picture, or why it cannot be read."""
-    try:
-        return load(file, backbone)
-    except UserError as error:
-        return str(error)
 
 
 def _workspace(path: Path) -> Path:

@@ -175,7 +175,7 @@ class ELViS(nnx.Module):
         return l2_normalise(vectors)
 
     def stored_vectors(self, descriptors: DescriptorSet) -> Float[Array, "*B N d"]:
-        """What full precision stores of database images: float16 where `round_stored`, else float32."""
+        """Vectors that full precision stores of database images: float16 where `round_stored`, else float32."""
         rounded = self.config.round_stored and self.config.bits is None
         return self.vectors(descriptors).astype(jnp.float16 if rounded else jnp.float32)
 
