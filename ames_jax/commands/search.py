@@ -164,14 +164,12 @@ def query(
       timing: Print how long each stage took.
     """
     check_paths(image=image, images=images, labels=Path(labels) if labels not in (None, "folder") else None)
-    queries = _listed(image, images)
     for path in gallery or []:
         search_results.check_suffix("--gallery", path)
     if labels and flags.database:
         raise UserError("--labels measures whole rankings, which a database does not list: leave --database out")
     known = search_results.Labels.read(labels) if labels else None
-    if skip_broken:
-        queries = _readable(queries)
+    queries = _listed(image, images, skip_broken)
     start = time.perf_counter()
     with Progress("opening the index"):
         opened = flags.open()
@@ -199,11 +197,11 @@ def query(
             print(*files, sep="\n")
 
 
-def _listed(image: list[Path] | None, images: Path | None) -> list[Path]:
+def _listed(image: list[Path] | None, images: Path | None, skip_broken: bool) -> list[Path]:
     queries = [*(image or []), *(file.path for file in (listing.list_images(images).files if images else []))]
     if not queries:
         raise UserError("nothing to search for: give --image=FILE, or --images=DIR or a list of files")
-    return queries
+    return _readable(queries) if skip_broken else queries
 
 
 def _readable(queries: list[Path]) -> list[Path]:
