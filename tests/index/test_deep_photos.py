@@ -99,7 +99,7 @@ def test_the_model_says_which_descriptors_are_meant(made, tmp_path):
 
 
 def test_without_weights_what_else_there_is_is_said(made, tmp_path, monkeypatch):
-    def fail(name, addresses):
+    def fail(name, *_, **__):
         raise UserError(f"{name} could not be downloaded")
 
     monkeypatch.setattr("ames_jax.extraction.xfeat.fetch_file", fail)
