@@ -186,7 +186,13 @@ def test_descriptors_of_64_values_without_geometry_are_evaluated_and_searched(tm
     (root / "global").mkdir()
     np.save(root / "global" / "test_gallery.npy", vectors)
     flags = [f"--config.data_dir={root}", "--config.dataset=test", f"--config.model={tmp_path / 'model'}"]
-    flags += ["--config.rerank=10", "--config.lam=0.5", "--config.gamma=0.3", f"--workdir={tmp_path / 'run'}"]
+    flags += [
+        "--config.distributed=off",
+        "--config.rerank=10",
+        "--config.lam=0.5",
+        "--config.gamma=0.3",
+        f"--workdir={tmp_path / 'run'}",
+    ]
     monkeypatch.setattr(evaluate.cache, "start", lambda: None)
     assert evaluate.main([f"--config={ROOT / 'configs' / 'evaluate.py'}", *flags]) == 0
     assert "synthetic, test" in (tmp_path / "run" / "results.md").read_text()
