@@ -36,7 +36,7 @@ QUERIES_AT_A_TIME = 32  # pictures and shortlists held in memory
 
 # A picture file, a picture (`queries.as_picture`), or descriptors.
 Query = str | Path | ExtractedImage | DescriptorSet | Any
-# Of `kernel` in a plan: what validation chooses for 64 stored descriptors of the embedded landmarks.
+# Of `kernel` in a plan: in the middle of the grid that validation chooses from; an index has no validation of its own.
 KERNEL_THRESHOLD, KERNEL_GAMMA = 0.3, 0.1
 # More than this makes the query's own attention a matter of gigabytes.
 MOST_QUERY_DESCRIPTORS = 4096
