@@ -40,7 +40,9 @@ def get_config() -> ConfigDict:
     views.descriptors = 256  # strongest local descriptors of a picture that are kept
 
     config.model.bits = 64  # bits stored per descriptor: 128 descriptors are 1 KB
-    config.model.update(match_weight=4.0, match_threshold=0.5)  # the student begins as hand-made matching of its bits
+    matches = {"match_weight": 4.0, "match_threshold": 0.5, "match_form": "mutual"}
+    config.model.update(matches, match_query="floats")  # the student begins as hand-made matching of its bits
+    config.train_teacher.model.update(matches)  # and the teacher as that of whitened descriptors
     config.data.update(descriptors=128, lengths=(32, 129), buckets=(64, 128), batch=12, top=200)
     config.validation.update(query_descriptors=128, database_descriptors=128)
     config.report.update(query_descriptors=(128,), database_descriptors=(32, 64, 128))
