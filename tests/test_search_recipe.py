@@ -61,5 +61,5 @@ def test_the_recipe_runs(few_landmarks, tmp_path, monkeypatch):
         entry = importlib.import_module(module)
         monkeypatch.setattr(entry.cache, "start", lambda: None)
         assert entry.main() == 0
-    assert "data:image/jpeg;base64" in (tmp_path / "found.html").read_text()
+    assert "data:image/webp;base64" in (tmp_path / "found.html").read_text()
     assert (tmp_path / "explanation.png").stat().st_size > 1000

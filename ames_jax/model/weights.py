@@ -21,6 +21,7 @@ from ames_jax.runtime.files import path_of, write_file
 
 MODEL_FILE = "model.safetensors"
 LONGEST_HEADER = 100 << 20  # of a safetensors file, by its definition
+METADATA = frozenset({"config", "facts", "crc32", "weights_crc32"})
 
 
 def save_model(model: Model, directory: Path, facts: dict[str, Any] | None = None) -> Path:
@@ -107,6 +108,8 @@ def _metadata(path: Path) -> dict[str, str]:
         metadata = header.get("__metadata__", {})
         if "config" not in metadata:
             raise UserError(f"{path}: holds weights without a configuration; it was not written by ames_jax")
+        if unknown := sorted(set(metadata) - METADATA):
+            raise UserError(f"{path}: damaged, or of a later version: its metadata hold {unknown[0]!r}; copy it again")
         if metadata.get("crc32", _crc32(metadata)) != _crc32(metadata):
             raise UserError(f"{path}: the checksum of the configuration is wrong: the file is damaged; copy it again")
         if not isinstance(json.loads(metadata["config"]), dict) or not isinstance(json.loads(metadata["facts"]), dict):

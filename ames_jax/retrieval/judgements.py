@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float64, Int, Num, Shaped
 from ames_jax.runtime.errors import UserError
 
 KINDS = ("easy", "hard", "ok", "junk")
-GroundTruth = Sequence[Mapping[str, Sequence[int] | np.ndarray]]
+GroundTruth = Sequence[Mapping[str, Any]]  # of a file: `judge` refuses what is no list of rows
 
 
 @dataclass(frozen=True)

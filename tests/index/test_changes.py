@@ -268,5 +268,6 @@ def test_near_duplicates(made, tmp_path, capsys):
 def test_no_work_that_the_disk_does_not_hold(made, tmp_path, monkeypatch):
     pictures = photo_folder.write_pictures(tmp_path / "pictures", range(1))
     monkeypatch.setattr(photos.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    flags = [f"--model={made / 'model'}", f"--statistics={made / 'statistics.npz'}"]
     with pytest.raises(UserError, match=r"index: 4 pictures take .* GB free; make room"):
-        search.main(["index", f"--images={pictures}", f"--out={tmp_path / 'index'}", f"--model={made / 'model'}"])
+        search.main(["index", f"--images={pictures}", f"--out={tmp_path / 'index'}", *flags])

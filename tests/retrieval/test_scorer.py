@@ -69,7 +69,7 @@ def test_bad_input_is_one_clear_error(model, rng):
     database.features[2, 1, 3] = np.inf
     with pytest.raises(UserError, match=r"database: descriptor \(2, 1\)"):
         score_shortlist(model, query, database)
-    with pytest.raises(ValueError, match="pairs need equal numbers"):
+    with pytest.raises(UserError, match="pairs need equal numbers"):
         score_pairs(model, random_set(rng, 2, 5), random_set(rng, 3, 4))
 
 
