@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.model.match_kernel import Whitening
 from ames_jax.model.packing import BitPacker
+from ames_jax.model.whitening import Whitening
 from ames_jax.retrieval.maxsim import HandMadeMatcher, mutual_pairs
 
 # Transformation → matches that determine it.

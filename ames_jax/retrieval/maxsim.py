@@ -16,9 +16,8 @@ import numpy as np
 
 from ames_jax.data.readers import DescriptorReader
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.model import match_kernel
-from ames_jax.model.match_kernel import Whitening
 from ames_jax.model.packing import BitPacker
+from ames_jax.model.whitening import Whitening, prepare
 from ames_jax.retrieval.grid import KERNEL_GAMMAS, KERNEL_THRESHOLDS
 from ames_jax.retrieval.matchers import Matcher
 from ames_jax.retrieval.sets import sample_descriptors
@@ -52,7 +51,7 @@ class HandMadeMatcher(Matcher):
 
     def stored(self, database: DescriptorSet) -> DescriptorSet:
         """Bits, or whitened and normalised floats."""
-        return self.packer.pack(database) if self.packer else match_kernel.prepare(database, self.whitening)
+        return self.packer.pack(database) if self.packer else prepare(database, self.whitening)
 
     def similarities(self, query: DescriptorSet, database: DescriptorSet, kind: str) -> Iterator[np.ndarray]:
         """float32 [≤ 32, T, Q] of a query with blocks of `stored` images [K, T, ·], in their order; −1 where either is padding.
@@ -73,7 +72,7 @@ class HandMadeMatcher(Matcher):
     def _query(self, query: DescriptorSet, kind: str) -> np.ndarray:
         """The query's vectors [Q, ·] of length 1, whose product with stored vectors of length 1 is the similarity."""
         if self.packer is None:
-            return match_kernel.prepare(query, self.whitening).features
+            return prepare(query, self.whitening).features
         if kind == "floats" and not query.is_packed:
             return self.packer.directions(query.features)
         packed = self.packer.pack(jax.tree.map(lambda field: field[None], query))

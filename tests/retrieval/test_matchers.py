@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.model.ames import AMES, AMESConfig
 from ames_jax.model.elvis import ELViS, ELViSConfig
-from ames_jax.model.match_kernel import Whitening
 from ames_jax.model.packing import BitPacker
+from ames_jax.model.whitening import Whitening
 from ames_jax.retrieval.geometry import RansacMatcher
 from ames_jax.retrieval.judgements import judge
 from ames_jax.retrieval.matchers import Matcher, ModelMatcher

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.model.ames import AMES, AMESConfig
-from ames_jax.model.match_kernel import Whitening
 from ames_jax.model.packing import BitPacker
+from ames_jax.model.whitening import Whitening
 from ames_jax.retrieval.grid import KERNEL_THRESHOLDS
 from ames_jax.retrieval.maxsim import MaxSimMatcher
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ames_jax.model.match_kernel import Whitening
+from ames_jax.model.whitening import Whitening
 
 rng = np.random.default_rng(0)
 
