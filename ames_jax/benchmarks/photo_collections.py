@@ -6,7 +6,6 @@ pictures that nobody has seen. Here every figure of a collection is one of pictu
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +14,12 @@ import numpy as np
 
 from ames_jax.report.comparison import format_bytes
 from ames_jax.report.tables import markdown
-from ames_jax.retrieval.grid import LAMBDAS, Counts
+from ames_jax.retrieval.grid import LAMBDAS, Counts, Grid
 from ames_jax.retrieval.matchers import Matcher
 from ames_jax.retrieval.ranking import Setting
 from ames_jax.retrieval.score_keeper import ScoreKeeper
 from ames_jax.retrieval.sets import RetrievalSet
+from ames_jax.retrieval.tuning import orders
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.progress import Progress
 
@@ -68,26 +68,15 @@ def measure(
     with Progress("methods on every collection", len(work), "measurements") as progress:
         for matcher, counts in progress.over(work):
             scores = keeper.scores(data, matcher, k, counts)
-            settings, each = sweep(data, scores, matcher, k)
-            precisions, chosen = hold_out(each, collections)
+            settings, precisions = [], []
+            for setting, order in orders(data, scores, Grid((k,), LAMBDAS, matcher.gammas), matcher.thresholds):
+                settings.append(setting)
+                precisions.append(data.average_precisions(order))
+            kept, chosen = hold_out(np.stack(precisions), collections)
             name = f"{matcher.name}, {counts.query} × {counts.database}"
             by_name = {collection: settings[place] for collection, place in chosen.items()}
-            found.append(HeldOut(name, matcher.stored_bytes(counts.database), precisions, by_name))
+            found.append(HeldOut(name, matcher.stored_bytes(counts.database), kept, by_name))
     return found
-
-
-def sweep(data: RetrievalSet, scores: np.ndarray, matcher: Matcher, k: int) -> tuple[list[Setting], np.ndarray]:
-    """Every setting, and the average precision of every query with it, float64 [settings, Nq].
-
-    scores: float [Nq, C, F] for the matcher's F thresholds.
-    """
-    settings, each = [], []
-    for place, threshold in enumerate(matcher.thresholds):
-        shortlist = data.shortlist(scores[..., place], k)
-        for lam, gamma in itertools.product(LAMBDAS, matcher.gammas):
-            settings.append(Setting(k, lam, gamma, threshold))
-            each.append(data.average_precisions(shortlist.order(lam, gamma)))
-    return settings, np.stack(each)
 
 
 def hold_out(precisions: np.ndarray, collections: np.ndarray) -> tuple[np.ndarray, dict[str, int]]:

@@ -124,7 +124,7 @@ def photos(
 
 
 def collections(
-    flags: BackboneFlags,
+    flags: BackboneFlags | None = None,
     *,
     photos: Path,
     model: str = "mutual",
@@ -148,6 +148,7 @@ def collections(
       counts: Descriptors stored per image.
       json_file: Write figures, settings and the average precision of every query to this file too.
     """
+    flags = flags or BackboneFlags()
     described = picture_sets.Described.extract(picture_sets.read_scenes(photos), [], flags.open())
     queries = described.queries()
     groups = np.array([photo_collections.collection_of(scene) for scene in described.scenes[queries]])

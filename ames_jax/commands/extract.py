@@ -18,6 +18,10 @@ with epy.lazy_imports():  # help needs none of them
     from ames_jax.extraction import backbone, backbones, extracting, hdf5_writing, listing
 
 
+# Of pictures, joined with `backbones.DEFAULT_GLOBAL`.
+DEFAULT_BACKBONE = "xfeat"
+
+
 @Parameter(name="*")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BackboneFlags:
@@ -39,7 +43,7 @@ class BackboneFlags:
       block: Of a DINOv2 network, tokens are taken after so many blocks (default: all).
     """
 
-    backbone: str
+    backbone: str = DEFAULT_BACKBONE
     global_: Annotated[str | None, Parameter(name="--global")] = None
     global_weights: Path | None = None
     global_block: Count | None = None
@@ -64,7 +68,7 @@ class BackboneFlags:
 
 
 def extract(
-    flags: BackboneFlags,
+    flags: BackboneFlags | None = None,
     *,
     images: Path,
     out: Path,
@@ -105,7 +109,7 @@ def extract(
         listed = listing.list_images(images, root, boxes)
     job = extracting.ExtractionJob(
         images=listed,
-        backbone=flags.open(),
+        backbone=(flags or BackboneFlags()).open(),
         root=out,
         split=split,
         name=name,

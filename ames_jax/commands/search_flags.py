@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from etils import epy
 
-from ames_jax.commands.extract import BackboneFlags
+from ames_jax.commands.extract import DEFAULT_BACKBONE, BackboneFlags
 from ames_jax.runtime.command_line import Count, Fraction, Scale, check_paths
 from ames_jax.runtime.errors import UserError
 
@@ -17,9 +17,6 @@ with epy.lazy_imports():  # help needs none of them
     from ames_jax.extraction import backbone
     from ames_jax.index import collection, database_index, model_choice, searcher
     from ames_jax.model import released
-
-# Of pictures, joined with `backbones.DEFAULT_GLOBAL`.
-DEFAULT_BACKBONE = "xfeat"
 
 
 @Parameter(name="*")

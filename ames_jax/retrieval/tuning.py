@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ames_jax.retrieval.grid import LAMBDAS, Counts, Grid
 from ames_jax.retrieval.matchers import Matcher
-from ames_jax.retrieval.metrics import protocol_score
+from ames_jax.retrieval.metrics import Protocol, protocol_score
 from ames_jax.retrieval.ranking import Setting
 from ames_jax.retrieval.score_keeper import ScoreKeeper
 from ames_jax.retrieval.scorer import in_threads
@@ -61,13 +61,28 @@ def sweep(
     needs has none.
     """
     figures: dict[Setting, dict[str, float]] = {}
-    for protocol, (place, threshold), k in itertools.product(data.protocols, enumerate(thresholds), grid.rerank):
+    for protocol in data.protocols:
+        for setting, order in orders(data, scores, grid, thresholds, protocol):
+            row = figures.setdefault(setting, {})
+            row[protocol.name] = protocol_score(data.judged.reordered(order), protocol)
+    return [SweepRow(setting, row) for setting, row in figures.items()]
+
+
+def orders(
+    data: RetrievalSet,
+    scores: np.ndarray,
+    grid: Grid,
+    thresholds: Sequence[float | str | None] = (None,),
+    protocol: Protocol | None = None,
+) -> Iterator[tuple[Setting, np.ndarray]]:
+    """Every setting, in the order threshold, k, λ, γ, and the new order of the lists' heads, int64 [Nq, H].
+
+    scores: as of `sweep`; protocol: whose junk is left out (default: the main one).
+    """
+    for (place, threshold), k in itertools.product(enumerate(thresholds), grid.rerank):
         shortlist = data.shortlist(scores[..., place], k, protocol)
         for lam, gamma in itertools.product(grid.lam, grid.gamma):
-            judged = data.judged.reordered(shortlist.order(lam, gamma))
-            row = figures.setdefault(Setting(k, lam, gamma, threshold), {})
-            row[protocol.name] = protocol_score(judged, protocol)
-    return [SweepRow(setting, row) for setting, row in figures.items()]
+            yield Setting(k, lam, gamma, threshold), shortlist.order(lam, gamma)
 
 
 def best_row(rows: Sequence[SweepRow]) -> SweepRow:
