@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.model.ames import AMES, AMESConfig
 from ames_jax.model.elvis import ELViS, ELViSConfig
+from ames_jax.model.matches import Matching, MatchingConfig
 from ames_jax.model.packing import BitPacker
 from ames_jax.model.whitening import Whitening
 from ames_jax.retrieval.geometry import RansacMatcher
@@ -26,7 +27,7 @@ from ames_jax.retrieval.ranking import Shortlist
 WIDTH, BITS, IMAGES, STORED, MORE = 12, 32, 9, 12, 5
 AMES_SHAPE = {"descriptor_width": WIDTH, "model_width": 16, "heads": 2, "layers": 1, "feed_forward": 16}
 NAMES = (
-    *("AMES", "AMES, bits", "ELViS", "ELViS, bits"),
+    *("AMES", "AMES, bits", "ELViS", "ELViS, bits", "matching, mutual", "matching, query"),
     *("query", "both", "mutual", "floats", "ransac", "ransac, floats"),
 )
 
@@ -39,6 +40,9 @@ def make(name: str) -> Matcher:
         "ELViS": lambda: ELViS(ELViSConfig(**elvis), nnx.Rngs(0)),
         "ELViS, bits": lambda: ELViS(ELViSConfig(**elvis, bits=BITS), nnx.Rngs(0)),
     }
+    for form in ("mutual", "query"):
+        config = MatchingConfig(WIDTH, bits=BITS, threshold=0.1, form=form)
+        models[f"matching, {form}"] = lambda config=config: Matching(config, nnx.Rngs(0))
     if name in models:
         return ModelMatcher(models[name](), name)
     whitening = Whitening.fit(np.random.default_rng(1).standard_normal((300, WIDTH)))
