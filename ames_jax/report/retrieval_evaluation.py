@@ -33,7 +33,7 @@ from ames_jax.retrieval.grid import GAMMAS, LAMBDAS, Counts, Grid
 from ames_jax.retrieval.logits_file import PairLogits
 from ames_jax.retrieval.matchers import ModelMatcher
 from ames_jax.retrieval.opening import check_origins, crop_notes, open_set, origins
-from ames_jax.retrieval.plans import measure_plans
+from ames_jax.retrieval.plans import Plan, measure_plans
 from ames_jax.retrieval.refinement import refined_set
 from ames_jax.retrieval.score_keeper import ScoreKeeper
 from ames_jax.retrieval.sets import RetrievalSet
@@ -84,7 +84,9 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     if config.sweep_memory:
         results["memory"] = _memory(config, keeper, matcher, validation, test, rows, workdir)
     if config.plan:
-        results["plans"] = _plans(config, keeper, matcher, validation, test, grid)
+        opponent = baseline_matcher(matcher.packer, validation)
+        plans, k = config.plan.split(), max(grid.rerank)
+        results["plans"] = measure_plans(plans, keeper, matcher, opponent, validation, test, k, counts)
     if not is_lead():
         return results
     pairs.save(workdir / "logits.npz", test)
@@ -101,27 +103,15 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     return results
 
 
-def _plans(
-    config: ConfigDict,
-    keeper: ScoreKeeper,
-    matcher: ModelMatcher | None,
-    validation: RetrievalSet | None,
-    test: RetrievalSet,
-    grid: Grid,
-) -> list[dict[str, Any]]:
-    if matcher is None or validation is None:
-        raise UserError(f"--config.plan={config.plan} needs a model, and --config.tune_on: both stages are tuned on it")
-    kernel = baseline_matcher(matcher.packer, validation)
-    return measure_plans(
-        config.plan.split(), keeper, matcher, kernel, validation, test, max(grid.rerank), counts_of(config)
-    )
-
-
 def compare_matchers(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Several methods in one table, each at the λ, γ and threshold that `tune_on` prefers; what `results.json` holds.
 
     `config.model`: see `methods.methods_of`. Raises UserError without a data set to tune on.
     """
+    if config.plan:
+        raise UserError(
+            f"--config.plan={config.plan} is of one model: --config.model={config.model} are several methods"
+        )
     if not config.tune_on:
         raise UserError(
             f"--config.model={config.model}: several methods, and those without released λ and γ, are compared at settings "
@@ -192,6 +182,10 @@ def _check_combination(config: ConfigDict, grid: Grid) -> None:
         raise UserError("--config.sweep_memory scores other numbers of descriptors: leave --config.logits out")
     if config.sweep_memory and not config.tune_on and len(grid.lam) * len(grid.gamma) > 1:
         raise UserError("--config.sweep_memory takes one lam and one gamma: give them, or --config.tune_on")
+    if config.plan and not config.tune_on:
+        raise UserError(f"--config.plan={config.plan} needs a model, and --config.tune_on: all stages are tuned on it")
+    for plan in config.plan.split():
+        Plan.parse(plan, max(grid.rerank))
     if not (config.logits or config.model):
         raise UserError(
             "--config.model is empty: give a run or model directory, a released .pt file or a released name"

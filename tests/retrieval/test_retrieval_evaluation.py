@@ -469,5 +469,14 @@ def test_plans_from_coarse_to_fine(own_data, models, tmp_path):
     assert all(row["seconds"] > 0 for row in results["plans"])
     [everything, _] = run(own_data, tmp_path / "run", models["bits"], **fields, plan="kernel@1,4x4")["plans"]
     assert everything["mAP@100"] == results["plans"][0]["mAP@100"]
-    with pytest.raises(UserError, match="both stages are tuned"):
-        run(own_data, tmp_path / "none", models["bits"], lam="0.5", gamma="1", rerank="10", plan="kernel@3,4x4")
+
+
+def test_a_plan_that_cannot_be_measured_is_refused_before_anything_is_scored(own_data, models, tmp_path):
+    for model, fields, told in (
+        (models["bits"], {"lam": "0.5", "gamma": "1", "plan": "kernel@3,4x4"}, "all stages are tuned"),
+        (models["bits"], {"tune_on": "custom", "plan": "kernel@3,4x4 kernel@10,4x4"}, "kernel@10,4x4: does not shrink"),
+        (f"{models['bits']},kernel", {"tune_on": "custom", "plan": "kernel@3,4x4"}, "is of one model"),
+    ):
+        with pytest.raises(UserError, match=told):
+            run(own_data, tmp_path / "run", model, rerank="10", **fields)
+    assert not (tmp_path / "run").exists()
