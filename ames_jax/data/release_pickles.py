@@ -83,7 +83,8 @@ def _numbers(values: Any, where: str) -> np.ndarray:
         numbers = np.asarray(values, np.float64)
     except (TypeError, ValueError):
         numbers = np.array(np.nan)
-    if numbers.ndim != 1 or isinstance(values, str | bytes | Mapping) or not np.isfinite(numbers).all():
+    wrong = isinstance(values, str | bytes | Mapping) or np.asarray(values).dtype == bool or numbers.ndim != 1
+    if wrong or any(isinstance(value, bool) for value in values) or not np.isfinite(numbers).all():
         raise UserError(f"{where}: expected a list of numbers, found a {type(values).__name__} of something else")
     return numbers
 

@@ -115,7 +115,7 @@ class DescriptorSource:
     def _open(self) -> Any:
         if self._records is None:
             with self._open_lock:
-                for missing in (path for path in self.files if not Path(path).exists()):
+                for missing in (path for path in self.files if not Path(path).is_file()):
                     raise UserError(f"{missing} is missing; write the data set again, or copy it in full")
                 self._records = self._records or array_record_data_source.ArrayRecordDataSource(self._files)
         return self._records

@@ -1,7 +1,7 @@
 """The packed store: the binary descriptors of a gallery at bits/8 bytes each, memory-mapped.
 
     STORE/header.json   format, version, images, descriptors, bits, binarizer, model, source, and where they are known λ and γ
-                        of the model ("setting"); size and checksum of every file
+                        of the model ("setting"); size and checksum of every file, and of the header itself
     STORE/bits.npy      uint8 [N, T, bits / 8], strongest first, zeros behind the last descriptor of an image
     STORE/counts.npy    uint16 [N], descriptors of each image
     STORE/sums.npy      uint32 [N], CRC-32 of the bits of each image, compared whenever they are read
@@ -225,7 +225,7 @@ def build_store(
             **({} if setting is None else {"setting": dict(zip(("lam", "gamma"), setting))}),
             "files": files,
         }
-        write_json(partial / "header.json", header)
+        write_json(partial / "header.json", header | {"crc32": _crc32(header)})
     return open_store(path, packer.fingerprint)
 
 
@@ -278,7 +278,16 @@ def _read_header(path: Path) -> dict:
             raise UserError(
                 f"{file}: {key!r} is {str(header.get(key))[:60]!r}, expected {expected}; build the store again"
             )
+    for key in header.keys() - {"format", "version", "crc32", *FIELDS}:
+        raise UserError(f"{file}: unknown key {key!r}; it is damaged, or of a later version: build the store again")
+    known = header.pop("crc32", None)  # earlier versions wrote none
+    if known not in (None, _crc32(header)):
+        raise UserError(f"{file} is damaged: its checksum is wrong; build the store again")
     return header
+
+
+def _crc32(header: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(header, sort_keys=True).encode())
 
 
 def _check_file(path: Path, header: dict, name: str, whole: bool) -> None:

@@ -20,6 +20,7 @@ _PLUGINS = {
     ".heif": ("pillow_heif.HeifImagePlugin", "pillow-heif"),
     ".jxl": ("pillow_jxl", "pillow-jxl-plugin"),
 }
+DRAWN = {"EPS", "WMF"}  # Pillow hands them to Ghostscript, or to the system
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -87,6 +88,10 @@ def load_image(source: Path | BinaryIO, name: str | None = None, most_pixels: in
             if image.width * image.height > most_pixels:
                 raise UserError(
                     f"{name}: {image.width} × {image.height} pixels are more than {most_pixels:,}; shrink it"
+                )
+            if image.format in DRAWN:
+                raise UserError(
+                    f"{name}: {image.format} files are drawn by another program, which is not run; save it as PNG"
                 )
             return decoded(image, name)
     except UserError:

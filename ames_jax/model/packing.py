@@ -61,7 +61,7 @@ class BitPacker:
         padded = np.zeros((images, blocks_per_image * BLOCK_ROWS, width), descriptors.features.dtype)
         padded[:, :count] = descriptors.features
         positive = self._positive(padded.reshape(-1, BLOCK_ROWS, width))
-        bits = positive.reshape(images, blocks_per_image * BLOCK_ROWS, -1)[:, :count]
+        bits = positive.reshape(images, blocks_per_image * BLOCK_ROWS, self.bits)[:, :count]
         if descriptors.valid is not None:
             bits = bits & np.asarray(descriptors.valid)[..., None]
         return replace(descriptors, features=pack_bits(bits))

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from ames_jax.model.kinds import Config, Model, config_of, fields_of, new_model
+from ames_jax.runtime.checksums import check
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import path_of, write_file
 
@@ -101,6 +102,7 @@ def read_model(directory: Path) -> Model:
 
 def _metadata(path: Path) -> dict[str, str]:
     """The metadata in the header of a safetensors file: its length in 8 bytes, then JSON."""
+    check(path)
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")

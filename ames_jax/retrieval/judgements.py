@@ -163,14 +163,15 @@ def _listed(entry: Any, row: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _whole(rows: Any, row: int, kind: str) -> np.ndarray:
-    """int64 [n]; raises UserError for anything but whole numbers, so that 0.5 is not taken for row 0."""
+    """int64 [n]; raises UserError for anything but whole numbers, so that 0.5 or true is not taken for a row."""
     try:
-        values = np.asarray(rows).reshape(-1)
+        values = np.asarray(rows)
     except ValueError:  # lists of different lengths
         values = np.array([None])
     if not values.size:
         return np.empty(0, np.int64)
-    if values.dtype.kind in "iu" or (values.dtype.kind == "f" and (values == np.floor(values)).all()):
+    listed = values.ndim == 1 and (isinstance(rows, np.ndarray) or not any(isinstance(row, bool) for row in rows))
+    if listed and (values.dtype.kind in "iu" or (values.dtype.kind == "f" and (values == np.floor(values)).all())):
         with np.errstate(invalid="ignore"):
             found = values.astype(np.int64)
         if (found == values).all():

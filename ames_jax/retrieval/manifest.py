@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from ames_jax.data.lists import FORMS, ImageList, read_list, refuse_repeats
+from ames_jax.data.lists import FORMS, NUMBER, ImageList, read_list, refuse_repeats
 from ames_jax.data.neighbours import Neighbours, open_neighbours
 from ames_jax.data.readers import DescriptorReader
 from ames_jax.data.release_hdf5 import ReleaseSource
@@ -36,7 +36,7 @@ from ames_jax.data.store import open_store
 from ames_jax.retrieval.judgements import KINDS, Judged, judge, judge_by_class
 from ames_jax.retrieval.protocols import metric_of
 from ames_jax.retrieval.sets import RetrievalSet
-from ames_jax.runtime.errors import UserError, did_you_mean
+from ames_jax.runtime.errors import UserError, did_you_mean, naming
 from ames_jax.runtime.files import read_json
 from ames_jax.runtime.schema import check_keys
 
@@ -44,6 +44,7 @@ REQUIRED = ("name", "metric", "first_stage", "query", "gallery", "neighbours")
 OPTIONAL = ("ground_truth",)
 SIDES = ("query", "gallery")
 SIDE = {"descriptors": str, "list?": str}
+TRUTH_KEYS = (*KINDS, "bbx")
 
 
 def open_manifest(path: Path, copies: Path) -> RetrievalSet:
@@ -58,6 +59,8 @@ def open_manifest(path: Path, copies: Path) -> RetrievalSet:
     images = {side: _read_list(path.parent, spec, readers[side]) for side, spec in sides.items()}
     if images["gallery"] is not None:
         refuse_repeats(images["gallery"].ids, path.parent / sides["gallery"]["list"])
+    with naming(path):
+        protocols = metric_of(manifest["metric"])
     lists = read_lists(path.parent / manifest["neighbours"], copies)
     if lists.local is not None:
         raise UserError(
@@ -70,7 +73,7 @@ def open_manifest(path: Path, copies: Path) -> RetrievalSet:
         ranks=lists.indices,
         similarities=lists.similarities,
         judged=_judged(path, manifest, images["query"], images["gallery"], lists.indices, len(readers["gallery"])),
-        protocols=metric_of(manifest["metric"]),
+        protocols=protocols,
         queries=readers["query"],
         database=readers["gallery"],
     )
@@ -145,10 +148,15 @@ def _judged(
     if "ground_truth" in manifest:
         place = path.parent / manifest["ground_truth"]
         entries = [_rows(place, query, entry, row_of) for query, entry in enumerate(read_json(place, list))]
-        return judge(ranks, entries, images)
-    query_names, gallery_names = _names(query), _names(gallery)
+        with naming(place):
+            return judge(ranks, entries, images)
+    query_names, gallery_names = (
+        _names(path.parent / manifest[side].get("list", ""), images)
+        for side, images in (("query", query), ("gallery", gallery))
+    )
     if query_names is None or gallery_names is None:
         raise UserError(f"{path}: give ground_truth, or lists with a label on every line for query and gallery")
+    refuse_repeats([name for name, _ in gallery_names], path.parent / manifest["gallery"]["list"])
     row_of = {name: row for row, (name, _) in enumerate(gallery_names)}
     own = np.array([row_of.get(name, -1) for name, _ in query_names], np.int64)
     number = {
@@ -156,26 +164,40 @@ def _judged(
     }
     number["-1"] = -1
     labels = [np.array([number[label] for _, label in names], np.int64) for names in (query_names, gallery_names)]
-    judged = judge_by_class(ranks, *labels, own)
+    with naming(path):
+        judged = judge_by_class(ranks, *labels, own)
     if not judged.counts[:, KINDS.index("ok")].any():
         raise UserError(f"{path}: no query has a right image: no label of the query list is in the gallery list")
     return judged
 
 
-def _names(images: ImageList | None) -> list[tuple[str, str]] | None:
-    """The id and the label, as text, of every image of a list; None where it has no labels."""
+def _names(path: Path, images: ImageList | None) -> list[tuple[str, str]] | None:
+    """The id and the label, as text, of every image of a list; None where it has no labels.
+
+    Raises UserError where some labels are numbers and others are not: one of them is mistyped.
+    """
     if images is None:
         return None
     if images.labels is not None:
         return list(zip(images.ids, map(str, images.labels.tolist())))
     named = [line.rpartition(",") for line in images.ids]
-    return [(name.strip(), label.strip()) for name, _, label in named] if all(name for name, _, _ in named) else None
+    if not all(name for name, _, _ in named):
+        return None
+    labels = [label.strip() for _, _, label in named]
+    for row, label in enumerate(labels):
+        if label != "-1" and bool(NUMBER.fullmatch(label)) != bool(NUMBER.fullmatch(labels[0])):
+            raise UserError(
+                f"{path} line {row + 1}: the label {label!r}, and {labels[0]!r} in line 1: expected numbers alone, or names"
+            )
+    return list(zip((name.strip() for name, _, _ in named), labels))
 
 
 def _rows(path: Path, query: int, entry: Any, row_of: Mapping[str, int]) -> dict[str, list]:
     """A ground truth entry with ids replaced by gallery rows; `judge` refuses what is no row."""
     if not isinstance(entry, dict) or not all(isinstance(names, list) for names in entry.values()):
         raise UserError(f"{path}: query {query}: expected lists such as ok and junk, found {str(entry)[:60]}")
+    for kind in entry.keys() - set(TRUTH_KEYS):
+        raise UserError(f"{path}: query {query}: unknown list {kind!r}{did_you_mean(kind, KINDS)}")
     unknown = [name for names in entry.values() for name in names if isinstance(name, str) and name not in row_of]
     if unknown:
         raise UserError(f"{path}: query {query} names {unknown[0]!r}, which the gallery's list does not have")

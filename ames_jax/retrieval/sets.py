@@ -124,6 +124,11 @@ class RetrievalSet:
                 f"has {len(self.database)} images: the lists belong to another database"
             )
         _check_similarities(self.similarities, f"{self.name}: the neighbour lists of {self.first_stage}")
+        if not any(self.counted(protocol).any() for protocol in self.protocols):
+            kinds = ", ".join(dict.fromkeys(kind for protocol in self.protocols for kind in protocol.ok))
+            raise UserError(
+                f"{self.name}: no query has a right image ({kinds}): the ground truth is of another kind or set"
+            )
 
     @functools.cached_property
     def facts(self) -> dict[str, str]:

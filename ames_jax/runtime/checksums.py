@@ -67,12 +67,10 @@ def entries(folder: Path) -> dict[str, dict[str, int]]:
     path = folder / CHECKSUMS
     if "://" in os.fspath(folder):
         return {}
-    try:
-        text = path.read_bytes()
-    except OSError:
+    if not path.exists():
         return {}
     try:
-        content = json.loads(text)
+        content = json.loads(path.read_bytes() if path.is_file() else b"")
         if content["crc32"] == _crc32(content["files"]):
             return content["files"]
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -83,8 +81,11 @@ def entries(folder: Path) -> dict[str, dict[str, int]]:
 def check(path: Path, *, whole: bool = False) -> None:
     """Compares a file with its entry: the size, and the checksum of a small one, or of any (`whole`).
 
-    Raises UserError, naming the file, where it is cut short, damaged, or was changed by another program.
+    Raises UserError, naming the file, where it is cut short, damaged, or was changed by another program; and for a folder,
+    device or pipe in its place, of which some would be waited for without end.
     """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is a folder, a device or a pipe; expected a file: write or copy it again")
     known = entries(path.parent).get(path.name)
     if known is None or not path.is_file():  # whoever reads a file says that it is missing
         return

@@ -12,7 +12,17 @@ from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 
 # Of the system's errors, those that the user can mend wherever they arise.
-SYSTEM = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+SYSTEM = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
+SYSTEM |= {
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EIO,
+    errno.EFBIG,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.EBUSY,
+    errno.ENXIO,
+}
 
 # What libraries say where memory is used up, or limited by `ulimit -v`.
 USED_UP = "RESOURCE_EXHAUSTED|failed to map segment|[Cc]annot allocate memory|can't start new thread"
@@ -28,6 +38,15 @@ def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
     """ "; did you mean …?" with the nearest of the known words, written after `prefix`; nothing where none is near."""
     close = difflib.get_close_matches(word, list(known), 1)
     return f"; did you mean {prefix}{close[0]}?" if close else ""
+
+
+@contextmanager
+def naming(where: object) -> Iterator[None]:
+    """In this block, a UserError is told of `where`: a file, for what its content alone was checked by."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 @contextmanager

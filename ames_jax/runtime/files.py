@@ -39,7 +39,12 @@ def is_remote(path: str | os.PathLike) -> bool:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """The path to write a file to; it takes the name `path` when the block ends without an error. Disk only."""
+    """The path to write a file to; it takes the name `path` when the block ends without an error. Disk only.
+
+    Raises UserError where `path` is a device or a folder, which a file must not replace.
+    """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is a folder or a device; name a file to write")
     partial = path.with_name(f".{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -102,7 +107,8 @@ def read_json(
         return missing
     check(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        text = path.read_text(encoding="utf-8-sig")
+        value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unrepeated)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON: {error}") from error
     if not isinstance(value, kind):
@@ -115,6 +121,15 @@ def read_json(
 
 def _refuse_constant(text: str) -> None:
     raise ValueError(f"{text} is no JSON")
+
+
+def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; a key that comes twice would silently count as its last value."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        seen: set[str] = set()
+        raise ValueError(f"the key {next(key for key, _ in pairs if key in seen or seen.add(key))!r} comes twice")
+    return value
 
 
 def need_space(path: Path, size: int) -> None:

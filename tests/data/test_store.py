@@ -94,6 +94,11 @@ def test_packed_bits_stay_as_they_are():
     assert BitPacker(model()).pack(bits) is bits
 
 
+def test_an_image_without_descriptors_has_no_bits():
+    empty = DescriptorSet(np.zeros((2, 0, WIDTH), np.float32))
+    assert BitPacker(model()).pack(empty).features.shape == (2, 0, BITS // 8)
+
+
 def test_a_full_precision_model_has_no_bits():
     with pytest.raises(UserError, match="full-precision model has no bits"):
         BitPacker(model(bits=None))
@@ -137,7 +142,9 @@ def change_header(**changes):
         ("header.json", cut, "cannot be read as JSON"),
         ("header.json", lambda path: path.write_text("{}"), "not the header of a packed store"),
         ("header.json", change_header(version=2), "version 2, this program reads version 1"),
-        ("header.json", change_header(images=7), "the header says"),
+        ("header.json", change_header(images=7, crc32=None), "the header says"),  # as earlier versions wrote it
+        ("header.json", change_header(model="another"), "header.json is damaged: its checksum is wrong"),
+        ("header.json", change_header(modal="x", crc32=None), "unknown key 'modal'"),
         ("header.json", change_header(images="7"), "'images' is '7', expected a whole number"),
         (
             "header.json",

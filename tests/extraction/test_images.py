@@ -193,3 +193,10 @@ def test_crop_maps_positions_back() -> None:
     np.testing.assert_allclose(share[0] + share[1] * [1, 1], [0.75, 1.0])
     with pytest.raises(UserError, match=r"a\.png: box .* holds nothing"):
         crop(image, (300, 0, 400, 50), "a.png")
+
+
+def test_a_picture_starts_no_other_program(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    with pytest.raises(UserError, match=r"a\.jpg: EPS files are drawn by another program, which is not run"):
+        load_image(path)

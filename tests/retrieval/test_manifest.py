@@ -72,6 +72,13 @@ def no_labels(folder: Path) -> None:
         (folder / f"{side}.txt").write_text("".join(f"{side}{row},-1\n" for row in range(count)))
 
 
+def labels_and_a_repeat(folder: Path) -> None:
+    for side in ("query", "gallery"):
+        path = folder / f"{side}.txt"
+        lines = [f"{line.replace('gallery7,', 'gallery2,')}x\n" for line in path.read_text().splitlines()]
+        path.write_text("".join(lines))
+
+
 def with_nan(values: np.ndarray) -> np.ndarray:
     values[1, 2] = np.nan
     return values
@@ -111,6 +118,21 @@ def test_row_numbers_of_other_types_are_read(own_data, dtype):
         (lambda folder: give_truth(folder, {"ok": [0.5]}), r"ok holds \[0.5\]; expected database rows"),
         (lambda folder: give_truth(folder, {"ok": [None]}), "expected database rows"),
         (lambda folder: give_truth(folder, {"ok": [[1, 2], 3]}), "expected database rows"),
+        (
+            lambda folder: give_truth(folder, {"ok": [0, True]}),
+            r"truth.json: .* ok holds \[0, True\]; expected database",
+        ),
+        (lambda folder: give_truth(folder, {"ok": [[0]]}), "expected database rows"),
+        (lambda folder: give_truth(folder, {"ok": [0], "junks": []}), "unknown list 'junks'; did you mean junk"),
+        (lambda folder: give_truth(folder, {"ok": []}), r"no query has a right image \(ok\)"),
+        (
+            lambda folder: give_truth(folder, {"easy": [0], "hard": [], "junk": []}),
+            r"no query has a right image \(ok\)",
+        ),
+        (replace_text("manifest.json", '"metric"', '"name": "twice", "metric"'), "the key 'name' comes twice"),
+        (replace_text("gallery.txt", ",0", ",²", 1), "gallery.txt line 2: the label '1', and '²' in line 1"),
+        (labels_and_a_repeat, "image 8 has the id 'gallery2' of image 3"),
+        (lambda folder: change(folder, metric="mAP"), "manifest.json: metric 'mAP' is not known"),
         (lambda folder: give_truth(folder, {"ok": 3}), "query 0: expected lists such as ok"),
         (lambda folder: give_truth(folder, [3]), "query 0: expected lists such as ok"),
         (lambda folder: give_truth(folder, None), "query 0: expected lists such as ok"),

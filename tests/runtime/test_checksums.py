@@ -1,6 +1,7 @@
 """A file that changed after it was written is named when it is opened."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -100,3 +101,16 @@ def test_a_model_is_the_same_file_every_time_and_told_when_it_changed(tmp_path):
         (tmp_path / "0" / MODEL_FILE).write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
         with pytest.raises(UserError, match=MODEL_FILE):
             read_model(tmp_path / "0")
+
+
+@pytest.mark.parametrize("read", [read_array, read_json, check])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_told_and_not_waited_for(tmp_path, read, make):
+    make(tmp_path / "a")
+    with pytest.raises(UserError, match="a (is a folder, a device or a pipe|is missing)"):
+        read(tmp_path / "a")
+    make(tmp_path / CHECKSUMS)
+    with pytest.raises(UserError, match="CHECKSUMS is damaged"):
+        check(tmp_path / "b")
+    with pytest.raises(UserError, match="a is a folder or a device; name a file to write"):
+        write_json(tmp_path / "a", 1)

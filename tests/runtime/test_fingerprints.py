@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ames_jax.runtime import fingerprints
+from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.fingerprints import content_of, fingerprint_of
 
 
@@ -28,3 +29,10 @@ def test_a_small_file_may_move_and_be_touched(tmp_path):
     shutil.copy(tmp_path / "a", tmp_path / "b")
     os.utime(tmp_path / "b", (1, 1))
     assert content_of([tmp_path / "a"]) == content_of([tmp_path / "b"])
+
+
+def test_what_is_no_file_is_told_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for name, message in (("pipe", "pipe is no regular file"), ("gone", "gone is missing")):
+        with pytest.raises(UserError, match=message):
+            content_of([tmp_path / name])
