@@ -107,7 +107,7 @@ def test_a_model_is_the_same_file_every_time_and_told_when_it_changed(tmp_path):
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
 def test_what_is_no_file_is_told_and_not_waited_for(tmp_path, read, make):
     make(tmp_path / "a")
-    with pytest.raises(UserError, match="a (is a folder, a device or a pipe|is missing)"):
+    with pytest.raises(UserError, match=r"a (is a folder, a device or a pipe|is missing)"):
         read(tmp_path / "a")
     make(tmp_path / CHECKSUMS)
     with pytest.raises(UserError, match="CHECKSUMS is damaged"):
