@@ -18,7 +18,7 @@ from ames_jax.retrieval.maxsim import MaxSimMatcher
 from ames_jax.retrieval.score_keeper import ScoreKeeper, pairs_per_second
 from ames_jax.retrieval.sets import RetrievalSet
 from ames_jax.retrieval.tuning import tune
-from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.errors import UserError, did_you_mean
 from ames_jax.runtime.imports import named_class
 
 GLOBAL = "global"  # the first stage alone
@@ -49,7 +49,10 @@ class Method:
 
 def is_one_model(text: str) -> bool:
     """True where `--config.model` names one trained model, False for other methods and for several."""
-    return not ("," in text or _is_elsewhere(text) or _split(text)[1] or text in (GLOBAL, *HAND_MADE))
+    if "," in text:
+        return False
+    [(name, refine)] = _named(text)
+    return not (refine or _is_elsewhere(name) or name in (GLOBAL, *HAND_MADE))
 
 
 def trained_models(text: str) -> list[str]:
@@ -147,11 +150,18 @@ def _is_elsewhere(name: str) -> bool:
 
 
 def _named(text: str) -> list[tuple[str, str]]:
-    return [_split(name.strip()) for name in text.split(",") if name.strip()]
+    """METHOD and the refinement of its first stage, "" where there is none, of each name; raises UserError for a near miss."""
+    named = [_split(name.strip()) for name in text.split(",") if name.strip()]
+    for name, _ in named:
+        meant = did_you_mean(name, (GLOBAL, *HAND_MADE))
+        if meant and name not in (GLOBAL, *HAND_MADE) and not Path(name).exists():
+            raise UserError(f"--config.model={name}: no method or model of this name{meant}")
+    return named
 
 
 def _split(name: str) -> tuple[str, str]:
-    """METHOD and the refinement of its first stage, "" where there is none."""
     method, at, refine = name.rpartition("@")
-    known = at and all(kind in refinement.KINDS for kind in refine.split("+"))
-    return (method, refine) if known else (name, "")
+    if not at or name.startswith("hf://") or Path(name).exists():
+        return name, ""
+    refinement.check_kinds(refine)
+    return method, refine

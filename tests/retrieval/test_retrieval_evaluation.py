@@ -442,6 +442,20 @@ def test_methods_on_a_refined_first_stage(tmp_path):
     assert len({row["mAP"] for row in results["rows"]}) > 2
 
 
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ("ransack", "--config.model=ransack: no method or model of this name; did you mean ransac"),
+        ("runs/student_bin,mutuals", "did you mean mutual"),
+        ("kernel@supergobal", "did you mean superglobal"),
+    ],
+)
+def test_a_misspelt_method_is_one_line(own_data, tmp_path, model, told):
+    with pytest.raises(UserError, match=told) as caught:
+        run(own_data, tmp_path / "run", model, tune_on="custom")
+    assert "\n" not in str(caught.value)
+
+
 def test_positions_are_asked_for(own_data, models, tmp_path):
     packer, task = BitPacker(load_model(models["bits"])), open_set(own_data, "custom", "", "", tmp_path / "lists")
     ids = [str(row) for row in range(IMAGES)]
