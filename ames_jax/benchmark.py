@@ -1,4 +1,4 @@
-"""Speed, measured here: each benchmark stands beside a plain PyTorch implementation that works as the release does.
+"""Speed, measured here beside a plain PyTorch implementation that works as the release does, and quality on photographs.
 
 PyTorch is left out where no Python with torch is at hand.
 """
@@ -11,7 +11,7 @@ from ames_jax.runtime import cache
 from ames_jax.runtime.command_line import application, call
 from ames_jax.runtime.errors import run_main
 
-NAMES = ("data", "score", "train", "extract", "evaluate", "serve", "photos", "collections")
+NAMES = ("data", "score", "train", "extract", "evaluate", "serve", "collections")
 PLACES = {name: f"ames_jax.commands.benchmark:{name}" for name in NAMES}
 app = application("benchmark", __doc__, PLACES)
 

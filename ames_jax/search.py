@@ -12,7 +12,7 @@ COMMANDS = {
     "search": ("index", "query", "explain"),
     "serve": ("serve",),
     "search_changes": ("sync", "remove", "compact", "verify", "duplicates"),
-    "search_measures": ("quality", "speed", "plan"),
+    "search_measures": ("speed", "plan"),
     "calibrate": ("calibrate",),
 }
 PLACES = {name: f"ames_jax.commands.{module}:{name}" for module, names in COMMANDS.items() for name in names}

@@ -81,6 +81,14 @@ def test_links_lead_to_files(path: Path) -> None:
             assert (path.parent / target.partition("#")[0]).exists(), target
 
 
+def test_the_address_of_the_repository_is_one() -> None:
+    """ "REPOSITORY" in the README is no address yet; the notebooks then have none, and ask for a ZIP file."""
+    [address] = re.findall(r"git clone (\S+)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "notebooks").glob("*.ipynb")]
+    found = {name for text in texts for name in re.findall(r'"REPOSITORY = \\"(.*?)\\"', text)}
+    assert found == {"" if address == "REPOSITORY" else address}
+
+
 def test_every_variable_of_the_environment_is_explained() -> None:
     places = [*(ROOT / "ames_jax").rglob("*.py"), *(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "tests").glob("*.py")]
     used = {name for path in places for name in re.findall(r"AMES_JAX_[A-Z_]+", path.read_text(encoding="utf-8"))}

@@ -169,22 +169,24 @@ class ServeFlags:
 
     Attributes:
       json: Write the figures there too.
+      index: What `search index` wrote: its backbone, model and settings are measured; by default SIFT, offline.
       images: Images of the made-up index.
       clients: Clients that ask at a time, each as soon as it is answered, with commas between.
       seconds: Length of each load.
-      budget: Bytes of local bits per image.
+      budget: Bytes of local bits per image; by default the index's, else 1024.
       shortlist: Images re-ranked.
-      query_descriptors: Descriptors of a query.
+      query_descriptors: Descriptors of a query; by default the index's.
       queue: Requests that may be under way.
     """
 
     json: Path | None = None
+    index: Path | None = None
     images: Count = 100_000
     clients: Several = (1, 4, 16)
     seconds: Scale = 60
-    budget: Size = 1024
+    budget: Annotated[Size | None, Parameter(show_default=False)] = None
     shortlist: Count = 100
-    query_descriptors: Count = 100
+    query_descriptors: Count | None = None
     queue: Count = 64
 
 

@@ -1,7 +1,8 @@
-"""Methods side by side on photographs of several collections, each measured at the settings that the other collections prefer.
+"""Methods side by side on photographs of several collections, each measured at the settings that other pictures prefer.
 
 Photographs of one source resemble each other, so a setting, or a model, that was chosen on a collection says little about
-pictures that nobody has seen. Here every figure of a collection is one of pictures that took no part in choosing.
+pictures that nobody has seen. Here every figure of a collection is one of pictures that took no part in choosing: settings
+come from the other collections, or from pictures that are given for it.
 """
 
 from __future__ import annotations
@@ -52,31 +53,46 @@ def collection_of(scene: str) -> str:
 
 
 def measure(
-    work: Sequence[tuple[Matcher, Counts]], data: RetrievalSet, collections: np.ndarray, k: int
+    work: Sequence[tuple[Matcher, Counts]],
+    data: RetrievalSet,
+    collections: np.ndarray,
+    k: int,
+    validation: RetrievalSet | None = None,
 ) -> list[HeldOut]:
     """Every matcher with its numbers of descriptors on k images per query.
 
-    collections: str [Nq], of each query. A setting is λ, γ and the matcher's threshold or form, the one with the highest
-    mean of the other collections' mAP. Raises UserError for a single collection.
+    collections: str [Nq], of each query. A setting is λ, γ and the matcher's threshold or form: the one with the highest mAP
+    on `validation`, or without it with the highest mean of the other collections' mAP.
+    Raises UserError for a single collection without `validation`.
     """
-    if len(set(collections.tolist())) < 2:
+    if validation is None and len(set(collections.tolist())) < 2:
         raise UserError(
             f"--photos: all scenes are of one collection, {collections[0]}, and settings are chosen on the others; name scene "
-            "folders COLLECTION__SCENE, of two collections or more"
+            "folders COLLECTION__SCENE, of two collections or more, or give other scenes with --validation"
         )
     found, keeper = [], ScoreKeeper(shared=False)
     with Progress("methods on every collection", len(work), "measurements") as progress:
         for matcher, counts in progress.over(work):
-            scores = keeper.scores(data, matcher, k, counts)
-            settings, precisions = [], []
-            for setting, order in orders(data, scores, Grid((k,), LAMBDAS, matcher.gammas), matcher.thresholds):
-                settings.append(setting)
-                precisions.append(data.average_precisions(order))
-            kept, chosen = hold_out(np.stack(precisions), collections)
+            settings, precisions = _of_every_setting(keeper, data, matcher, counts, k)
+            if validation is None:
+                kept, chosen = hold_out(precisions, collections)
+            else:
+                best = int(_of_every_setting(keeper, validation, matcher, counts, k)[1].mean(axis=1).argmax())
+                kept, chosen = precisions[best], dict.fromkeys(np.unique(collections).tolist(), best)
             name = f"{matcher.name}, {counts.query} × {counts.database}"
             by_name = {collection: settings[place] for collection, place in chosen.items()}
             found.append(HeldOut(name, matcher.stored_bytes(counts.database), kept, by_name))
     return found
+
+
+def _of_every_setting(
+    keeper: ScoreKeeper, data: RetrievalSet, matcher: Matcher, counts: Counts, k: int
+) -> tuple[list[Setting], np.ndarray]:
+    """Settings, and the average precision of every query at each, float64 [settings, Nq]."""
+    scores = keeper.scores(data, matcher, k, counts)
+    found = orders(data, scores, Grid((k,), LAMBDAS, matcher.gammas), matcher.thresholds)
+    settings, precisions = zip(*((setting, data.average_precisions(order)) for setting, order in found))
+    return list(settings), np.stack(precisions)
 
 
 def hold_out(precisions: np.ndarray, collections: np.ndarray) -> tuple[np.ndarray, dict[str, int]]:

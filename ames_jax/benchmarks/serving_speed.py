@@ -28,7 +28,6 @@ import numpy as np
 from ames_jax.benchmarks.extraction_speed import dead_leaves
 from ames_jax.benchmarks.flags import ServeFlags
 from ames_jax.benchmarks.search_speed import Load, make_up_index
-from ames_jax.index.model_choice import ChosenModel
 from ames_jax.index.searcher import Searcher, SearchResult
 from ames_jax.report.tables import markdown
 from ames_jax.runtime.errors import UserError
@@ -168,7 +167,7 @@ def measure(flags: ServeFlags) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="ames_jax_serve_") as name:
         root = Path(name)
         load = Load(flags.images, flags.budget, "flat", flags.shortlist, flags.query_descriptors)
-        index = make_up_index(root, ChosenModel.load(None, "sift"), load)
+        index = make_up_index(root, load, flags.index)
         files = _draw_pictures(root, range(PICTURES))
         with Progress("the offline search"):
             expected, offline = _search_offline(index, files, flags)
@@ -185,7 +184,7 @@ def measure(flags: ServeFlags) -> dict[str, Any]:
             end = asking.under_way_at_the_end(process)
     rows = [{**row, "share": row["rate"] / offline} for row in rows]
     facts = {**dataclasses.asdict(flags), "offline_rate": offline, "memory_mb_at_start": start, **end, "rows": rows}
-    facts |= {"added": changes.made, "json": None}
+    facts |= {"added": changes.made, "json": None, "index": flags.index and str(flags.index)}
     print(
         f"{flags.images:,} images, first {flags.shortlist} re-ranked, {PICTURES} pictures of 640 × 480. Offline, in one batch: "
         f"{offline:.2f} queries/s. Memory at the start: {start:.0f} MB. In the last load {changes.made} images were added, "
@@ -217,7 +216,8 @@ def _search_offline(index: Path, files: Sequence[Path], flags: ServeFlags) -> tu
 @contextmanager
 def _served(index: Path, flags: ServeFlags) -> Iterator[tuple[subprocess.Popen, int]]:
     settings = {"index": index, "port": 0, "shortlist": flags.shortlist, "queue": flags.queue}
-    settings["query-descriptors"] = flags.query_descriptors
+    if flags.query_descriptors:
+        settings["query-descriptors"] = flags.query_descriptors
     command = [
         sys.executable,
         "-m",
@@ -247,18 +247,19 @@ class Changes:
         while time.monotonic() < ends:
             name, picture = f"{ADDED}{self.made}", self._files[self.made % len(self._files)].read_bytes()
             tally.errors += self._client.ask("POST", "/images", _form(picture, name))[0] != 201
-            tally.wrong += self._found(picture)[0] != name
+            tally.wrong += self._found(picture)["query_id"] != name
             tally.errors += self._client.ask("DELETE", f"/images/{name}")[0] != 200
-            tally.wrong += name in self._found(picture)
+            after = self._found(picture)
+            tally.wrong += name in (after["query_id"], *(hit["id"] for hit in after["hits"]))
             self.made += 1
         self._client.close()
         return tally
 
-    def _found(self, picture: bytes) -> list[str]:
+    def _found(self, picture: bytes) -> dict[str, Any]:
         while True:
             status, body = self._client.ask("POST", SEARCH, _form(picture))
             if status == 200:
-                return [hit["id"] for hit in json.loads(body)["hits"]]
+                return json.loads(body)
             if status != 503:
                 raise UserError(f"the server answered a search with {status}: {body[:200].decode()}")
             time.sleep(0.1)

@@ -17,7 +17,7 @@ with epy.lazy_imports():  # help needs none of them
     from ames_jax.index import building, calibrating, picture_sets, searcher
     from ames_jax.model import weights
     from ames_jax.report import search_results
-    from ames_jax.retrieval import grid, matchers, score_keeper, tuning
+    from ames_jax.retrieval import calibration, grid, matchers, score_keeper, tuning
 
 
 def calibrate(
@@ -42,8 +42,8 @@ def calibrate(
     the others. From then on hits have a probability, and "no match" is said where none reaches the threshold.
 
     With --run: λ and γ are chosen on pictures extracted as photos are, the validation pictures of a rendered set, or some tens
-    of your own photos, by the backbone that the student was trained on. The folder of the model then holds model.safetensors,
-    and of SIFT sift_statistics.npz.
+    of your own photos, by the backbone that the student was trained on. Photos give the model probabilities, too, which its
+    indexes then have. The folder of the model holds model.safetensors, and of SIFT sift_statistics.npz.
 
     Args:
       flags: Flags of pictures, with --run.
@@ -67,7 +67,7 @@ def calibrate(
     if index is None:
         if out is None:
             raise UserError("--out is missing: the folder of the calibrated model")
-        _calibrate_model(flags, run, out, data, photos, distractors, (queries, shortlist, query_descriptors))
+        _calibrate_model(flags, run, out, data, photos, distractors, (queries, shortlist, query_descriptors), threshold)
         return
     if out or data or photos or distractors or flags != PictureFlags():
         raise UserError(
@@ -76,8 +76,8 @@ def calibrate(
     known = search_results.Labels.read(labels)
     opened = searcher.Searcher(index, shortlist=shortlist, pictures=pictures)
     pairs = calibrating.judged_pairs(opened, known.of, queries, pictures)
-    calibration, text = pairs.fit(threshold, opened.query_descriptors)
-    calibrating.keep(index, calibration)
+    fitted, text = pairs.fit(threshold, opened.query_descriptors)
+    calibrating.keep(index, fitted)
     print(f"{index}: {text}")
 
 
@@ -89,6 +89,7 @@ def _calibrate_model(
     photos: Path | None,
     distractors: Path | None,
     counts: tuple[int, int, int],
+    threshold: float,
 ) -> None:
     queries, shortlist, query_descriptors = counts
     directory = weights.find_model(run)
@@ -101,11 +102,11 @@ def _calibrate_model(
     extractor = flags.open(name)
     about = {"backbone": extractor.name, "width": extractor.width}
     weights.refuse_other_descriptors(str(run), facts, about, statistics and statistics.fingerprint())
-    if taken:
-        chosen_on = picture_sets.photo_set(taken, picture_sets.distractors_in(distractors), extractor)
-    else:
-        rendered = picture_sets.rendered_scenes(data or scenes.build("transfer"))
-        chosen_on = picture_sets.photo_set(rendered, [], extractor, queries)
+    pictures = taken or picture_sets.rendered_scenes(data or scenes.build("transfer"))
+    others = picture_sets.distractors_in(distractors) if taken else []
+    described = picture_sets.Described.extract(pictures, others, extractor)
+    asked = described.queries(None if taken else queries)
+    chosen_on = described.searched(asked)
     matcher, k = matchers.ModelMatcher(model, str(run)), min(shortlist, chosen_on.ranks.shape[1])
     descriptors = grid.Counts(query_descriptors, building.KILOBYTE // matcher.stored_bytes(1))
     found = tuning.tune(score_keeper.ScoreKeeper(), matcher, chosen_on, k=k, counts=descriptors)
@@ -113,6 +114,17 @@ def _calibrate_model(
     print(f"{chosen_on.name}: mAP {before:.1f} → {after:.1f} at λ {setting.lam:g}, γ {setting.gamma:g}")
     facts |= {"validation_map": after, "lam": setting.lam, "gamma": setting.gamma}
     facts |= {"query_descriptors": query_descriptors, "backbone": extractor.name, "global": extractor.global_name}
+    facts.pop("probability", None)
+    if taken:
+        shown = described.scenes[asked]
+        pairs = calibration.JudgedPairs.of_lists(found.scores, described.scenes[chosen_on.ranks], shown)
+        try:
+            fitted, text = pairs.fit(threshold, query_descriptors)
+        except UserError as error:
+            print(f"without probabilities: {error}")
+        else:
+            print(text)
+            facts["probability"] = {**fitted.facts(), "descriptors": descriptors.database}
     if statistics:
         facts["statistics"] = statistics.fingerprint()
     print(weights.save_model(model, out, facts))

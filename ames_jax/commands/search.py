@@ -82,6 +82,8 @@ def index(
         built = _build(out, photos, descriptors, split, (model, lam, gamma), settings)
         added = len(built)
     print(search_results.index_text(built, added))
+    if not add:
+        print(f"a page to search it: python -m ames_jax.search serve --index={out}")
     if database:
         print(database_text(built, database))
 

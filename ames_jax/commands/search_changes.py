@@ -59,7 +59,7 @@ def remove(
     named += [name for name in (lists.read_lines(list_file) if list_file else []) if name.strip()]
     count = changes.remove_images(index, named)
     left = collection.SearchIndex.open(index)
-    print(f"{index}: {count:,} images removed, {len(left):,} left")
+    print(f"{index}: {count:,} {'image' if count == 1 else 'images'} removed, {len(left):,} left")
     if database:
         print(database_text(left, database))
 

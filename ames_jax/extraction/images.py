@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, features
+from PIL import ExifTags, Image, UnidentifiedImageError, features
 
 from ames_jax.runtime.errors import UserError
 
@@ -101,7 +101,9 @@ def load_image(source: Path | BinaryIO, name: str | None = None, most_pixels: in
     except Exception as error:  # a damaged file can fail in any of Pillow's decoders, with any kind of error
         package = UNREAD.get(Path(name).suffix.lower())
         advice = f"pip install {package} reads such files" if package else "mend or remove it"
-        raise UserError(f"{name}: cannot be read as an image ({' '.join(str(error).split())}); {advice}") from error
+        unknown = isinstance(error, UnidentifiedImageError)  # whose text names the open file, not what is wrong
+        reason = "of no format that is known" if unknown else " ".join(str(error).split())
+        raise UserError(f"{name}: cannot be read as an image ({reason}); {advice}") from error
 
 
 def decoded(image: Image.Image, name: str) -> np.ndarray:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -34,6 +35,15 @@ def stamps_of(paths: Sequence[Path], hashed: bool = True) -> np.ndarray:
     return stamps
 
 
+def content_stamp(file: BinaryIO) -> tuple[int, int, int]:
+    """Size and 128 bits of SHA-256 of an open file, which is read from its beginning and left there."""
+    file.seek(0)
+    digest = hashlib.file_digest(file, "sha256").digest()
+    size = file.tell()
+    file.seek(0)
+    return size, int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:16], "little")
+
+
 def changed_rows(file: Path, paths: Sequence[Path]) -> np.ndarray:
     """Rows of these files whose content is another than when `stamps_of` them were written to a file.
 
@@ -54,7 +64,6 @@ def _hash(path: Path) -> Sequence[int]:
     """128 bits of SHA-256 of a file's content; zeros where it cannot be read."""
     try:
         with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").digest()
+            return content_stamp(file)[1:]
     except OSError:
         return 0, 0
-    return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:16], "little")

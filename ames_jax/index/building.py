@@ -136,6 +136,7 @@ def build_index(
             "global_index": factory_string(global_index, len(descriptors.ids)),
             "global_width": descriptors.global_descriptors.shape[1],
             "statistics": descriptors.statistics,
+            **_probability(chosen.facts, budget // size),
             "changes": 0,
             "removed": None,
             "files": recorded(folder, files_of_index(folder)),
@@ -144,6 +145,12 @@ def build_index(
         publish(folder, write_images(folder, facts, descriptors.images(), packer))
         sync(folder)
     return SearchIndex.open(path)
+
+
+def _probability(facts: Mapping[str, Any], descriptors: int) -> dict[str, Any]:
+    """What a calibrated model says of logits, as an index keeps it, where it was learned with so many stored descriptors."""
+    known = dict(facts.get("probability") or {})
+    return {"probability": known} if known.pop("descriptors", None) == descriptors else {}
 
 
 def pack_descriptors(path: str | Path, descriptors: Descriptors, chosen: ChosenModel, count: int = 64) -> PackedStore:

@@ -160,7 +160,7 @@ class SearchIndex:
             file = self.path / self.facts["parts"][part]["folder"] / STAMPS
             if STAMPS in self.facts["parts"][part].get("files", {}):
                 here = part_of == part
-                stamps[here] = read_array(file)[stored[here] - starts[part]]
+                stamps[here] = read_array(file, mapped=True)[stored[here] - starts[part]]
         return stamps
 
     def stored(self, rows: np.ndarray) -> np.ndarray:

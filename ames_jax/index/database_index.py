@@ -205,6 +205,10 @@ class DatabaseIndex(SearchIndex):
                 bits[place, : len(held)], valid[place, : len(held)] = held, True
         return DescriptorSet(bits, valid)
 
+    def stamps(self, rows: np.ndarray) -> np.ndarray:
+        """See `SearchIndex.stamps`; a database knows none."""
+        return np.zeros((len(rows), 4), np.uint64)
+
     def listing(self, text: str, start: int, count: int) -> tuple[int, list[str]]:
         """See `SearchIndex.listing`; in the database's order, and upper and lower case differ."""
         address = self.global_index.address

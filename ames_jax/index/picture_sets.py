@@ -21,6 +21,7 @@ from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.progress import Progress
 
 PICTURES_AT_A_TIME = 64
+RENDERED = "rendered"  # in place of a folder
 
 
 def describe(paths: Sequence[Path], backbone: Backbone, label: str) -> tuple[list[DescriptorSet], np.ndarray]:
@@ -126,11 +127,20 @@ def rendered_scenes(folder: Path) -> dict[str, list[Path]]:
     return scenes
 
 
+def validation_scenes(folder: Path) -> dict[str, list[Path]]:
+    """Scenes to choose settings on: of a folder of scenes, of a rendered data set, or of the word rendered, which stands for
+    the transfer scenes; raises UserError as `read_scenes` and `rendered_scenes`."""
+    if str(folder) == RENDERED:
+        return rendered_scenes(rendered.build("transfer"))
+    return rendered_scenes(folder) if (folder / "images").is_dir() else read_scenes(folder)
+
+
 def distractors_in(folder: Path | None) -> list[Path]:
-    """The pictures of a folder; of None, those of the rendered gallery of the embedded landmarks.
+    """The pictures of a folder; of None or the word rendered, those of the rendered gallery of the embedded landmarks.
 
     Raises UserError for a folder without pictures.
     """
+    folder = None if str(folder) == RENDERED else folder
     pictures = _pictures(folder or rendered.build("landmarks") / "images" / "test_gallery")
     if not pictures:
         raise UserError(f"--distractors={folder}: no pictures there; expected files of {', '.join(sorted(SUFFIXES))}")

@@ -18,6 +18,7 @@ from ames_jax.descriptors import DescriptorSet, stack
 from ames_jax.extraction.backbone import STATISTICS_FILE, Backbone, ExtractedImage
 from ames_jax.extraction.sift import SiftStatistics, global_descriptor
 from ames_jax.index.collection import SearchIndex
+from ames_jax.index.own_pictures import SentPicture, may_be_own, own_row
 from ames_jax.index.queries import as_picture, check_global, check_local
 from ames_jax.index.refined_stage import RefinedStage, Search
 from ames_jax.index.reranking import Hit, ranked, setting_of
@@ -35,7 +36,7 @@ STAGES = ("extract", "global", "gather", "score", "rank")
 QUERIES_AT_A_TIME = 32  # pictures and shortlists held in memory
 
 # A picture file, a picture (`queries.as_picture`), or descriptors.
-Query = str | Path | ExtractedImage | DescriptorSet | Any
+Query = str | Path | SentPicture | ExtractedImage | DescriptorSet | Any
 # Of `kernel` in a plan; an index has no validation of its own. Chosen on that of the embedded landmarks with the students of
 # three seeds: of the right images among 200, the 30 that go on hold 83 %.
 KERNEL_THRESHOLD, KERNEL_GAMMA = 0.5, 1.0
@@ -52,12 +53,14 @@ class SearchResult:
       first_stage: the best images before re-ranking, best first.
       seconds: time of each of `STAGES`; of several queries searched together, the share of one.
       threshold: probability from which on an image counts as a match; None where the index is not calibrated.
+      query_id: the image whose picture the query itself is, which is left out; None where it is of none.
     """
 
     hits: list[Hit]
     first_stage: list[Hit]
     seconds: dict[str, float]
     threshold: float | None = None
+    query_id: str | None = None
 
     @property
     def match(self) -> bool | None:
@@ -79,7 +82,7 @@ class Searcher:
       refine: kinds of refinement of the first stage by global descriptors alone, joined by + (`retrieval.refinement`).
       plan: stages from coarse to fine (`retrieval.plans`), which say how many descriptors are used, in place of
         `query_descriptors`. Every stage ranks with λ and γ of the last, `kernel` with a γ of its own.
-      keep_query: a query file that is itself a picture of the index is among its own hits; by default it is left out.
+      keep_query: a query file that is a picture of the index, by its path or content, is among its own hits, not left out.
       pictures: folder of the indexed pictures, where they have moved.
 
     Raises:
@@ -160,10 +163,9 @@ class Searcher:
         refuse_fork(self._process, "a Searcher")
         results = []
         for start in range(0, len(queries), QUERIES_AT_A_TIME):
-            block = queries[start : start + QUERIES_AT_A_TIME]
-            results += self._search(block, k)
+            results += self._search(queries[start : start + QUERIES_AT_A_TIME], k)
             if progress:
-                progress(len(block))
+                progress(len(results) - start)
         return results
 
     def extract(self, queries: Sequence[Query]) -> list[ExtractedImage]:
@@ -179,7 +181,7 @@ class Searcher:
         if isinstance(query, ExtractedImage):
             return query
         if not isinstance(query, DescriptorSet):
-            return self.backbone.fit(as_picture(query))
+            return self.backbone.fit(as_picture(query.pixels if isinstance(query, SentPicture) else query))
         if self.index.facts["statistics"] is None or query.is_packed:
             raise UserError(
                 "a DescriptorSet of floats alone is a query of SIFT indexes, whose global descriptor comes from the local "
@@ -199,7 +201,7 @@ class Searcher:
         width, name = self.index.global_index.width, str(self.index.path)
         vectors = np.stack([check_global(query, width, name) for query in extracted])
         times.append(time.perf_counter())
-        similarities, rows = self._first_stage(queries, vectors, max(k, self.shortlist))
+        similarities, rows, own = self._first_stage(queries, vectors, max(k, self.shortlist))
         times.append(time.perf_counter())
         # An approximate first stage may list fewer (row −1): scored like row 0 to keep the shape, then left out.
         shortlists = np.maximum(rows[:, : self.shortlist], 0)
@@ -212,7 +214,10 @@ class Searcher:
         times.append(time.perf_counter())
         seconds = dict(zip(STAGES, (np.diff(times) / len(queries)).tolist()))
         threshold = self.calibration.threshold if self.calibration else None
-        return [SearchResult(hits[:k], before[:k], seconds, threshold) for hits, before in lists]
+        names = [None if row is None else self.index.ids[row] for row in own]
+        return [
+            SearchResult(hits[:k], before[:k], seconds, threshold, name) for (hits, before), name in zip(lists, names)
+        ]
 
     def _score(
         self, local: DescriptorSet, database: DescriptorSet, places: np.ndarray, similarities: np.ndarray
@@ -256,30 +261,28 @@ class Searcher:
             return [self.packer.pack(query[None])[0] for query in local]
         return local
 
-    def _first_stage(self, queries: Sequence[Query], vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Similarities and rows as `GlobalIndex.search` gives them, without the queries themselves."""
-        if self._refined is None:
-            return self._others(queries, self.index.global_index.search, vectors, count)
-        search = functools.partial(self._others, queries, self._refined.search)
-        return self._refined.lists(vectors, count, search)
+    def _first_stage(
+        self, queries: Sequence[Query], vectors: np.ndarray, count: int
+    ) -> tuple[np.ndarray, np.ndarray, list]:
+        """Similarities and rows as `GlobalIndex.search` gives them, without the queries themselves, and the rows of these."""
+        own: list[int | None] = []
+        plain = self._refined.search if self._refined else self.index.global_index.search
+        search = functools.partial(self._others, queries, own, plain)
+        return *(self._refined.lists(vectors, count, search) if self._refined else search(vectors, count)), own
 
     def _others(
-        self, queries: Sequence[Query], search: Search, vectors: np.ndarray, count: int
+        self, queries: Sequence[Query], own: list[int | None], search: Search, vectors: np.ndarray, count: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        own = [self.own_row(query) for query in queries]
-        if not any(row is not None for row in own):
+        if self._keep_query or not any(map(may_be_own, queries)):
+            own[:] = [None] * len(queries)
             return search(vectors, count)
         similarities, rows = search(vectors, count + 1)
+        if not own:  # the first search is that of the pictures themselves; a refined one may follow
+            own += [own_row(self.index, query, listed, self._pictures) for query, listed in zip(queries, rows)]
         itself = rows == np.array([-1 if row is None else row for row in own])[:, None]
         similarities, rows = np.where(itself, -np.inf, similarities).astype(np.float32), np.where(itself, -1, rows)
         order = np.argsort(itself, axis=1, kind="stable")[:, :count]
         return np.take_along_axis(similarities, order, axis=1), np.take_along_axis(rows, order, axis=1)
-
-    def own_row(self, query: Query) -> int | None:
-        """The row of the image whose picture file the query is, unless that is to be found, too."""
-        if self._keep_query or not isinstance(query, str | Path):
-            return None
-        return self.index.row_of_picture(Path(query), self._pictures)
 
     def _ranked(
         self, similarities: np.ndarray, rows: np.ndarray, columns: np.ndarray, logits: np.ndarray, rest: np.ndarray

@@ -6,6 +6,7 @@ INDEX/uploads/ID    the picture as it came
 from __future__ import annotations
 
 import dataclasses
+import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 
 from ames_jax.data.readers import MemoryReader
 from ames_jax.descriptors import DescriptorSet, stack
+from ames_jax.extraction.stamps import content_stamp
 from ames_jax.index.changes import change, changing
 from ames_jax.index.collection import SearchIndex
 from ames_jax.index.parts import NewImages
@@ -68,6 +70,7 @@ def add_uploads(searcher: Searcher, uploads: Sequence[Upload]) -> None:
         reader=MemoryReader(local),
         source=FOLDER,
         pictures=[(len(uploads), _place(path))],
+        stamps=np.array([_stamp(upload.content) for upload in uploads], np.uint64),
     )
     with changing(path, WAIT_SECONDS) as index:
         held = set(index.ids).intersection(images.ids)
@@ -99,6 +102,12 @@ def is_upload(index: SearchIndex, row: int) -> bool:
 
 def _place(path: Path) -> dict[str, str]:
     return {"folder": str((path / FOLDER).resolve()), "suffix": ""}
+
+
+def _stamp(content: bytes) -> tuple[int, int, int, int]:
+    """As `SearchIndex.stamps`; the time is not of interest, since no folder is compared with uploads."""
+    size, *hashed = content_stamp(io.BytesIO(content))
+    return size, 0, *hashed
 
 
 def _in_half_precision(local: DescriptorSet) -> DescriptorSet:

@@ -20,7 +20,6 @@ from ames_jax.index.reranking import Hit
 from ames_jax.index.searcher import STAGES, Searcher, SearchResult
 from ames_jax.report.explanation import draw_explanation
 from ames_jax.report.gallery import QUERIES_PER_PAGE, GalleryQuery, RankedImage, draw_gallery, pages_of, write_page
-from ames_jax.report.tables import markdown
 from ames_jax.retrieval.judgements import find_hits, judge
 from ames_jax.retrieval.metrics import average_precision, hit_at, percent
 from ames_jax.runtime.cores import usable_cores
@@ -46,6 +45,8 @@ def result_text(query: Path, result: SearchResult) -> str:
         chance = "    -  " if hit.probability is None else f"{hit.probability:5.2f}  "
         rest = f"{chance if known else ''}{hit.id}"
         lines.append(f"{place:5}  {came:>5}  {score:>6}  {hit.global_similarity:6.3f}  {logit:>6}  {rest}")
+    if result.query_id is not None:
+        lines.insert(1, f"itself in the index as {result.query_id}, which is left out (--keep-query lists it)")
     if result.match is False:
         best = max((hit.probability or 0.0 for hit in result.hits), default=0.0)
         lines.insert(1, f"no match: the most probable image has {best:.2f}, a match {result.threshold:g} or more")
@@ -62,7 +63,8 @@ def results_facts(queries: Sequence[Path], results: Sequence[SearchResult], inde
     found = [[facts(place, hit) for place, hit in enumerate(result.hits, 1)] for result in results]
     return {
         "queries": [
-            {"query": str(query), "match": result.match, "hits": hits, "seconds": result.seconds}
+            {"query": str(query), "query_id": result.query_id, "match": result.match}
+            | {"hits": hits, "seconds": result.seconds}
             for query, hits, result in zip(queries, found, results)
         ]
     }
@@ -86,13 +88,6 @@ def index_text(index: SearchIndex, added: int) -> str:
         f"these {vectors:,.0f} B for the global search ({facts['global_index']}, {facts['global_width']} values), "
         f"2 B for the number of descriptors, 4 B for a checksum, and the id"
     )
-
-
-def quality_text(rows: Sequence[dict[str, Any]], shortlist: int, query_descriptors: int, data_set: str) -> str:
-    """The table of `search_quality.measure_quality`."""
-    headings = {"method": "method", "descriptors": "stored descriptors", "bytes": "bytes per image", "map": "mAP"}
-    title = f"{data_set}, test pictures: first {shortlist} re-ranked, {query_descriptors} query descriptors"
-    return f"{title}\n\n{markdown(rows, headings)}"
 
 
 def speed_text(facts: dict[str, Any]) -> str:
@@ -150,7 +145,9 @@ def quality_of(searcher: Searcher, queries: Sequence[Path], results: Sequence[Se
         label = labels.of(name)
         if label is not None:
             alike.setdefault(label, []).append(row)
-    own = map(searcher.own_row, queries)  # not in their lists, nor to be found
+    own = [
+        result.query_id and searcher.index.find(result.query_id) for result in results
+    ]  # not in lists, nor to be found
     truth = [{"ok": [r for r in alike.get(labels.of(query), ()) if r != row]} for query, row in zip(queries, own)]
     with_right = sum(bool(kinds["ok"]) for kinds in truth)
     if not with_right:

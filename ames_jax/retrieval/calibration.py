@@ -83,6 +83,13 @@ class JudgedPairs:
     query: Int[np.ndarray, " P"]
     group: Int[np.ndarray, " Nq"]
 
+    @classmethod
+    def of_lists(cls, logits: Float[np.ndarray, "Nq C"], listed: np.ndarray, shown: np.ndarray) -> JudgedPairs:
+        """Pairs of queries and their lists; listed: str [Nq, ≥ C], what each listed image shows; shown: str [Nq], queries."""
+        query, column = np.nonzero(np.isfinite(logits))
+        right = (listed[:, : logits.shape[1]] == shown[:, None])[query, column]
+        return cls(logits[query, column].astype(np.float32), right, query, np.unique(shown, return_inverse=True)[1])
+
     def fit(self, threshold: float, query_descriptors: int) -> tuple[Calibration, str]:
         """The curve of all pairs, and a line on how curves of one half of what is shown do on the other half."""
         fitted = Calibration.fit(self.logits, self.right, threshold, query_descriptors)

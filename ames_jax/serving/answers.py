@@ -75,6 +75,9 @@ class SearchAnswer(BaseModel):
 
     hits: list[FoundImage]
     first_stage: list[FoundImage]
+    query_id: str | None = Field(
+        description="the image of the collection whose picture the query itself is, byte for byte; it is left out"
+    )
     match: bool | None = Field(
         description="whether a listed image shows what the query shows; null where the index is not calibrated"
     )
@@ -86,7 +89,8 @@ class SearchAnswer(BaseModel):
         hits, before = (
             [FoundImage.of(hit, label_of(hit.id)) for hit in hits] for hits in (result.hits, result.first_stage)
         )
-        return cls.model_construct(hits=hits, first_stage=before, match=result.match, seconds=dict(seconds))
+        own = {"query_id": result.query_id, "match": result.match}
+        return cls.model_construct(hits=hits, first_stage=before, **own, seconds=dict(seconds))
 
 
 class ExplanationAnswer(BaseModel):

@@ -22,6 +22,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from ames_jax import __version__
 from ames_jax.data.shards import read_about
 from ames_jax.index.database_records import Unavailable
+from ames_jax.index.own_pictures import SentPicture
 from ames_jax.index.thumbnails import jpeg
 from ames_jax.index.uploading import Upload
 from ames_jax.runtime.errors import UserError
@@ -169,9 +170,10 @@ async def explain_picture(
 
 
 def _explained(service: Service, asked: RequestedQuery, image_id: str) -> ExplanationAnswer:
-    if not isinstance(asked.query, np.ndarray | Path):
+    query = asked.query.pixels if isinstance(asked.query, SentPicture) else asked.query
+    if not isinstance(query, np.ndarray | Path):
         raise HTTPException(422, "an explanation needs a picture, not descriptors")
-    return ExplanationAnswer.of(service.explain(asked.query, image_id), asked.share)
+    return ExplanationAnswer.of(service.explain(query, image_id), asked.share)
 
 
 @router.get("/images")

@@ -16,6 +16,8 @@ from starlette.datastructures import UploadFile
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.extraction.backbone import ExtractedImage
 from ames_jax.extraction.images import crop, load_image
+from ames_jax.extraction.stamps import content_stamp
+from ames_jax.index.own_pictures import SentPicture
 from ames_jax.index.searcher import Query
 from ames_jax.runtime.errors import UserError
 from ames_jax.serving.answers import QueryByDescriptors, QueryById
@@ -60,6 +62,8 @@ async def read_query(request: Request, service: Service, limits: Limits, box: Bo
         async with request.form(max_files=1, max_fields=8) as form:
             upload = _file_of(form)
             query, share = await run_in_threadpool(_picture, service, upload.file, limits, box)
+            if box is None:  # a part of a picture is not that picture
+                query = SentPicture(query, await run_in_threadpool(content_stamp, upload.file))
         return RequestedQuery(query, share, time.perf_counter() - start)
     if kind != JSON:
         raise HTTPException(415, f"expected {FORM} with a file in the field 'image', or {JSON}, found {kind[:60]!r}")

@@ -20,6 +20,7 @@ from ames_jax.index.queries import as_picture
 from ames_jax.index.reranking import rerank
 from ames_jax.index.searcher import Searcher
 from ames_jax.model.ames import AMES, AMESConfig
+from ames_jax.report import search_results
 from ames_jax.retrieval.scorer import Scorer
 from ames_jax.runtime.errors import UserError
 
@@ -169,7 +170,20 @@ def test_a_picture_of_the_index_is_not_its_own_hit(made, searcher, monkeypatch):
         assert [hit.id for hit in result[0].first_stage] == expected
         assert "scene1/0.jpg" not in [hit.id for hit in result[0].hits]
     content = DescriptorSet(searcher.backbone.extract([load_image(path)])[0].local.features)
-    assert searcher.search(content, 1).first_stage[0].id == "scene1/0.jpg"  # known by its path alone
+    assert searcher.search(content, 1).first_stage[0].id == "scene1/0.jpg"  # of descriptors the file is not known
+
+
+@pytest.mark.parametrize("refine", ["", "expand+superglobal"])
+def test_a_copy_of_a_picture_of_the_index_is_known_by_its_content(made, searcher, tmp_path, refine):
+    """An index of extracted descriptors knows no hashes, so it looks at the pictures; a changed byte is another picture."""
+    content = (made / "pictures" / "scene1" / "0.jpg").read_bytes()
+    (tmp_path / "copy.jpg").write_bytes(content)
+    (tmp_path / "other.jpg").write_bytes(content + b"\0")
+    searcher = Searcher(searcher.index, shortlist=8, query_descriptors=30, backbone=searcher.backbone, refine=refine)
+    copy, other = searcher.search_many([tmp_path / "copy.jpg", tmp_path / "other.jpg"], 12)
+    assert (copy.query_id, len(copy.hits)) == ("scene1/0.jpg", 11)
+    assert (other.query_id, len(other.hits)) == (None, 12)
+    assert "itself in the index as scene1/0.jpg" in search_results.result_text(tmp_path / "copy.jpg", copy)
 
 
 def test_labels_give_figures(made, capsys):
@@ -246,7 +260,7 @@ def test_odd_names_go_through(made, tmp_path, capsys):
         assert len(searcher.index) == count
         for row, name in enumerate(searcher.index.ids):
             assert searcher.index.picture_path(row).is_file()
-            assert searcher.own_row(root / name) == row
+            assert searcher.search(root / name).query_id == name
     capsys.readouterr()
     assert search.main(["remove", f"--index={tmp_path / 'index5'}", "--ids=e,f.jpg", "--ids=c\\d.jpg"]) == 0
     assert "2 images removed, 3 left" in capsys.readouterr().out

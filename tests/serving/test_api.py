@@ -100,8 +100,13 @@ def test_too_many_at_a_time_are_told_to_come_back(made, photo):
 def test_what_is_added_is_found_and_what_is_removed_is_not(own, photo):
     added = own.post_form("/images", image=photo, id="new one/a.jpg")
     assert (added.status, added.json) == (201, {"id": "new one/a.jpg", "images": 13})
-    hits = own.post_form("/search", image=photo).json["hits"]
+    found = own.post_form("/search", image=photo).json
+    assert found["query_id"] == "new one/a.jpg"  # the very picture, which is not among its own hits
+    assert "new one/a.jpg" not in [hit["id"] for hit in found["hits"] + found["first_stage"]]
+    hits = own.post_form("/search", image=photo + b" ").json["hits"]
     assert (hits[0]["id"], round(hits[0]["global"], 3)) == ("new one/a.jpg", 1.0)
+    whole = own.post_form("/search?box=0,0,9999,9999", image=photo).json
+    assert (whole["query_id"], whole["hits"][0]["id"]) == (None, "new one/a.jpg")
     place = quote("new one/a.jpg")
     assert own.get(f"/images/{place}").body == photo
     assert own.get(f"/thumbnails/{place}").headers["content-type"] == "image/jpeg"

@@ -75,6 +75,7 @@ def assert_refused(answer, status=None):
     assert answer.json["error"]
     assert b"\n" not in answer.body.strip()
     assert b"/tmp/" not in answer.body, "a path of the server"
+    assert b" at 0x" not in answer.body, "an address in its memory"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -197,7 +198,7 @@ def test_ids_of_uploads_never_lead_elsewhere(server, good, image_id):
 def test_too_large(server):
     body = form(image=bytes(3 * 2**20))
     assert_refused(server.request("POST", "/search", body, FORM), 413)
-    pieces = (body[start : start + 65536] for start in range(0, len(body), 65536))
+    pieces = (bytes(2**20) for _ in range(100))  # 100 MB whose length nobody has told
     assert_refused(
         server.request("POST", "/images", pieces, {**FORM, "Transfer-Encoding": "chunked"}, chunked=True), 413
     )

@@ -82,9 +82,10 @@ def page(driver, server) -> Iterator[Page]:
 
 
 def test_a_dropped_photo_finds_the_right_picture_first(page, made):
-    page.drop((made / "pictures" / "scene1" / "0.jpg").read_bytes())
+    page.drop((made / "pictures" / "scene1" / "0.jpg").read_bytes() + b" ")  # not the very file
     assert page.found()[0] == "scene1/0.jpg"
     assert len(page.found()) == 12
+    assert page.one("#lists .tile .id").text == "scene1/\n0.jpg"
     page.wait("[...document.querySelectorAll('#lists img')].slice(0, 4).every((image) => image.naturalWidth > 0)")
     assert {"read", "wait", "extract", "global", "score"} <= set(page.one("#times dl").text.split())
     hits = page.driver.execute_script("return asked.answer.hits")
@@ -145,17 +146,46 @@ def test_pictures_are_added_and_removed_on_the_page(own, driver, photo):
     page.wait("document.getElementById('status').textContent === 'Added as dropped.jpg.'")
     page.wait("document.querySelectorAll('#pictures .tile').length === 13")
     page.one("#add").send_keys(Keys.ENTER)
-    page.wait("document.getElementById('status').textContent.startsWith(\"the index holds 'dropped.jpg' already\")")
+    page.wait("document.getElementById('status').textContent.startsWith(\"The index holds 'dropped.jpg' already\")")
     page.drop(photo)
-    assert page.found()[0] == "dropped.jpg"
+    assert "dropped.jpg" not in page.found()
+    assert page.one("#itself").text.endswith("left out of its own results: dropped.jpg")
+    assert not page.one("#add").is_displayed()
     page.one("#pictures [data-id='dropped.jpg']").send_keys(Keys.ENTER)
     page.wait("asked.id === 'dropped.jpg'")
     page.wait_for_answer()
     page.one("#remove").send_keys(Keys.ENTER)
     driver.switch_to.alert.accept()
-    page.wait("document.getElementById('status').textContent === 'dropped.jpg is removed.'")
+    page.wait("document.getElementById('status').textContent === 'Removed dropped.jpg.'")
     page.wait("document.querySelectorAll('#pictures .tile').length === 12 && document.getElementById('query').hidden")
     driver.get_log("browser")  # which tells of the refusal, too
+
+
+def test_an_address_and_the_history_lead_to_a_search(page, server, photo):
+    page.driver.get(f"{server.url}#scene2%2F1.jpg")
+    page.driver.refresh()
+    page.wait("asked.answer !== null && asked.id === 'scene2/1.jpg'")
+    page.drop(photo)
+    page.one("#pictures [data-id='scene0/0.jpg']").send_keys(Keys.ENTER)
+    assert page.driver.current_url.endswith("#scene0%2F0.jpg")
+    page.driver.back()
+    page.wait("asked.file?.name === 'dropped.jpg' && asked.id === null")
+    page.driver.back()
+    page.wait("asked.id === 'scene2/1.jpg'")
+    page.wait_for_answer()
+
+
+def test_what_fails_is_said_and_leaves_no_results_of_another_search(page, photo):
+    page.drop(photo)
+    page.driver.execute_script(DROP, base64.b64encode(b"no picture").decode())
+    page.wait("document.getElementById('status').classList.contains('wrong')")
+    assert page.one("#status").text == (
+        "The picture: cannot be read as an image (of no format that is known); mend or remove it"
+    )
+    assert not page.one("#found").is_displayed()
+    page.driver.get_log("browser")  # which tells of the refusal, too
+    page.one("#find").send_keys("nowhere")
+    page.wait("!document.getElementById('nothing').hidden")
 
 
 def test_labels_probabilities_and_no_match_are_shown(made, driver, photo):
@@ -189,6 +219,9 @@ def test_a_token_is_asked_for(made, driver):
         driver.get(client.url)
         page = Page(driver)
         page.wait("document.getElementById('token').open")
+        page.one("#secret").send_keys("letters and other letters", Keys.ENTER)
+        page.wait("document.getElementById('wanted').textContent.startsWith('That was not') && $('token').open")
+        page.one("#secret").clear()
         page.one("#secret").send_keys(token, Keys.ENTER)
         page.wait("document.querySelectorAll('#pictures .tile').length === 12")
         page.wait("[...document.querySelectorAll('#pictures img')].some((image) => image.naturalWidth > 0)")

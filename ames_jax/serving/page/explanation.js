@@ -22,7 +22,10 @@ function load(url) {
 async function explain(kind, place) {
   const hit = asked.answer[kind][place];
   Object.assign(explained, { kind, place, answer: null });
-  $("score").replaceChildren(element("strong", { textContent: hit.id }), element("small", { textContent: "Explaining …" }));
+  const count = asked.answer[kind].length;
+  $("previous").ariaDisabled = String(place === 0);
+  $("next").ariaDisabled = String(place === count - 1);
+  $("score").replaceChildren(element("strong", { textContent: hit.id }), ` ${place + 1} of ${count}`, element("small", { textContent: "Explaining …" }));
   $("drawing").replaceChildren();
   if (!$("why").open) $("why").showModal();
   try {
@@ -37,7 +40,7 @@ async function explain(kind, place) {
       `${answer.pairs.length} correspondences`;
     drawExplanation();
   } catch (error) {
-    $("score").lastChild.textContent = error.message;
+    if (explained.place === place && explained.kind === kind) $("score").lastChild.textContent = error.message;
   }
 }
 

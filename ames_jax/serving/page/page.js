@@ -4,6 +4,7 @@
 
 const $ = (id) => document.getElementById(id);
 const asked = { file: null, id: null, url: null, box: null, answer: null, shown: 0, running: null };
+const files = [];  // photos that were searched for, to which "back" may lead
 const PAGE = 60, RETRIES = 3;
 
 /** An element with properties and children; text is always set as text. */
@@ -20,6 +21,7 @@ async function call(address, options = {}, tries = RETRIES) {
   const response = await fetch(address, options);
   if (response.status === 401) {
     await askForToken();
+    $("wanted").textContent = "That was not the token of this server";
     return call(address, options, tries);
   }
   if (response.status === 503 && tries) {
@@ -44,22 +46,43 @@ function askForToken() {
 }
 
 function say(text, wrong = false) {
-  $("status").textContent = text;
+  $("status").textContent = text && text[0].toUpperCase() + text.slice(1);
   $("status").classList.toggle("wrong", wrong);
 }
 
 // The query
 
-function choose(file, id) {
+/** Searches for a file or an image of the collection; each is an entry of the history, an image has an address of its own. */
+function choose(file, id, entry = true) {
+  if (entry) history.pushState({ file: file && files.push(file) - 1 }, "", file ? location.pathname : `#${encodeURIComponent(id)}`);
   if (asked.url?.startsWith("blob:")) URL.revokeObjectURL(asked.url);
   Object.assign(asked, { file, id, url: file ? URL.createObjectURL(file) : path("images", id), box: null });
   document.body.classList.add("asked");
   $("query").hidden = false;
   $("photo").src = asked.url;
   $("photo").alt = $("name").textContent = file ? file.name : id;
+  $("itself").hidden = true;
   showChanges();
   drawBox();
   search();
+}
+
+/** Shows the collection alone, as at the beginning. */
+function forget() {
+  asked.running?.abort();
+  Object.assign(asked, { file: null, id: null, url: null, box: null, answer: null });
+  document.body.classList.remove("asked");
+  for (const name of ["query", "itself", "found", "times"]) $(name).hidden = true;
+  say("");
+}
+
+/** What the address and the history say. */
+function revisit() {
+  if ($("why").open) $("why").close();
+  const file = files[history.state?.file];
+  if (file) choose(file, null, false);
+  else if (location.hash.length > 1) choose(null, decodeURIComponent(location.hash.slice(1)), false);
+  else forget();
 }
 
 /** Address and options of a request about the query. */
@@ -78,22 +101,36 @@ async function search() {
   asked.running?.abort();
   const running = asked.running = new AbortController();
   say("Searching …");
+  $("found").ariaBusy = "true";
   try {
     const [address, options] = about("search", { top: 40 });
     const answer = await call(address, { ...options, signal: running.signal });
     if (asked.running !== running) return;
     asked.answer = answer;
     say("");
+    $("found").ariaBusy = "false";
     showTimes(answer.seconds);
+    showItself(answer.query_id);
     showResults();
   } catch (error) {
-    if (error.name !== "AbortError") say(error.message, true);
+    if (error.name === "AbortError") return;
+    for (const name of ["found", "times"]) $(name).hidden = true;  // those of another search
+    say(error.message, true);
   }
+}
+
+/** Says that a photo from elsewhere is one of the collection. */
+function showItself(id) {
+  $("itself").hidden = id === null || asked.id !== null;
+  $("itself").replaceChildren("This very photo is in the collection, and left out of its own results: ",
+    element("a", { href: `#${encodeURIComponent(id)}`, textContent: id }));
+  showChanges();
 }
 
 function showTimes(seconds) {
   const stages = Object.entries(seconds), sum = stages.reduce((total, [, value]) => total + value, 0);
   const bar = element("ul"), table = element("dl");
+  const summary = element("summary", {}, element("span", { textContent: `${(1000 * sum).toFixed(0)} ms` }), bar);
   stages.forEach(([stage, value], i) => {
     const part = element("li", { className: `stage${i}`, title: stage });
     part.style.width = `${100 * value / sum}%`;
@@ -101,14 +138,15 @@ function showTimes(seconds) {
     table.append(element("div", {}, element("dt", { className: `stage${i}`, textContent: stage }),
       element("dd", { textContent: (1000 * value).toFixed(1) })));
   });
-  $("times").replaceChildren(element("span", { textContent: `${(1000 * sum).toFixed(0)} ms, of which` }), bar, table);
+  $("times").replaceChildren(summary, table);
+  if ($("times").hidden) $("times").open = window.innerWidth > 832;  // on a phone, the results come first
   $("times").hidden = false;
 }
 
 // Changes of the collection
 
 function showChanges() {
-  $("add").hidden = !(asked.changeable && asked.file);
+  $("add").hidden = !(asked.changeable && asked.file) || !$("itself").hidden;
   $("remove").hidden = !(asked.changeable && asked.id !== null);
 }
 
@@ -139,12 +177,12 @@ function add() {
 async function remove() {
   const id = asked.id;
   if (!confirm(`Remove ${id} from the collection?`)) return;
-  if (await change(path("images", id), { method: "DELETE" }, () => `${id} is removed.`) && asked.id === id) {
-    asked.running?.abort();
-    Object.assign(asked, { file: null, id: null, url: null, box: null, answer: null });
-    document.body.classList.remove("asked");
-    for (const name of ["query", "found", "times"]) $(name).hidden = true;
-  }
+  const done = await change(path("images", id), { method: "DELETE" }, () => `Removed ${id}.`);
+  if (!done || asked.id !== id) return;
+  const said = $("status").textContent;
+  forget();
+  say(said);
+  history.replaceState(null, "", location.pathname);
 }
 
 // The box, in pixels of the photo: left, top, right, bottom
@@ -212,7 +250,7 @@ function showResults() {
   const kinds = order === "both" ? ["first_stage", "hits"] : [order];
   lists.classList.toggle("both", order === "both");
   lists.replaceChildren(...kinds.map((kind) => element("section", {},
-    element("h2", { textContent: titles[kind] }),
+    element("h2", { textContent: titles[kind], className: kinds.length > 1 ? "" : "unseen" }),
     element("div", { className: "grid" },
       ...asked.answer[kind].map((hit, i) => tile(hit.id, hit.label, () => explain(kind, i), below(hit, i + 1, kind, scores)))))));
   $("nomatch").hidden = asked.answer.match !== false;
@@ -240,8 +278,9 @@ function below(hit, place, kind, scores) {
 
 function tile(id, label, action, parts = []) {
   const image = element("img", { src: path("thumbnails", id), alt: "", loading: "lazy" });
-  // A name that is cut off loses its beginning, so it is kept from being read from right to left.
-  const name = element("span", { className: "id", title: id }, element("bdi", { dir: "ltr", textContent: id }));
+  const folders = id.split("/"), file = folders.pop();
+  const name = element("span", { className: "id", title: id },
+    ...(folders.length ? [element("span", { textContent: `${folders.join("/")}/` })] : []), element("span", { textContent: file }));
   const made = element("button", { type: "button", className: "tile", onclick: action },
     image, element("span", { className: "below" }, ...parts,
       ...(label ? [element("span", { className: "label", textContent: label })] : []), name));
@@ -262,6 +301,8 @@ async function showCollection(start = 0) {
   asked.changeable = found.changeable;
   showChanges();
   $("more").hidden = asked.shown >= found.images;
+  $("nothing").hidden = found.images > 0;
+  $("nothing").textContent = find ? "No image has this in its name." : "The collection is empty.";
   if (!find) $("facts").textContent = `${found.name}: ${found.images.toLocaleString("en")} images`;
 }
 
@@ -277,7 +318,7 @@ document.addEventListener("drop", (event) => {
   event.preventDefault();
   document.body.classList.remove("over");
   const file = imageOf(event.dataTransfer);
-  if (file) choose(file, null); else say("that is no picture file", true);
+  if (file) choose(file, null); else say("That is no picture file.", true);
 });
 document.addEventListener("paste", (event) => { const file = imageOf(event.clipboardData); if (file) choose(file, null); });
 $("photo").onload = drawBox;
@@ -299,4 +340,5 @@ $("why").onkeydown = (event) => {
 $("again").onclick = () => { $("why").close(); choose(null, asked.answer[explained.kind][explained.place].id); };
 $("find").oninput = () => { clearTimeout(asked.typing); asked.typing = setTimeout(() => showCollection(), 200); };
 $("more").onclick = () => showCollection(asked.shown);
-showCollection().catch((error) => say(error.message, true));
+window.addEventListener("popstate", revisit);
+showCollection().then(() => location.hash && revisit(), (error) => say(error.message, true));
