@@ -182,7 +182,8 @@ def test_what_fails_is_said_and_leaves_no_results_of_another_search(page, photo)
     assert page.one("#status").text == (
         "The picture: cannot be read as an image (of no format that is known); mend or remove it"
     )
-    assert not page.one("#found").is_displayed()
+    for hidden in ("#found", "#frame", "#add"):
+        assert not page.one(hidden).is_displayed()
     page.driver.get_log("browser")  # which tells of the refusal, too
     page.one("#find").send_keys("nowhere")
     page.wait("!document.getElementById('nothing').hidden")

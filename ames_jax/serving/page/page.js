@@ -115,6 +115,8 @@ async function search() {
   } catch (error) {
     if (error.name === "AbortError") return;
     for (const name of ["found", "times"]) $(name).hidden = true;  // those of another search
+    asked.answer = null;
+    showChanges();
     say(error.message, true);
   }
 }
@@ -146,7 +148,7 @@ function showTimes(seconds) {
 // Changes of the collection
 
 function showChanges() {
-  $("add").hidden = !(asked.changeable && asked.file) || !$("itself").hidden;
+  $("add").hidden = !(asked.changeable && asked.file && asked.answer) || !$("itself").hidden;
   $("remove").hidden = !(asked.changeable && asked.id !== null);
 }
 
@@ -283,7 +285,7 @@ function tile(id, label, action, parts = []) {
     ...(folders.length ? [element("span", { textContent: `${folders.join("/")}/` })] : []), element("span", { textContent: file }));
   const made = element("button", { type: "button", className: "tile", onclick: action },
     image, element("span", { className: "below" }, ...parts,
-      ...(label ? [element("span", { className: "label", textContent: label })] : []), name));
+      ...(label && label !== folders.at(-1) ? [element("span", { className: "label", textContent: label })] : []), name));
   made.dataset.id = id;
   return made;
 }
@@ -321,8 +323,8 @@ document.addEventListener("drop", (event) => {
   if (file) choose(file, null); else say("That is no picture file.", true);
 });
 document.addEventListener("paste", (event) => { const file = imageOf(event.clipboardData); if (file) choose(file, null); });
-$("photo").onload = drawBox;
-$("photo").onerror = () => { $("photo").alt = "this browser cannot show the picture"; };
+$("photo").onload = () => { $("query").classList.remove("unshown"); drawBox(); };
+$("photo").onerror = () => $("query").classList.add("unshown");  // it may be searched for all the same
 $("frame").onpointerdown = startBox;
 $("frame").onkeydown = boxByKey;
 $("add").onclick = add;
