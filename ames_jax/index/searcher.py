@@ -40,8 +40,7 @@ Query = str | Path | SentPicture | ExtractedImage | DescriptorSet | Any
 # Of `kernel` in a plan; an index has no validation of its own. Chosen on that of the embedded landmarks with the students of
 # three seeds: of the right images among 200, the 30 that go on hold 83 %.
 KERNEL_THRESHOLD, KERNEL_GAMMA = 0.5, 1.0
-# More than this makes the query's own attention a matter of gigabytes.
-MOST_QUERY_DESCRIPTORS = 4096
+MOST_QUERY_DESCRIPTORS = 4096  # more make the query's own attention a matter of gigabytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,8 +265,7 @@ class Searcher:
     ) -> tuple[np.ndarray, np.ndarray, list]:
         """Similarities and rows as `GlobalIndex.search` gives them, without the queries themselves, and the rows of these."""
         own: list[int | None] = []
-        plain = self._refined.search if self._refined else self.index.global_index.search
-        search = functools.partial(self._others, queries, own, plain)
+        search = functools.partial(self._others, queries, own, (self._refined or self.index.global_index).search)
         return *(self._refined.lists(vectors, count, search) if self._refined else search(vectors, count)), own
 
     def _others(
