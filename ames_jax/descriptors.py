@@ -94,15 +94,17 @@ class DescriptorSet:
 
 def _is_foreign(value: Any) -> bool:
     if isinstance(value, np.ndarray):
-        return value.dtype == object or not value.dtype.isnative
+        return value.dtype == object or not value.dtype.isnative or isinstance(value, np.ma.MaskedArray)
     return isinstance(value, list) or hasattr(value, "detach")
 
 
 def as_array(value: Any, name: str) -> np.ndarray:
     """Lists, tensors of PyTorch and arrays of any kind as an array of numbers in the machine's byte order.
 
-    Raises UserError, naming `name`, for lists of unequal length and for what is not made of real numbers.
+    Raises UserError, naming `name`, for lists of unequal length, for what is not made of real numbers, and for masked arrays.
     """
+    if isinstance(value, np.ma.MaskedArray):
+        raise UserError(f"{name}: a masked array; give its values, and where they are descriptors the mask as `valid`")
     try:
         if hasattr(value, "detach"):  # of PyTorch, maybe on a device, of a type that NumPy does not know
             value = value.detach().cpu()
@@ -161,6 +163,8 @@ def validate(
     if not isinstance(descriptors, DescriptorSet):
         raise UserError(f"{name}: expected a DescriptorSet, found {type(descriptors).__name__}")
     features = descriptors.features
+    if not (hasattr(features, "ndim") and hasattr(features, "dtype")):  # what DescriptorSet leaves for JAX's own use
+        raise UserError(f"{name}: expected an array of descriptors, found {type(features).__name__}")
     if features.ndim < 2 or features.ndim != (axes or features.ndim):
         expected = {2: "[N, D] of one image", 3: "[images, N, D]"}.get(axes, "[..., N, D]")
         raise UserError(f"{name}: expected descriptors {expected}, found an array of shape {tuple(features.shape)}")

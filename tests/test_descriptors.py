@@ -149,6 +149,7 @@ def test_every_kind_of_mask_is_the_same(rng):
         (np.array([["a", 1.0]], object), "ndarray is no array of numbers"),
         ([["a", "b"]], "expected numbers, found <U1"),
         ([[1j, 2.0]], "expected numbers, found complex128"),
+        (np.ma.array(np.ones((2, 3))), "a masked array"),
     ],
 )
 def test_what_is_no_array_of_numbers_is_told(features, message):
@@ -181,3 +182,6 @@ def test_what_is_no_pair_is_told():
         score_pairs(model, DescriptorSet(np.ones((1, 4, 6), bool)), one)
     with pytest.raises(UserError, match="2 queries for 1 database sets"):
         score_pairs(model, DescriptorSet(np.ones((2, 4, 6), np.float32)), one)
+    for nothing, name in ((None, "NoneType"), (3.0, "float"), ("abc", "str"), ({}, "dict")):
+        with pytest.raises(UserError, match=f"expected an array of descriptors, found {name}"):
+            score_pairs(model, DescriptorSet(nothing), one)

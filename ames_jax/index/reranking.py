@@ -15,6 +15,7 @@ from ames_jax.model.kinds import Model
 from ames_jax.retrieval.calibration import Calibration
 from ames_jax.retrieval.ranking import ensemble
 from ames_jax.retrieval.scorer import Scorer
+from ames_jax.retrieval.sets import LARGEST_SIMILARITY
 from ames_jax.runtime.errors import UserError
 
 MOST = 1 << 16  # more descriptors than any store holds of an image
@@ -88,9 +89,15 @@ def rerank(
         raise UserError(f"descriptors={descriptors}: expected at least 1, or None for all that are stored")
     lam, gamma = setting_of(store, lam, gamma)
     similarities = as_array(global_similarities, "global_similarities").astype(np.float32)
-    if not np.isfinite(similarities).all():
-        bad = int(np.argmin(np.isfinite(similarities)))
-        raise UserError(f"the global similarity of {ids[bad]!r} is {similarities[bad]}, expected a number")
+    if similarities.shape != (len(ids),):
+        raise UserError(f"global_similarities have shape {list(similarities.shape)}, expected [{len(ids)}]")
+    wrong = ~(np.abs(similarities) <= LARGEST_SIMILARITY)  # NaN is neither
+    if wrong.any():
+        bad = int(np.argmax(wrong))
+        raise UserError(
+            f"the global similarity of {ids[bad]!r} is {similarities[bad]}, expected −1 to 1: inner products of vectors of "
+            "length 1"
+        )
     scorer = _checked_scorer(model, store)
     rows = store.rows(ids)
     if not len(rows):
@@ -135,18 +142,18 @@ def setting_of(store: StoredImages, lam: float | None, gamma: float | None) -> t
 
 def check_setting(lam: float, gamma: float, name: str) -> None:
     """Raises UserError for a λ outside of 0..1 or a γ that is negative or no finite number."""
-    if not 0 <= lam <= 1:
+    if not (isinstance(lam, int | float | np.number) and 0 <= lam <= 1):
         raise UserError(f"{name}: λ (lam) is {lam}, expected a number in 0..1")
-    if not 0 <= gamma < math.inf:
+    if not (isinstance(gamma, int | float | np.number) and 0 <= gamma < math.inf):
         raise UserError(f"{name}: γ (gamma) is {gamma}, expected a number from 0 on")
 
 
 def _checked_scorer(model: Model | Scorer, store: StoredImages) -> Scorer:
-    if model.config.bits is None:
+    scorer = model if isinstance(model, Scorer) else Scorer(model)
+    if scorer.config.bits is None:
         raise UserError(
             f"{store.path} holds bits, which a full-precision model cannot read: give the binary model of them"
         )
-    scorer = model if isinstance(model, Scorer) else Scorer(model)
     if store.binarizer != scorer.binarizer:
         raise UserError(f"{store.path}: its bits were made by another model than the one given")
     return scorer

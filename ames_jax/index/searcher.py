@@ -156,8 +156,8 @@ class Searcher:
         Raises:
           UserError: naming the file: a picture that cannot be read; descriptors of another width; k below 1.
         """
-        if k < 1 or k != int(k):
-            raise UserError(f"k={k}: expected a whole number of at least 1")
+        if not isinstance(k, int | float | np.number) or not (k >= 1 and float(k).is_integer()):
+            raise UserError(f"k={k!r}: expected a whole number of at least 1")
         k = int(k)
         refuse_fork(self._process, "a Searcher")
         results = []

@@ -27,6 +27,9 @@ SYSTEM |= {
 # What libraries say where memory is used up, or limited by `ulimit -v`.
 USED_UP = "RESOURCE_EXHAUSTED|failed to map segment|[Cc]annot allocate memory|can't start new thread"
 
+# Packages whose errors say that a bucket or a server cannot be reached, or refuses.
+NETWORK = {"aiohttp", "gcsfs", "requests", "urllib3"}
+
 STOPPED_BY_HAND, PIPE_CLOSED = 130, 141  # as shells tell SIGINT and SIGPIPE
 
 
@@ -92,6 +95,8 @@ def _line_of(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, OSError) and error.errno in SYSTEM:
         return f"{error.filename or 'the disk'}: {error.strerror}"
+    if type(error).__module__.partition(".")[0] in NETWORK or isinstance(error, ConnectionError | TimeoutError):
+        return f"the network: {text[:200] or type(error).__name__}: look at the address, the connection and the rights there"
     if isinstance(error, MemoryError) or re.search(USED_UP, text):
         return f"out of memory ({text[:200] or 'of this machine'}): ask for less at a time, or free some"
     if isinstance(error, BrokenExecutor) or "process was terminated unexpectedly" in text:  # the latter by Grain

@@ -76,12 +76,12 @@ def test_small_and_blank_pictures_are_queries(searcher):
 
 def test_numbers_and_vectors_that_cannot_be(made, searcher):
     path = made / "asked" / "scene0" / "5.jpg"
-    for k in (0, -1, 2.5):
-        with pytest.raises(UserError, match=f"k={k}: expected a whole number of at least 1"):
+    for k in (0, -1, 2.5, float("nan"), float("inf"), None, "3"):
+        with pytest.raises(UserError, match=f"k={k!r}: expected a whole number of at least 1"):
             searcher.search(path, k)
     with pytest.raises(UserError, match="query_descriptors=100000: expected at least 1, at most 4096"):
         Searcher(made / "index", query_descriptors=100_000)
-    for lam, gamma in ((2, None), (float("nan"), None), (None, -1), (None, float("inf"))):
+    for lam, gamma in ((2, None), ("a", None), (float("nan"), None), (None, -1), (None, float("inf"))):
         with pytest.raises(UserError, match=r"(λ|γ) \((lam|gamma)\) is"):
             Searcher(made / "index", lam=lam, gamma=gamma)
         with pytest.raises(UserError, match=r"(λ|γ) \((lam|gamma)\) is"):

@@ -86,6 +86,9 @@ def test_reranking_for_another_first_stage(made, searcher):
         rerank(index.model, query, index, [first[0].id, "x.jpg"], [1, 1], lam=0.6, gamma=0.3)
     with pytest.raises(UserError, match="2 ids with 1 global"):
         rerank(index.model, query, index, ["a", "b"], [1], lam=0.6, gamma=0.3)
+    for wrong, message in ((264, "is 264.0, expected −1 to 1"), ([0.5], r"have shape \[1, 1\], expected \[1\]")):
+        with pytest.raises(UserError, match=message):
+            rerank(index.model, query, index, [first[0].id], [wrong], lam=0.6, gamma=0.3)
     other = photo_folder.write_model(made / "other", made / "statistics.npz", seed=1)
     with pytest.raises(UserError, match="made by another model"):
         rerank(ChosenModel.load(other, "sift").model, query, index, ["a"], [1], lam=0.6, gamma=0.3)

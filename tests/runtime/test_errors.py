@@ -27,6 +27,7 @@ def raising(error):
         (KeyboardInterrupt(), 130, "stopped by Ctrl-C"),
         (OSError(errno.ENOSPC, "No space left on device", "out.npy"), 2, "error: out.npy: No space left on device\n"),
         (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 300), 2, "error: xxx"),
+        (ConnectionRefusedError(111, "Connection refused"), 2, "error: the network: "),
         (MemoryError("Unable to allocate 9 GiB"), 2, "error: out of memory (Unable to allocate 9 GiB)"),
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating"), 2, "error: out of memory"),
         (RuntimeError("can't start new thread"), 2, "error: out of memory"),
