@@ -15,6 +15,8 @@ from etils import epy
 
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.files import read_json
+from ames_jax.runtime.schema import check_keys
 
 with epy.lazy_imports():  # does not exist for Windows, where all but shards works
     import tensorflow_datasets as tfds
@@ -23,6 +25,9 @@ with epy.lazy_imports():  # does not exist for Windows, where all but shards wor
     from tensorflow_datasets.core import example_serializer
 
 STORED = {"float16": np.float16, "int8": np.int8, "bits": np.uint8}
+# Of shards.json: an entry of a split, and one of a shard.
+ENTRY = {"settings": {"descriptors": int, "width": int, "dtype": str, "geometry": [str]}, "files": dict}
+FILE = {"records": int, "bytes": int, "sha256": str, "file_bytes": int}
 GEOMETRY = {"xy": (2,), "scale": (), "weight": ()}
 
 
@@ -194,6 +199,16 @@ def check_name(name: str) -> None:
         raise UserError(
             f"name {name!r} of a data set: expected lower-case letters, digits and underscores, a letter first"
         )
+
+
+def read_finished(root: Path) -> dict[str, Any]:
+    """The content of shards.json, by split; {} where there is none. Raises UserError, naming the key, where it is damaged."""
+    path = root / "shards.json"
+    finished = read_json(path, missing={})
+    check_keys(finished, dict.fromkeys(finished, ENTRY), str(path))
+    for split, entry in finished.items():
+        check_keys(entry["files"], dict.fromkeys(entry["files"], FILE), f"{path}: {split}")
+    return finished
 
 
 def read_shard(path: Path, records: int, sha256: str, record_format: RecordFormat) -> tuple[list[str], list[int]]:

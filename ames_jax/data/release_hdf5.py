@@ -256,8 +256,15 @@ class ReleaseSource:
         return np.asarray(metadata, np.float32), features
 
     def _read_clean(self, rows: int | slice, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """As `read_raw`, with zeros for NaN and infinity in padding rows: 0 times NaN would still be NaN."""
+        """As `read_raw`, with zeros for NaN and infinity in padding rows: 0 times NaN would still be NaN.
+
+        Raises UserError where the mask holds NaN, which is neither real nor padding.
+        """
         metadata, features = self.read_raw(rows, count)
+        if np.isnan(metadata[..., MASK]).any():
+            raise UserError(
+                f"{self.path}: images {rows}: the mask holds NaN, expected 0 or 1: copy or extract it again"
+            )
         padding = metadata[..., MASK] != 0
         if not self.packed and not np.isfinite(features[padding]).all():
             features = np.where(padding[..., None], 0, features)

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from etils import epy
 
+from ames_jax.data import records as image_records
 from ames_jax.data.lists import write_ids
 from ames_jax.data.records import GEOMETRY, ImageRecord, RecordFormat, check_name, check_split, read_shard
 from ames_jax.runtime import cache
@@ -197,7 +198,7 @@ def finish(tasks: Sequence[ShardTask]) -> None:
             write_ids(lists / f"{split}.ids.txt", ids)
             write_array(lists / f"{split}.labels.npy", np.array(labels, np.int64))
         files = {task.path.name: {key: receipt[key] for key in RECEIPT} for task, receipt in zip(own, receipts)}
-        finished = read_json(root / "shards.json", missing={}) | {
+        finished = image_records.read_finished(root) | {
             split: {"settings": read_json(folder / "settings.json"), "files": files}
         }
         with recorded(root, *METADATA):
@@ -257,7 +258,7 @@ def _claim(tasks: Sequence[ShardTask], source: Source) -> bool:
     settings |= {"images": len(source), "shards": task.of, "first": source[0].id, "last": source[len(source) - 1].id}
     if hasattr(source, "content"):  # files; images in memory are known by their ids alone
         settings["inputs"] = source.content()
-    finished = read_json(task.root / "shards.json", missing={})
+    finished = image_records.read_finished(task.root)
     for split, entry in finished.items():
         free = () if split == task.split else OF_A_SPLIT
         refuse_other(f"{task.root} {split}", entry["settings"], settings, free=free, later=("inputs",), advice=ADVICE)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,11 @@ import numpy as np
 from etils import epy
 
 from ames_jax.data.lists import read_ids
-from ames_jax.data.records import ImageRecord, RecordFormat, check_split
+from ames_jax.data.records import ImageRecord, RecordFormat, check_split, read_finished, read_shard
 from ames_jax.data.release_hdf5 import ReleaseSource
 from ames_jax.data.shard_writing import write_shards
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.runtime.checksums import check, note_unchecked, recorded
+from ames_jax.runtime.checksums import READ_ON_OPENING, check, note_unchecked, recorded
 from ames_jax.runtime.errors import UserError, requires
 from ames_jax.runtime.files import read_array, read_json, write_json
 from ames_jax.runtime.fingerprints import content_of, fingerprint_of
@@ -39,6 +39,7 @@ with epy.lazy_imports():  # neither exists for Windows, where all else works
 __all__ = ["DescriptorSource", "ImageRecord", "link_split", "open_split", "read_about", "write_shards"]
 
 LINK = ".source.json"
+SAMPLE = 8  # records that are compared with the lists of ids and labels
 ARGUMENTS = {"features": str, "images": str | None, "descriptors": int | None}
 ABOUT = {"name?": str, "backbone?": str, "width?": int, "global?": str, "input?": dict}
 
@@ -94,7 +95,10 @@ class DescriptorSource:
 
     def ids(self) -> list[str]:
         """The id of every record."""
-        return read_ids(self.root / "images" / f"{self.split}.ids.txt", self._length)
+        path = self.root / "images" / f"{self.split}.ids.txt"
+        ids = read_ids(path, self._length)
+        self._compare("id", ids, path)
+        return ids
 
     def labels(self) -> np.ndarray:
         """int64 [N], the label of every record."""
@@ -102,6 +106,7 @@ class DescriptorSource:
         labels = read_array(path)
         if labels.shape != (self._length,):
             raise UserError(f"{path}: labels of shape {labels.shape} for {self._length} records; write it again")
+        self._compare("label", labels.tolist(), path)
         return labels
 
     def fingerprint(self) -> str:
@@ -115,10 +120,35 @@ class DescriptorSource:
     def _open(self) -> Any:
         if self._records is None:
             with self._open_lock:
-                for missing in (path for path in self.files if not Path(path).is_file()):
-                    raise UserError(f"{missing} is missing; write the data set again, or copy it in full")
+                self._check_shards()
                 self._records = self._records or array_record_data_source.ArrayRecordDataSource(self._files)
         return self._records
+
+    def _check_shards(self) -> None:
+        """Compares the shards' sizes with shards.json, and of a small split all records; raises UserError naming the shard."""
+        for missing in (path for path in self.files if not Path(path).is_file()):
+            raise UserError(f"{missing} is missing; write the data set again, or copy it in full")
+        known = read_finished(self.root).get(self.split, {}).get("files", {})  # TFDS writes sets without
+        pairs = [(path, known[path.name]) for path in map(Path, self.files) if path.name in known]
+        for path, facts in pairs:
+            if path.stat().st_size != facts["file_bytes"]:
+                raise UserError(
+                    f"{path} has {path.stat().st_size} bytes, expected {facts['file_bytes']}: copy it again, or write the "
+                    "data set again"
+                )
+        if sum(facts["file_bytes"] for _, facts in pairs) <= READ_ON_OPENING:
+            for path, facts in pairs:
+                read_shard(path, facts["records"], facts["sha256"], self.format)
+
+    def _compare(self, field: str, values: Sequence[Any], path: Path) -> None:
+        """Raises UserError where a list is not that of the records, of which some are looked at."""
+        for row in np.unique(np.linspace(0, len(values) - 1, min(SAMPLE, len(values))).astype(int)).tolist():
+            found = getattr(self[row], field)
+            if found != values[row]:
+                raise UserError(
+                    f"{path}: record {row} has the {field} {found!r}, the list {values[row]!r}: it is of another data set; "
+                    "copy it again, or write the split again"
+                )
 
     def __getstate__(self) -> dict[str, Any]:
         return {"root": self.root, "split": self.split}

@@ -117,7 +117,7 @@ def _files_in(folder: Path) -> tuple[list[Path], Counter[str]]:
 
 
 def _stop(error: OSError) -> None:
-    raise error  # a folder that cannot be read would be left out without a word
+    raise UserError(f"{error.filename}: {error.strerror}")  # it would be left out without a word
 
 
 def _why_left_out(path: Path) -> str | None:

@@ -38,6 +38,7 @@ from ames_jax.retrieval.protocols import metric_of
 from ames_jax.retrieval.sets import RetrievalSet
 from ames_jax.runtime.errors import UserError, did_you_mean, naming
 from ames_jax.runtime.files import read_json
+from ames_jax.runtime.fingerprints import fingerprint_of
 from ames_jax.runtime.schema import check_keys
 
 REQUIRED = ("name", "metric", "first_stage", "query", "gallery", "neighbours")
@@ -88,7 +89,7 @@ def read_lists(place: Path, copies: Path) -> Neighbours:
         return open_neighbours(place)
     if not place.is_file():
         raise UserError(f"{place} is missing")
-    facts = {"path": str(place.resolve()), "bytes": place.stat().st_size, "modified": place.stat().st_mtime_ns}
+    facts = {"path": str(place.resolve()), "content": fingerprint_of([place])}
     folder = copies / hashlib.sha256(facts["path"].encode()).hexdigest()[:16]
     if not (folder / "about.json").is_file() or facts.items() - read_json(folder / "about.json").items():
         import_neighbours(place, folder, about=facts)

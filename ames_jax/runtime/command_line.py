@@ -91,7 +91,7 @@ def size_in_bytes(_: type, tokens: Sequence[cyclopts.Token]) -> int:
     """
     text = tokens[0].value
     match = re.fullmatch(r"\s*(\d+\.?\d*(?:e\d+)?)\s*([KMGT]?)i?B?\s*", text, re.IGNORECASE)
-    if not match or float(match[1]) <= 0:
+    if not match or not 0 < float(match[1]) < 2**63:
         raise ValueError(f"expected a size such as 800B, 1KB or 2MB, found {text!r}")
     return round(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
 

@@ -83,9 +83,14 @@ def run_main(main: Callable[[], int | None]) -> None:
         told = _line_of(error)
         if told is None:
             raise
-        print(f"error: {told}", file=sys.stderr)
+        print(f"error: {printable(told)}", file=sys.stderr)
         code = 2
     sys.exit(code)
+
+
+def printable(text: str) -> str:
+    """The text on one line and without what would steer a terminal: names of files may hold anything."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _line_of(error: Exception) -> str | None:
@@ -99,6 +104,8 @@ def _line_of(error: Exception) -> str | None:
         return f"the network: {text[:200] or type(error).__name__}: look at the address, the connection and the rights there"
     if isinstance(error, MemoryError) or re.search(USED_UP, text):
         return f"out of memory ({text[:200] or 'of this machine'}): ask for less at a time, or free some"
+    if isinstance(error, ImportError) and text.startswith("Install "):  # of a kind of path that needs a package
+        return f"{text}: or give a path on disk"
     if isinstance(error, BrokenExecutor) or "process was terminated unexpectedly" in text:  # the latter by Grain
         return "a working process ended before its time, perhaps for want of memory: run the command again with fewer processes"
     if isinstance(error, RuntimeError) and re.match("Unable to initialize backend|Unknown backend", text):

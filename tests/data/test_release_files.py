@@ -209,6 +209,13 @@ def test_nan_in_padding_rows_reads_as_zeros(release):
     assert np.isfinite(source[2].descriptors.features).all()
 
 
+def test_a_mask_of_nan_is_told(release):
+    values = release.flat
+    values[3, 1, 3] = np.nan
+    with pytest.raises(UserError, match="images 3: the mask holds NaN"):
+        ReleaseSource(release.hdf5(data=values))[3]
+
+
 def outside(release):
     (release.folder / "secret").write_bytes(bytes(range(256)) * 8)
     return release.folder / "secret"

@@ -1,5 +1,6 @@
 """Data sets on disk: written whole, continued after a kill, checked, and read by TFDS."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -16,7 +17,7 @@ from ames_jax.data import shard_writing
 from ames_jax.data.shard_writing import verify_shard, write_shard
 from ames_jax.data.shards import ImageRecord, open_split, write_shards
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.runtime.checksums import CHECKSUMS, forget
+from ames_jax.runtime.checksums import CHECKSUMS, forget, record
 from ames_jax.runtime.errors import UserError
 
 
@@ -235,3 +236,35 @@ def test_errors_name_what_is_missing(written, tmp_path):
 def test_names_that_files_cannot_hold_are_refused(tmp_path, split):
     with pytest.raises(UserError, match=r"split .*expected letters, digits"):
         write(tmp_path, splits={split: images(3)})
+
+
+def test_parts_of_another_data_set_are_told(written, tmp_path):
+    """Each is whole by itself, of the same size, and its checksum is right."""
+    others = [dataclasses.replace(image, id=image.id.replace("one", "two"), label=-image.label) for image in images(10)]
+    write(tmp_path / "other", splits={"train": others, "test_query": images(2, seed=1)})
+    for name, message in (("train.ids.txt", "the id 'folder, one/000.jpg'"), ("train.labels.npy", "the label")):
+        root = tmp_path / name
+        shutil.copytree(written, root)
+        shutil.copy(tmp_path / "other" / "images" / name, root / "images" / name)
+        record(root / "images", name)
+        with pytest.raises(UserError, match=f"{name}: record .* has {message}.* of another data set"):
+            open_split(root, "train").ids(), open_split(root, "train").labels()
+    shard = "toy-train.array_record-00001-of-00003"
+    shutil.copytree(written, tmp_path / "set")
+    shutil.copy(tmp_path / "other" / shard, tmp_path / "set" / shard)
+    with pytest.raises(UserError, match=f"{shard}: its records are not those that were written"):
+        open_split(tmp_path / "set", "train")[0]
+
+
+@pytest.mark.parametrize(("key", "value"), [("files", []), ("settings", {}), ("files", {"a": {"records": "1"}})])
+def test_a_damaged_list_of_shards_is_told(written, tmp_path, key, value):
+    shutil.copytree(written, tmp_path / "set")
+    path = tmp_path / "set" / "shards.json"
+    shards = json.loads(path.read_text())
+    shards["train"][key] = value
+    path.write_text(json.dumps(shards))
+    forget(path.parent, path.name)
+    with pytest.raises(UserError, match=r"shards.json.*: "):
+        open_split(tmp_path / "set", "test_query")[0]
+    with pytest.raises(UserError, match=r"shards.json.*: "):
+        write(tmp_path / "set")

@@ -125,3 +125,18 @@ def test_boxes_of_a_ground_truth_that_are_none(tmp_path: Path, box: list) -> Non
     (tmp_path / "gnd_x.pkl").write_bytes(pickle.dumps({"gnd": truth, "imlist": [], "qimlist": []}))
     with pytest.raises(UserError, match=r"gnd_x\.pkl"):
         list_images(tmp_path / "list.txt", boxes=tmp_path / "gnd_x.pkl")
+
+
+def test_a_folder_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gone since its name was read, say."""
+    scan = os.scandir
+
+    def gone(path: str) -> object:
+        if Path(path).name == "inside":
+            raise FileNotFoundError(2, "No such file or directory", path)
+        return scan(path)
+
+    (tmp_path / "inside").mkdir()
+    monkeypatch.setattr(os, "scandir", gone)
+    with pytest.raises(UserError, match="inside: No such file or directory"):
+        list_images(tmp_path)

@@ -1,6 +1,7 @@
 """Own data: figures by label and by ground truth, and inputs that would give wrong figures are refused."""
 
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -173,3 +174,14 @@ def test_pickled_lists_with_nan_or_negative_rows_are_refused(tmp_path, place, va
     (tmp_path / "nn.pkl").write_bytes(pickle.dumps(values))
     with pytest.raises(UserError, match=r"nn.pkl: quer(y 1|ies from 0)"):
         import_neighbours(tmp_path / "nn.pkl", tmp_path / "lists")
+
+
+def test_a_pickle_that_was_replaced_is_imported_again(own_data):
+    """Also one of the same size and time."""
+    lists, path = own_data / "neighbours", own_data / "nn.pkl"
+    for ranks in (np.load(lists / "indices.npy"), np.load(lists / "indices.npy")[:, ::-1]):
+        path.write_bytes(pickle.dumps(np.stack([np.load(lists / "similarities.npy"), ranks.astype(np.float32)])))
+        os.utime(path, (1, 1))
+        change(own_data, neighbours="nn.pkl")
+        found = open_set(own_data, "custom", "", "", own_data / "copies").ranks
+        np.testing.assert_array_equal(found, ranks)

@@ -24,6 +24,8 @@ def raising(error):
     ("error", "code", "text"),
     [
         (UserError("x.json: wrong"), 2, "error: x.json: wrong\n"),
+        (UserError("a\nb\x1b[31m\u2028.jpg: öde"), 2, "error: a\\nb\\x1b[31m\\u2028.jpg: öde\n"),
+        (ImportError("Install s3fs to access S3"), 2, "error: Install s3fs to access S3: or give"),
         (KeyboardInterrupt(), 130, "stopped by Ctrl-C"),
         (OSError(errno.ENOSPC, "No space left on device", "out.npy"), 2, "error: out.npy: No space left on device\n"),
         (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 300), 2, "error: xxx"),

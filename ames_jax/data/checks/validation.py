@@ -22,7 +22,7 @@ from ames_jax.data.checks.lists import (
 from ames_jax.data.checks.reports import Report
 from ames_jax.data.lists import RELEASE, ImageList, read_list
 from ames_jax.data.neighbours import Neighbours, open_neighbours
-from ames_jax.data.records import RecordFormat, read_shard
+from ames_jax.data.records import RecordFormat, read_finished, read_shard
 from ames_jax.data.release_hdf5 import ReleaseSource, features_of, open_hdf5
 from ames_jax.data.release_pickles import TRUTH, read_ground_truth, read_neighbours
 from ames_jax.data.shards import LINK, open_split
@@ -164,7 +164,7 @@ def _check_folder(root: Path, report: Report, **options: Any) -> None:
                 if not (folder / name).exists():
                     raise UserError(f"{folder / name} is missing: copy it again")
     counts: dict[str, int] = {}
-    for split, entry in read_json(path).items() if path.exists() else ():
+    for split, entry in read_finished(root).items():
         counts[split] = _check_shards(root, split, entry, report)
     for split in linked:
         counts[split] = check_local(open_split(root, split).path, report, **options)
