@@ -5,19 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
-
 TESTS = Path(__file__).parent
 
 
 def environment(devices=1):
-    """Of a process with so many fake devices that shares the tests' compiled programs."""
+    """Of a process with so many fake devices; like every process of a test it shares the compiled programs."""
     flags = f"--xla_force_host_platform_device_count={devices} {os.environ['ONE_DEVICE_XLA_FLAGS']}"
-    return {
-        **os.environ, "XLA_FLAGS": flags, "PYTHONPATH": f"{TESTS.parent}:{TESTS}", "PYTHONWARNINGS": "default",
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }  # fmt: skip
+    paths = f"{TESTS.parent}:{TESTS}"
+    return {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": paths, "PYTHONWARNINGS": "default"}
 
 
 def begin(script, *arguments, devices=1):

@@ -1,26 +1,23 @@
 """The command line of training, as a user gives it: end to end, killed and resumed, and every mistake."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
+import processes
 import pytest
 import synthetic
-from flax import nnx
 from safetensors.numpy import load_file
 
-from ames_jax.model.ames import AMES, AMESConfig
-from ames_jax.model.weights import save_model
+from ames_jax import train
 from ames_jax.runtime.errors import run_main
-from ames_jax.train import main
 
 ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "configs" / "student_bin.py"
 SMALL = [
     "--config.model.model_width=16", "--config.model.bits=16", "--config.optimizer.steps=6", "--config.optimizer.warmup=0",
     "--config.data.descriptors=8", "--config.data.lengths=3,9", "--config.data.buckets=(8,)", "--config.data.batch=8",
@@ -41,40 +38,30 @@ def data(tmp_path_factory):
     return synthetic.write(tmp_path_factory.mktemp("data"))
 
 
-def environment(home):
-    return {
-        **os.environ,
-        "AMES_JAX_HOME": str(home),
-        "XLA_FLAGS": os.environ["ONE_DEVICE_XLA_FLAGS"],
-        "PYTHONPATH": str(ROOT),
-        "PYTHONWARNINGS": "default",
-    }
+def flags(data, workdir, *more):
+    return [f"--config={CONFIG}", f"--config.data_dir={data}", f"--workdir={workdir}", *SMALL, *more]
 
 
-def command(data, workdir, *more):
-    config = f"--config={ROOT / 'configs' / 'student_bin.py'}"
-    return [
-        sys.executable, "-m", "ames_jax.train", config, f"--config.data_dir={data}", f"--workdir={workdir}", *SMALL, *more,
-    ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def home():
-    return Path(jax.config.jax_compilation_cache_dir)
-
-
-def run(arguments, home, **options):
-    return subprocess.run(
-        arguments, cwd=ROOT, env=environment(home), capture_output=True, text=True, check=False, **options
+def begin(flags):
+    """Starts a training as a user does."""
+    command = [sys.executable, "-m", "ames_jax.train", *flags]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=processes.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
+def trained(flags):
+    """What a training prints that goes to its end."""
+    process = begin(flags)
+    printed, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return printed
+
+
 @pytest.fixture(scope="module")
-def unbroken(data, home, tmp_path_factory):
+def unbroken(data, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("unbroken")
-    done = run(command(data, workdir), home)
-    assert done.returncode == 0, done.stderr
-    return workdir, done.stdout
+    return workdir, trained(flags(data, workdir))
 
 
 def test_a_run_leaves_table_pictures_and_models(unbroken):
@@ -105,11 +92,9 @@ def same_models(one, other):
             np.testing.assert_array_equal(a[name], b[name])
 
 
-def kill_at(arguments, home, checkpoints, number):
+def kill_at(flags, checkpoints, number):
     """Starts a run and sends it a signal as soon as there is a checkpoint."""
-    process = subprocess.Popen(
-        arguments, cwd=ROOT, env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    process = begin(flags)
     limit = time.monotonic() + 300
     while not list(checkpoints.glob("[1-9]*")) and process.poll() is None and time.monotonic() < limit:
         time.sleep(0.01)
@@ -118,46 +103,35 @@ def kill_at(arguments, home, checkpoints, number):
     return process.returncode
 
 
-def test_killed_and_resumed_ends_bit_identical(unbroken, data, home, tmp_path):
-    arguments = command(data, tmp_path, "--config.report.enabled=false")
-    assert kill_at(arguments, home, tmp_path / "teacher" / "checkpoints", signal.SIGKILL) == -signal.SIGKILL
+def test_killed_and_resumed_ends_bit_identical(unbroken, data, tmp_path):
+    given = flags(data, tmp_path, "--config.report.enabled=false")
+    assert kill_at(given, tmp_path / "teacher" / "checkpoints", signal.SIGKILL) == -signal.SIGKILL
     # Outside the steps SIGTERM ends the process at once; in them it is saved and exits with 75.
-    assert kill_at(arguments, home, tmp_path / "student" / "checkpoints", signal.SIGTERM) in (75, -signal.SIGTERM)
-    done = run(arguments, home)
-    assert done.returncode == 0, done.stderr
-    assert "teacher: finished before" in done.stdout
+    assert kill_at(given, tmp_path / "student" / "checkpoints", signal.SIGTERM) in (75, -signal.SIGTERM)
+    assert "teacher: finished before" in trained(given)
     same_models(unbroken[0], tmp_path)
 
 
-def test_mistakes_are_one_line_and_exit_code_2(unbroken, data, home, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("AMES_JAX_HOME", str(home))
-    narrow = AMES(AMESConfig(descriptor_width=20, model_width=16, layers=2, feed_forward=256), nnx.Rngs(0))
-    save_model(narrow, tmp_path / "narrow")
+def test_mistakes_are_one_line_and_exit_code_2(unbroken, data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train.cache, "start", lambda: None)
     readonly = tmp_path / "file"
     readonly.write_text("not a folder")
     cases = [
-        (command(data, unbroken[0], "--config.seed=1"), "begun with other settings: seed was 0, is 1"),
-        (command(data, readonly / "run"), "cannot be written"),
-        (command(tmp_path / "nowhere", tmp_path / "a"), "nowhere"),
-        (command(data, tmp_path / "b", f"--config.teacher={tmp_path}"), "holds no model"),
+        (flags(data, unbroken[0], "--config.seed=1"), "begun with other settings: seed was 0, is 1"),
+        (flags(data, readonly / "run"), "cannot be written"),
+        (flags(tmp_path / "nowhere", tmp_path / "a"), "nowhere"),
+        (flags(data, tmp_path / "b", f"--config.teacher={tmp_path}"), "holds no model"),
         (
-            command(data, tmp_path / "c", f"--config.teacher={unbroken[0] / 'teacher'}", "--config.size=released"),
+            flags(data, tmp_path / "c", f"--config.teacher={unbroken[0] / 'teacher'}", "--config.size=released"),
             "of one size",
         ),
+        ([f"--config={CONFIG}:gldv2", f"--workdir={tmp_path / 'd'}"], "ames_jax.prepare"),
     ]
-    for arguments, message in cases:
+    for given, message in cases:
         with pytest.raises(SystemExit) as ended:
-            run_main(lambda arguments=arguments: main([*arguments[3:], "--config.distributed=off"]))
+            run_main(lambda given=given: train.main([*given, "--config.distributed=off"]))
         error = capsys.readouterr().err
         lines = [line for line in error.splitlines() if line.startswith("error:")]
         assert ended.value.code == 2, error
         assert len(lines) == 1, error
         assert message in lines[0]
-
-
-def test_gldv2_without_data_says_how_to_get_it(home, tmp_path):
-    config = f"--config={ROOT / 'configs' / 'student_bin.py'}:gldv2"
-    done = run([sys.executable, "-m", "ames_jax.train", config, f"--workdir={tmp_path}"], home)
-    assert done.returncode == 2
-    assert "ames_jax.prepare" in done.stderr
-    assert "Traceback" not in done.stderr

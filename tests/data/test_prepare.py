@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,8 +19,6 @@ from ames_jax.model.ames import AMES, AMESConfig
 from ames_jax.model.weights import save_model
 from ames_jax.prepare import main
 from ames_jax.runtime.errors import UserError, run_main
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 def run(*arguments):
@@ -372,12 +368,13 @@ def test_validate_and_exit_codes(release, capsys):
     features.write_bytes(features.read_bytes()[:-500])
     assert run("validate", features) == 2
     assert "PROBLEM" in capsys.readouterr().out
-    command = [sys.executable, "-m", "ames_jax.prepare", "shards", "--root", str(release.folder / "x"), "--name", "a"]
-    command += ["--split", "train", "--features", str(features)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "is cut short" in done.stderr
+    command = ("shards", "--root", release.folder / "x", "--name", "a", "--split", "train", "--features", features)
+    with pytest.raises(SystemExit) as ended:
+        run_main(lambda: run(*command))
+    error = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert error.count("\n") == 1
+    assert "is cut short" in error
 
 
 def test_another_file_of_the_same_name_is_not_taken_for_the_old_one(release):

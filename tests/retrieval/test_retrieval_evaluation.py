@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import h5py
@@ -19,6 +17,7 @@ from flax import nnx
 from ames_jax.data.neighbours import save_neighbours
 from ames_jax.data.shards import write_about
 from ames_jax.data.store import build_store
+from ames_jax.evaluate import main
 from ames_jax.model.ames import AMES, AMESConfig
 from ames_jax.model.packing import BitPacker
 from ames_jax.model.released import load_model
@@ -30,7 +29,7 @@ from ames_jax.retrieval.metrics import gldv2_protocols, mean_average_precision
 from ames_jax.retrieval.opening import open_set
 from ames_jax.retrieval.sets import RetrievalSet
 from ames_jax.runtime.command_line import load_config
-from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.errors import UserError, run_main
 from ames_jax.runtime.files import write_array
 
 REPO = Path(__file__).resolve().parents[2]
@@ -287,12 +286,13 @@ def test_a_model_of_other_descriptors_is_refused(own_data, models, tmp_path, nam
         run(own_data, tmp_path / "run", names.format(tmp_path / "sift"), tune_on="custom")
 
 
-def test_the_command_ends_with_code_2_and_one_line():
-    command = [sys.executable, "-m", "ames_jax.evaluate", "--config=configs/evaluate.py", "--config.modle=x"]
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "did you mean --config.model" in done.stderr
+def test_the_command_ends_with_code_2_and_one_line(capsys):
+    with pytest.raises(SystemExit) as ended:
+        run_main(lambda: main([f"--config={REPO / 'configs' / 'evaluate.py'}", "--config.modle=x"]))
+    error = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert error.count("\n") == 1
+    assert "did you mean --config.model" in error
 
 
 def foreign_lists(data):
