@@ -9,7 +9,7 @@ from ames_jax.data.neighbours import open_neighbours
 from ames_jax.data.shards import open_split
 from ames_jax.model.ames import AMES, AMESConfig
 from ames_jax.training.loop import FitSettings
-from ames_jax.training.model_task import fit
+from ames_jax.training.model_task import ModelTask, fit
 from ames_jax.training.pipeline import TripletPipeline
 from ames_jax.training.step import Recipe
 from ames_jax.training.triplets import Triplets
@@ -32,4 +32,4 @@ def train(data, directory, steps, validate=validate, **settings):
     )  # fmt: skip
     settings = FitSettings(directory=directory, label="teacher", log_every=1, **settings)
     recipe = Recipe(steps=steps, learning_rate=1e-3, buckets=(8,))
-    return fit(AMES(CONFIG, nnx.Rngs(0)), recipe, pipeline, settings, validate, None)
+    return fit(ModelTask(AMES(CONFIG, nnx.Rngs(0)), recipe, pipeline, settings, validate))

@@ -6,7 +6,7 @@ Readers of files: `release_hdf5.ReleaseSource`, `shards.ShardSource`, `store.Pac
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from ames_jax.descriptors import DescriptorSet
 from ames_jax.runtime.files import digest_of
 
 
+@runtime_checkable
 class DescriptorReader(Protocol):
     """Anything that holds the descriptors of N images."""
 

@@ -8,10 +8,11 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from etils import epy
+from jaxtyping import Float, Float32, Int, Int64
 
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import need_space
@@ -31,6 +32,7 @@ LENGTH_TOLERANCE = 1e-2
 SPARE = 16
 
 
+@runtime_checkable
 class GlobalVectors(Protocol):
     """Global descriptors float [N, G]: an array, a memory map, or a `GlobalIndex`, whose rows are given as an array."""
 
@@ -57,7 +59,7 @@ def untrained(kind: str, images: int, width: int) -> Any:
         return faiss.index_factory(width, factory_string(kind, images), faiss.METRIC_INNER_PRODUCT)
 
 
-def make_empty(kind: str, descriptors: np.ndarray) -> Any:
+def make_empty(kind: str, descriptors: GlobalVectors) -> Any:
     """A FAISS index without vectors, trained on global descriptors float [N, G] of length 1.
 
     Raises UserError for a kind that FAISS does not know or cannot train on them.
@@ -149,10 +151,10 @@ def check_vectors(descriptors: GlobalVectors, name: Callable[[int], str], source
 
 @dataclasses.dataclass(frozen=True)
 class ChosenVectors:
-    """Some rows, int [n], of global descriptors; they are read block by block."""
+    """Some rows of global descriptors; they are read block by block."""
 
     vectors: GlobalVectors
-    rows: np.ndarray
+    rows: Int[np.ndarray, " n"]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -162,7 +164,7 @@ class ChosenVectors:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, part: slice) -> np.ndarray:
+    def __getitem__(self, part: Any) -> Float[np.ndarray, "m G"]:
         return self.vectors[self.rows[part]]
 
 
@@ -172,12 +174,14 @@ class GlobalIndex:
     Flat parts are memory-mapped: opening reads nothing. `faiss_index` is FAISS's own object, for whatever it offers.
     """
 
-    def __init__(self, paths: Sequence[Path], parameters: str | None = None, kept: np.ndarray | None = None):
+    def __init__(
+        self, paths: Sequence[Path], parameters: str | None = None, kept: Int64[np.ndarray, " N"] | None = None
+    ):
         """Opens the files.
 
         Args:
           parameters: of FAISS's search, e.g. "nprobe=64" or "efSearch=256".
-          kept: int64 [N], the stored vectors that count, ascending: row i is vector kept[i]. None: all.
+          kept: the stored vectors that count, ascending: row i is vector kept[i]. None: all.
 
         Raises:
           UserError: a file cannot be read, or the index has no such parameters.
@@ -202,8 +206,8 @@ class GlobalIndex:
         """[N, G]."""
         return len(self), self.width
 
-    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        """float32 [n, G], the descriptors of rows int [n] as FAISS holds them: rounded where the index compresses them."""
+    def __getitem__(self, rows: Int[np.ndarray, " n"]) -> Float32[np.ndarray, "n G"]:
+        """The descriptors of these rows as FAISS holds them: rounded where the index compresses them."""
         stored = np.asarray(rows) if self._kept is None else self._kept[rows]
         vectors, start = np.empty((len(stored), self.width), np.float32), 0
         for part in self._parts:
@@ -216,10 +220,12 @@ class GlobalIndex:
             start += part.ntotal
         return vectors
 
-    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k most similar images of queries [Nq, G]: similarities float32 [Nq, k'] falling, rows int64 [Nq, k'].
+    def search(
+        self, queries: Float[np.ndarray, "Nq G"], k: int
+    ) -> tuple[Float32[np.ndarray, "Nq K"], Int64[np.ndarray, "Nq K"]]:
+        """The K most similar images of queries: similarities, falling, and rows.
 
-        k' is k, or the number of images where that is less. An approximate index may find fewer: row −1, similarity −∞.
+        K is k, or the number of images where that is less. An approximate index may find fewer: row −1, similarity −∞.
         """
         queries, k = np.ascontiguousarray(queries, np.float32), min(k, len(self))
         if k == 0:

@@ -6,9 +6,10 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Float, Int, Shaped
 
 from ames_jax.descriptors import DescriptorSet, as_array
 from ames_jax.model.kinds import Model
@@ -21,6 +22,7 @@ from ames_jax.runtime.errors import UserError
 MOST = 1 << 16  # more descriptors than any store holds of an image
 
 
+@runtime_checkable
 class StoredImages(Protocol):
     """A packed store or a search index."""
 
@@ -63,7 +65,7 @@ def rerank(
     query: DescriptorSet,
     store: StoredImages,
     ids: Sequence[str],
-    global_similarities: Sequence[float] | np.ndarray,
+    global_similarities: Sequence[float] | Shaped[np.ndarray, " K"],
     *,
     lam: float | None = None,
     gamma: float | None = None,
@@ -75,7 +77,7 @@ def rerank(
       model: the binary model that made the store's bits; a `Scorer` of it saves work when called often.
       query: local descriptors [Q, ·] of the query: floats or packed bits, strongest first.
       store: a packed store (`open_store`) or a search index (`SearchIndex.open`).
-      ids: the shortlist, best first; global_similarities: its similarities [K].
+      ids: the shortlist, best first; global_similarities: its similarities.
       lam, gamma: λ and γ of the ensemble. None: the `setting` of the store or index.
       descriptors: T, the most descriptors of a stored image that are used; None: all that are stored.
 
@@ -108,12 +110,12 @@ def rerank(
 
 def ranked(
     ids: Sequence[str],
-    rows: np.ndarray,
-    similarities: np.ndarray,
-    logits: np.ndarray,
+    rows: Int[np.ndarray, " K"],
+    similarities: Float[np.ndarray, " K"],
+    logits: Float[np.ndarray, " K"],
     lam: float,
     gamma: float,
-    places: np.ndarray | None = None,
+    places: Int[np.ndarray, " K"] | None = None,
     calibration: Calibration | None = None,
 ) -> list[Hit]:
     """Hits by falling score; equal ones in the order of the first stage. places: in it, from 0 (default: as they stand)."""

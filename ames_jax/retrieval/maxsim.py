@@ -13,9 +13,10 @@ from typing import Self
 
 import jax
 import numpy as np
+from jaxtyping import Bool, Float, Float32, UInt8
 
 from ames_jax.data.readers import DescriptorReader
-from ames_jax.descriptors import DescriptorSet
+from ames_jax.descriptors import AnyArray, DescriptorSet
 from ames_jax.model.packing import BitPacker
 from ames_jax.model.whitening import Whitening, prepare
 from ames_jax.retrieval.grid import KERNEL_GAMMAS, KERNEL_THRESHOLDS
@@ -53,8 +54,10 @@ class HandMadeMatcher(Matcher):
         """Bits, or whitened and normalised floats."""
         return self.packer.pack(database) if self.packer else prepare(database, self.whitening)
 
-    def similarities(self, query: DescriptorSet, database: DescriptorSet, kind: str) -> Iterator[np.ndarray]:
-        """float32 [≤ 32, T, Q] of a query with blocks of `stored` images [K, T, ·], in their order; −1 where either is padding.
+    def similarities(
+        self, query: DescriptorSet, database: DescriptorSet, kind: str
+    ) -> Iterator[Float32[np.ndarray, "k T Q"]]:
+        """Of a query with blocks of `stored` images [K, T, ·], in their order; −1 where either is padding.
 
         kind: "bits" or "floats", what of the query is compared with stored bits.
         """
@@ -69,8 +72,8 @@ class HandMadeMatcher(Matcher):
                 similarity[~np.asarray(block.valid)] = -1
             yield similarity
 
-    def _query(self, query: DescriptorSet, kind: str) -> np.ndarray:
-        """The query's vectors [Q, ·] of length 1, whose product with stored vectors of length 1 is the similarity."""
+    def _query(self, query: DescriptorSet, kind: str) -> Float32[np.ndarray, "Q d"]:
+        """The query's vectors of length 1, whose product with stored vectors of length 1 is the similarity."""
         if self.packer is None:
             return prepare(query, self.whitening).features
         if kind == "floats" and not query.is_packed:
@@ -108,16 +111,16 @@ class MaxSimMatcher(HandMadeMatcher):
         )
         self.facts = {"maxsim": list(self.thresholds), **self.facts}
 
-    def shortlist(self, query: DescriptorSet, database: DescriptorSet) -> np.ndarray:
-        """float32 [K, F]: one score for each of `thresholds`."""
+    def shortlist(self, query: DescriptorSet, database: DescriptorSet) -> Float32[np.ndarray, "K F"]:
+        """One score for each of `thresholds`."""
         columns = [
             np.concatenate([self._scores(block) for block in self.similarities(query, database, kind)])
             for kind in self._queries
         ]
         return np.concatenate(columns, axis=1)
 
-    def _scores(self, similarity: np.ndarray) -> np.ndarray:
-        """float32 [K, forms · thresholds] of similarities [K, T, Q]."""
+    def _scores(self, similarity: Float32[np.ndarray, "K T Q"]) -> Float32[np.ndarray, "K F"]:
+        """A column for each form and threshold."""
         of_query, of_database = similarity.max(axis=1, initial=-1), similarity.max(axis=2, initial=-1)
         sums = {"query": (of_query,), "both": (of_query, of_database)}
         if "mutual" in self._forms:
@@ -134,12 +137,14 @@ class MaxSimMatcher(HandMadeMatcher):
         )
 
 
-def mutual_pairs(similarity: np.ndarray, of_query: np.ndarray, of_database: np.ndarray) -> np.ndarray:
-    """bool [K, T, Q]: pairs whose similarity is the largest of both descriptors: of_query [K, Q], of_database [K, T]."""
+def mutual_pairs(
+    similarity: Float[np.ndarray, "K T Q"], of_query: Float[np.ndarray, "K Q"], of_database: Float[np.ndarray, "K T"]
+) -> Bool[np.ndarray, "K T Q"]:
+    """Pairs whose similarity is the largest of both descriptors, which `of_query` and `of_database` hold."""
     return (similarity == of_query[:, None, :]) & (similarity == of_database[:, :, None])
 
 
-def _unit_signs(packed: np.ndarray) -> np.ndarray:
-    """Bits uint8 [..., n] as vectors float32 [..., 8 n] of ±1 / √(8 n)."""
+def _unit_signs(packed: UInt8[AnyArray, "*batch n"]) -> Float32[np.ndarray, "*batch 8*n"]:
+    """Bits as vectors of ±1 / √(8 n)."""
     signs = np.unpackbits(packed, axis=-1).astype(np.float32) * 2 - 1
     return signs / np.float32(signs.shape[-1] ** 0.5)

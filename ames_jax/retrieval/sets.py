@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float, Float32, Float64, Int
 
 from ames_jax.data.neighbours import open_neighbours
 from ames_jax.data.readers import DescriptorReader, MemoryReader, PartReader
@@ -32,13 +33,13 @@ class RetrievalSet:
     Attributes:
       name: of the data set, printed beside every result.
       first_stage: name of the global search that made the lists.
-      ranks: int [Nq, R], database rows, best first; similarities: float [Nq, ≥ R], falling.
+      ranks: database rows, best first; similarities: falling, S ≥ R.
       judged: the judged images in `ranks`.
       protocols: the figures to compute, the main one first.
       queries, database: readers of the local descriptors.
       training: descriptors of other images that statistics may be learned from, where the data set has any.
       global_files: files of the global descriptors of queries and database, where they lie beside the lists.
-      query_rows: int [Nq], rows of the queries in their file, where only some of them are asked.
+      query_rows: rows of the queries in their file, where only some of them are asked.
       truth: gives the judged images of other lists of the same queries.
 
     Raises UserError where the parts are not about the same queries and the same database.
@@ -46,18 +47,20 @@ class RetrievalSet:
 
     name: str
     first_stage: str
-    ranks: np.ndarray
-    similarities: np.ndarray
+    ranks: Int[np.ndarray, "Nq R"]
+    similarities: Float[np.ndarray, "Nq S"]
     judged: Judged
     protocols: tuple[Protocol, ...]
     queries: DescriptorReader
     database: DescriptorReader
     training: DescriptorReader | None = None
     global_files: tuple[Sequence[Path], Sequence[Path]] | None = None
-    query_rows: np.ndarray | None = None
+    query_rows: Int[np.ndarray, " Nq"] | None = None
     truth: Callable[[np.ndarray], Judged] | None = None
 
-    def with_lists(self, ranks: np.ndarray, similarities: np.ndarray, first_stage: str) -> RetrievalSet:
+    def with_lists(
+        self, ranks: Int[np.ndarray, "Nq R"], similarities: Float[np.ndarray, "Nq S"], first_stage: str
+    ) -> RetrievalSet:
         """The same queries and database after another first stage."""
         judged = self.truth(ranks)
         return dataclasses.replace(self, ranks=ranks, similarities=similarities, judged=judged, first_stage=first_stage)
@@ -150,13 +153,13 @@ class RetrievalSet:
                     "read the release's HDF5 files instead of a packed store"
                 )
 
-    def figures(self, order: np.ndarray | None = None) -> dict[str, float]:
-        """Percent by protocol name, of the first stage's lists or of these with the head in a new order (int [Nq, H])."""
+    def figures(self, order: Int[np.ndarray, "Nq H"] | None = None) -> dict[str, float]:
+        """Percent by protocol name, of the first stage's lists or of these with the head in a new order."""
         judged = self.judged if order is None else self.judged.reordered(order)
         return {protocol.name: protocol_score(judged, protocol) for protocol in self.protocols}
 
-    def average_precisions(self, order: np.ndarray | None = None) -> np.ndarray:
-        """AP in 0..1 of every query in the main protocol, float64 [Nq]; NaN for queries without a right image."""
+    def average_precisions(self, order: Int[np.ndarray, "Nq H"] | None = None) -> Float64[np.ndarray, " Nq"]:
+        """AP in 0..1 of every query in the main protocol; NaN for queries without a right image."""
         judged, main = self.judged if order is None else self.judged.reordered(order), self.protocols[0]
         return average_precision(find_hits(judged, main.ok, main.junk), main.depth, main.trapezoid)
 
@@ -170,14 +173,14 @@ class RetrievalSet:
         """The database rows in a query's list that are right by any protocol."""
         return set(self.ranks[query, self.judged.columns_of(RIGHT, self.ranks.shape[1])[query]].tolist())
 
-    def counted(self, protocol: Protocol) -> np.ndarray:
-        """bool [Nq]: the queries that enter the figure of a protocol."""
+    def counted(self, protocol: Protocol) -> Bool[np.ndarray, " Nq"]:
+        """The queries that enter the figure of a protocol."""
         counted = np.zeros(len(self.ranks), bool)
         counted[slice(*protocol.part)] = True
         return counted & (find_hits(self.judged, protocol.ok, protocol.junk).positives > 0)
 
-    def needed_pairs(self, k: int) -> np.ndarray:
-        """bool [Nq, C]: the pairs that some protocol's shortlist of k needs a score for; the union is scored once.
+    def needed_pairs(self, k: int) -> Bool[np.ndarray, "Nq C"]:
+        """The pairs that some protocol's shortlist of k needs a score for; the union is scored once.
 
         Raises UserError when the first stage lists fewer than k images.
         """
@@ -191,8 +194,8 @@ class RetrievalSet:
             needed |= chosen & self.counted(protocol)[:, None]
         return needed[:, : int(np.flatnonzero(needed.any(axis=0)).max(initial=-1)) + 1]
 
-    def shortlist(self, scores: np.ndarray, k: int, protocol: Protocol | None = None) -> Shortlist:
-        """The first k images of each list by a protocol, to be reordered; scores float [Nq, C], NaN where a pair has none.
+    def shortlist(self, scores: Float[np.ndarray, "Nq C"], k: int, protocol: Protocol | None = None) -> Shortlist:
+        """The first k images of each list by a protocol, to be reordered; a score is NaN where a pair has none.
 
         Queries that the protocol does not count need no scores. Raises UserError where another pair has none.
         """
@@ -201,14 +204,14 @@ class RetrievalSet:
         scores = np.where(self.counted(protocol)[:, None], scores, 0)
         return Shortlist.cut(self.similarities[:, : junk.shape[1]], scores, k, junk)
 
-    def _junk(self, protocol: Protocol, k: int) -> np.ndarray:
-        """bool [Nq, W]: junk of the protocol in the columns that can reach a shortlist of k."""
+    def _junk(self, protocol: Protocol, k: int) -> Bool[np.ndarray, "Nq W"]:
+        """Junk of the protocol in the columns that can reach a shortlist of k."""
         most = int(find_hits(self.judged, protocol.junk, ()).positives.max(initial=0))
         return self.judged.columns_of(protocol.junk, min(self.ranks.shape[1], k + most))
 
 
-def sample_descriptors(reader: DescriptorReader, count: int, per_image: int, seed: int) -> np.ndarray:
-    """float32 [≤ count, D]: real descriptors of random images, the strongest `per_image` of each; for whitening and ITQ."""
+def sample_descriptors(reader: DescriptorReader, count: int, per_image: int, seed: int) -> Float32[np.ndarray, "n D"]:
+    """At most `count` real descriptors of random images, the strongest `per_image` of each; for whitening and ITQ."""
     rows = np.random.default_rng(seed).permutation(len(reader))[: -(-count // per_image)]
     images = reader.read(np.sort(rows), per_image)
     features = np.asarray(images.features, np.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -23,32 +24,17 @@ from ames_jax.training.step import Recipe, TrainState, make_step, make_teacher
 Validate = Callable[[Model], dict[str, float]]
 
 
-def fit(
-    model: Model,
-    recipe: Recipe,
-    pipeline: TripletPipeline,
-    settings: FitSettings,
-    validate: Validate,
-    teacher: Model | None,
-    facts: Mapping[str, Any] | None = None,
-) -> Model:
-    """Trains `model` (or goes on with the run in the directory) and returns the best model by validation mAP.
-
-    Args:
-      model: initial parameters; replaced by those of the newest checkpoint where there is one.
-      validate: model → figures, among them "map"; equal in all processes.
-      teacher: frozen teacher of a student, else None.
-      facts: plain JSON that is saved with the models `best` and `last` (data set, …).
+def fit(task: ModelTask) -> Model:
+    """Trains the task's model (or goes on with the run in its directory) and returns the best one by validation mAP.
 
     Raises:
       StoppedEarly: after SIGTERM, state saved.
       UserError: a loss that is not finite (with step, lengths and ids of the batch); a disk that is full.
     """
-    task = ModelTask(model, recipe, pipeline, settings, validate, teacher, facts)
-    last = task.model(train(task, settings))
-    check_equal(model_fingerprint(last), f"the {settings.label}'s parameters")
-    task.keep("last", last, recipe.steps, finished=True)
-    return read_model(settings.directory / "best")
+    last = task.model(train(task, task.settings))
+    check_equal(model_fingerprint(last), f"the {task.settings.label}'s parameters")
+    task.keep("last", last, task.steps, finished=True)
+    return read_model(task.settings.directory / "best")
 
 
 def finished(directory: Path) -> bool:
@@ -71,7 +57,16 @@ def load_finished(key: str, path: str) -> Model:
 
 
 class ModelTask(Task):
-    """Training of a model on triplets, for the loop; arguments as of `fit`."""
+    """Training of a model on triplets, for the loop.
+
+    Args:
+      model: initial parameters; replaced by those of the newest checkpoint where there is one.
+      validate: model → figures, among them "map"; equal in all processes.
+      teacher: frozen teacher of a student, else None.
+      facts: plain JSON that is saved with the models `best` and `last` (data set, …).
+
+    Raises UserError for a batch that the devices cannot share.
+    """
 
     remedy = "Lower optimizer.learning_rate or set optimizer.clip"
 
@@ -82,8 +77,8 @@ class ModelTask(Task):
         pipeline: TripletPipeline,
         settings: FitSettings,
         validate: Validate,
-        teacher: Model | None,
-        facts: Mapping[str, Any] | None,
+        teacher: Model | None = None,
+        facts: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self._mesh = mesh = data_mesh()
         if pipeline.filled % (mesh.size * recipe.accumulate):
@@ -91,8 +86,8 @@ class ModelTask(Task):
                 f"a batch of {pipeline.filled} triplets is not divisible by {mesh.size} devices × {recipe.accumulate} "
                 "parts (data.accumulate); change data.batch"
             )
-        self._recipe, self._pipeline, self._settings, self._measure = recipe, pipeline, settings, validate
-        self._model_facts = dict(facts or {})
+        self._recipe, self._pipeline, self._measure, self.settings = recipe, pipeline, validate, settings
+        self._model_facts = facts
         self.steps = recipe.steps
         self.counts = {"pairs": 2 * pipeline.batch, "images": 3 * pipeline.batch}
         self.facts = {"seed": pipeline.seed, "model": fields_of(model.config)}
@@ -134,8 +129,8 @@ class ModelTask(Task):
     def keep(self, name: str, model: Model, step: int, **facts: Any) -> None:
         """Saves a model in the run's directory; returns in all processes when it is there."""
         if is_lead():
-            save_model(model, self._settings.directory / name, {**self._model_facts, "step": step, **facts})
-        wait_for_all(f"{self._settings.label} {name} {step}")
+            save_model(model, self.settings.directory / name, {**self._model_facts, "step": step, **facts})
+        wait_for_all(f"{self.settings.label} {name} {step}")
 
     def model(self, state: TrainState) -> Model:
         """The model of a state, with arrays of its own on one device."""

@@ -35,7 +35,7 @@ from ames_jax.scenes.views import build_views
 from ames_jax.training.kept_config import keep_config
 from ames_jax.training.log import trace_steps
 from ames_jax.training.loop import FitSettings
-from ames_jax.training.model_task import finished, fit, load_finished
+from ames_jax.training.model_task import ModelTask, finished, fit, load_finished
 from ames_jax.training.pipeline import TripletPipeline
 from ames_jax.training.step import Recipe
 from ames_jax.training.triplets import Triplets
@@ -168,7 +168,7 @@ def train_role(config: ConfigDict, root: Path, workdir: Path, label: str, teache
     facts = {"data_set": about["name"], "backbone": about.get("backbone"), "global": about.get("global"), "role": label}
     if statistics := statistics_of(root):  # only descriptors made with them mean something to the model
         facts["statistics"] = statistics
-    return fit(model, recipe, pipeline, settings, make_validation(config, root), teacher, facts)
+    return fit(ModelTask(model, recipe, pipeline, settings, make_validation(config, root), teacher, facts))
 
 
 def _initial_model(config: ConfigDict, source: DescriptorSource, data_set: str, teacher: Model | None) -> Model:

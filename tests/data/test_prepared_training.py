@@ -14,7 +14,7 @@ from ames_jax.model.ames import AMES, AMESConfig
 from ames_jax.model.weights import read_model
 from ames_jax.prepare import main
 from ames_jax.training.loop import FitSettings
-from ames_jax.training.model_task import fit
+from ames_jax.training.model_task import ModelTask, fit
 from ames_jax.training.pipeline import TripletPipeline
 from ames_jax.training.step import Recipe
 from ames_jax.training.triplets import Triplets
@@ -74,7 +74,7 @@ def train(pipeline, directory):
     settings = FitSettings(directory=directory, label="teacher", log_every=1, validate_every=STEPS, checkpoint_every=3)
     # optax's AdamW multiplies Python floats with integer counts.
     with jax.numpy_dtype_promotion("standard"):
-        fit(AMES(config, nnx.Rngs(0)), recipe, pipeline, settings, lambda model: {"map": 1.0}, None)
+        fit(ModelTask(AMES(config, nnx.Rngs(0)), recipe, pipeline, settings, lambda model: {"map": 1.0}))
     return jax.tree.leaves(nnx.state(read_model(directory / "last"), nnx.Param))
 
 

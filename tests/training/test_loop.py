@@ -86,7 +86,7 @@ def same_parameters(one, other):
 
 
 def test_a_run_leaves_models_and_logs(pipeline, settings):
-    best = fit(model(), RECIPE, pipeline, settings, improving, None)
+    best = fit(ModelTask(model(), RECIPE, pipeline, settings, improving))
     same_parameters(best, read_model(settings.directory / "last"))
     assert finished(settings.directory)
     lines = [line for line in read_history(settings.directory) if "loss" in line]
@@ -107,17 +107,17 @@ def test_a_run_leaves_models_and_logs(pipeline, settings):
 def test_a_disk_too_small_for_the_checkpoints_is_told_before_the_work(pipeline, settings, monkeypatch):
     monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(UserError, match=r"needs 0.* MB, and its disk has"):
-        fit(model(), RECIPE, pipeline, settings, improving, None)
+        fit(ModelTask(model(), RECIPE, pipeline, settings, improving))
 
 
 def test_two_runs_in_one_folder_are_told_apart(pipeline, settings):
     with lock(settings.directory, home()), pytest.raises(UserError, match="is being written by process"):
-        fit(model(), RECIPE, pipeline, settings, improving, None)
+        fit(ModelTask(model(), RECIPE, pipeline, settings, improving))
 
 
 def test_the_best_model_is_the_one_validation_likes(pipeline, settings):
     figures = iter([1.0, 3.0, 2.0])
-    best = fit(model(), RECIPE, pipeline, settings, lambda _: {"map": next(figures)}, None)
+    best = fit(ModelTask(model(), RECIPE, pipeline, settings, lambda _: {"map": next(figures)}))
     assert facts_of(settings.directory / "best")["step"] == 4
     assert any(
         np.any(a != b)
@@ -127,7 +127,7 @@ def test_the_best_model_is_the_one_validation_likes(pipeline, settings):
 
 def test_sigterm_saves_and_the_rest_ends_the_same(pipeline, settings, tmp_path):
     unbroken = dataclasses.replace(settings, directory=tmp_path / "unbroken")
-    fit(model(), RECIPE, pipeline, unbroken, improving, None)
+    fit(ModelTask(model(), RECIPE, pipeline, unbroken, improving))
     calls = []
 
     def interrupting(_):
@@ -139,11 +139,11 @@ def test_sigterm_saves_and_the_rest_ends_the_same(pipeline, settings, tmp_path):
 
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(StoppedEarly, match="saved at step 4"):
-        fit(model(), RECIPE, pipeline, settings, interrupting, None)
+        fit(ModelTask(model(), RECIPE, pipeline, settings, interrupting))
     assert signal.getsignal(signal.SIGTERM) is before
     assert not finished(settings.directory)
     assert RunCheckpoints(settings.directory / "checkpoints", writes=False).model()[1] == 4
-    fit(model(), RECIPE, pipeline, settings, improving, None)
+    fit(ModelTask(model(), RECIPE, pipeline, settings, improving))
     same_parameters(read_model(settings.directory / "last"), read_model(unbroken.directory / "last"))
     lines = read_history(settings.directory)
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, STEPS + 1))
@@ -166,20 +166,20 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(pipe
     with pytest.raises(
         UserError, match=r"loss of step 5 is nan .query length \d+, database length \d+, images \["
     ) as error:
-        fit(model(), RECIPE, poisoned, settings, improving, None)
+        fit(ModelTask(model(), RECIPE, poisoned, settings, improving))
     assert "last good checkpoint is of step 4" in str(error.value)
-    fit(model(), RECIPE, pipeline, settings, improving, None)
+    fit(ModelTask(model(), RECIPE, pipeline, settings, improving))
     assert finished(settings.directory)
 
 
 def test_a_batch_that_devices_cannot_share_is_filled_up(pipeline, settings, tmp_path, monkeypatch):
     six = dataclasses.replace(pipeline, batch=6)
-    fit(model(), RECIPE, six, settings, improving, None)
+    fit(ModelTask(model(), RECIPE, six, settings, improving))
     monkeypatch.setattr(model_task, "data_mesh", lambda: data_mesh(jax.devices()[:4]))
     with pytest.raises(UserError, match="a batch of 6 triplets is not divisible by 4 devices"):
-        fit(model(), RECIPE, six, settings, improving, None)
+        fit(ModelTask(model(), RECIPE, six, settings, improving))
     wide = dataclasses.replace(settings, directory=tmp_path / "wide")
-    fit(model(), RECIPE, dataclasses.replace(six, multiple=4), wide, improving, None)
+    fit(ModelTask(model(), RECIPE, dataclasses.replace(six, multiple=4), wide, improving))
     one, other = (nnx.state(read_model(where.directory / "last"), nnx.Param) for where in (settings, wide))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), one, other)
 
@@ -188,7 +188,7 @@ def test_programs_are_compiled_once_a_shape_and_steps_are_traced(pipeline, setti
     recipe = dataclasses.replace(RECIPE, buckets=(4, 8), steps=30)
     settings = dataclasses.replace(settings, profile=(3, 5), validate_every=30, log_every=10)
     settings = dataclasses.replace(settings, checkpoint_every=1000, checkpoint_minutes=0.0)
-    task = ModelTask(model(), recipe, pipeline, settings, improving, None, None)
+    task = ModelTask(model(), recipe, pipeline, settings, improving)
     train(task, settings)
     assert task.compiled_step._cache_size() <= 4
     assert list((settings.directory / "profile").rglob("*.xplane.pb"))
