@@ -14,11 +14,10 @@ from conftest import GOLDEN
 from flax import nnx
 
 from ames_jax.benchmarks.extraction_speed import random_weights
-from ames_jax.extraction.cvnet import CvnetBackbone
+from ames_jax.extraction.cvnet import CvnetBackbone, resnet_of
 from ames_jax.extraction.detector import Detector, detector_of, detector_weights, strongest
 from ames_jax.extraction.dinov2 import Dinov2Backbone
 from ames_jax.extraction.network_weights import read_weights
-from ames_jax.extraction.resnet import resnet_of
 from ames_jax.extraction.vit import ViTConfig, ViTOutput, patches_of, positions_of, resizing_matrix, vit_of
 from ames_jax.extraction.xfeat import XFeatBackbone
 from ames_jax.model.torch_files import write_checkpoint
