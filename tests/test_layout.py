@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -78,6 +79,19 @@ def test_no_circles():
         TopologicalSorter({module: targets for module, targets in imports().items() if module}).prepare()
     except CycleError as error:
         pytest.fail(" → ".join(error.args[1]))
+
+
+def test_the_files_that_the_architecture_names_are_there():
+    """By the end of their path: a room's row names its files without the room."""
+    root = PACKAGE.parent
+    names = re.findall(r"`([\w./]+(?:\.py|\.sh|/))`", (root / "docs" / "architecture.md").read_text(encoding="utf-8"))
+    places = [
+        place for folder in (PACKAGE, root / "tests", root / "configs", root / "launch") for place in folder.rglob("*")
+    ]
+    paths = [f"/{place.relative_to(root).as_posix()}{'/' * place.is_dir()}" for place in places]
+    paths += ["/ames_jax/", "/tests/", "/configs/", "/launch/"]
+    assert len(names) > 40
+    assert [name for name in names if not any(path.endswith(f"/{name}") for path in paths)] == []
 
 
 def test_every_file_has_a_room():

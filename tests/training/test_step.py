@@ -29,10 +29,12 @@ class Golden:
     def __init__(self, name, settings):
         self.arrays, self.settings = np.load(GOLDEN / f"{name}.npz"), settings[name]
         heads = self.settings["num_heads"]
-        self.teacher = from_torch(self.part("teacher/"), infer_config(self.part("teacher/"), heads))
+        teacher = from_torch(self.part("teacher/"), infer_config(self.part("teacher/"), heads))
+        self.teach = make_teacher(teacher) if self.settings["beta"] else lambda batch: None
         config = infer_config(self.part("student/"), heads)
         config = dataclasses.replace(config, binarizer="erf", sigma=self.settings["binarization_sigma"])
-        self.graph, self.params = nnx.split(from_torch(self.part("student/"), config))
+        self.graph, params = nnx.split(from_torch(self.part("student/"), config))
+        self.params = jax.device_get(params)  # a step uses its arrays up
         self.recipe = Recipe(
             steps=self.settings["cosine_steps"], distillation=self.settings["beta"], distil_padding=True, buckets=(12,)
         )
@@ -45,19 +47,19 @@ class Golden:
         lengths = [self.arrays[f"step{step}/{side}_len"] for side in ("query", "database")]
         return TripletArrays(*sets, jnp.array(lengths, jnp.int32))
 
-    def tokens(self, batch):
-        return make_teacher(self.teacher)(batch) if self.settings["beta"] else None
-
 
 FILES = ["train_fp", "train_distill_fp", "train_distill_bin_sigma1e-2", "train_distill_bin"]
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_gradients_of_the_first_step_equal_the_release(name, golden_settings):
-    golden = Golden(name, golden_settings)
+@pytest.fixture(scope="module", params=FILES)
+def golden(request, golden_settings):
+    return Golden(request.param, golden_settings)
+
+
+def test_gradients_of_the_first_step_equal_the_release(golden):
     batch = golden.batch(0)
     differentiate = jax.jit(jax.grad(make_loss(golden.graph, golden.recipe), has_aux=True), static_argnums=3)
-    gradient = differentiate(golden.params, batch, golden.tokens(batch), (12, 12))[0]
+    gradient = differentiate(golden.params, batch, golden.teach(batch), (12, 12))[0]
     ours, theirs = to_torch(nnx.merge(golden.graph, gradient)), golden.part("step0/grad/")
     assert ours.keys() == theirs.keys()
     for key, expected in theirs.items():
@@ -65,13 +67,11 @@ def test_gradients_of_the_first_step_equal_the_release(name, golden_settings):
         assert error <= GRADIENT_TOLERANCE * np.abs(expected).max(), key
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_three_steps_equal_the_release(name, golden_settings):
-    golden = Golden(name, golden_settings)
+def test_three_steps_equal_the_release(golden):
     step, state = make_step(golden.graph, golden.recipe), TrainState.create(golden.params, golden.recipe)
     for i in range(3):
         batch = golden.batch(i)
-        state, metrics = step(state, batch, golden.tokens(batch), (12, 12))
+        state, metrics = step(state, batch, golden.teach(batch), (12, 12))
         for ours, theirs in (("loss", "loss"), ("bce", "bce"), ("learning_rate", "lr")):
             np.testing.assert_allclose(metrics[ours], golden.arrays[f"step{i}/{theirs}"], rtol=1e-6)
         if golden.settings["beta"]:
