@@ -1,10 +1,12 @@
 """`python -m ames_jax.benchmark`: every benchmark on tiny shapes, with and without PyTorch."""
 
 import dataclasses
+import importlib
 import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -49,12 +51,28 @@ def quick(monkeypatch):
     monkeypatch.setattr(benchmark.cache, "start", lambda: None)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def torch_python():
-    found = subprocess.run([sys.executable, "-c", "import torch, h5py"], capture_output=True, text=True)
-    if found.returncode:
-        pytest.skip("this Python has no torch")
+    """A Python for PyTorch's side: this one, in a process of its own."""
+    for package in ("torch", "h5py"):
+        pytest.importorskip(package)
     return sys.executable
+
+
+@pytest.fixture
+def torch_here(torch_python, monkeypatch):
+    """The same, but the jobs run in this process: starting Python and importing torch takes longer than they do."""
+    monkeypatch.syspath_prepend(Path(harness.__file__).parent)
+    main = importlib.import_module("torch_jobs").main
+
+    def run(command, **_):
+        if command[1] != "-c":
+            monkeypatch.setattr(sys, "argv", command[1:])
+            main()
+        return subprocess.CompletedProcess(command, 0, "torch\n", "")
+
+    monkeypatch.setattr(harness.subprocess, "run", run)
+    return torch_python
 
 
 def test_score_alone(capsys):
@@ -72,9 +90,9 @@ def test_score_alone(capsys):
     assert "left out" in text
 
 
-def test_score_of_elvis(torch_python):
+def test_score_of_elvis(torch_here):
     config = ELViSConfig(descriptor_width=24, model_width=16)
-    flags = ScoreFlags(**BESIDE_TORCH, matcher="elvis", torch_python=torch_python)
+    flags = ScoreFlags(**BESIDE_TORCH, matcher="elvis", torch_python=torch_here)
     for row in scoring_speed.measure(flags, config)["rows"]:
         assert row["difference"] <= 1e-6 * (12 + 7)
         # Every database descriptor is projected (24 × 16), compared with all of the query and, twice in each of ten
@@ -127,8 +145,8 @@ def test_train_alone(capsys):
     assert "seconds per step" in capsys.readouterr().out
 
 
-def test_train_beside_torch(torch_python):
-    flags = TrainFlags(**TRAIN, teacher="on", torch_python=torch_python)
+def test_train_beside_torch(torch_here):
+    flags = TrainFlags(**TRAIN, teacher="on", torch_python=torch_here)
     [row] = training_speed.measure(flags, STUDENT, TEACHER)["rows"]
     assert row["teacher"] == "yes"
     assert row["difference"] <= 1e-3
@@ -143,8 +161,8 @@ def test_evaluate_alone(tmp_path):
     assert row["seconds"] > 0
 
 
-def test_evaluate_beside_torch(torch_python, tmp_path, capsys):
-    flags = EvaluateFlags(**EVALUATE, torch_queries=2, torch_python=torch_python, folder=tmp_path)
+def test_evaluate_beside_torch(torch_here, tmp_path, capsys):
+    flags = EvaluateFlags(**EVALUATE, torch_queries=2, torch_python=torch_here, folder=tmp_path)
     [row] = evaluation_speed.measure(flags, SMALL)["rows"]
     assert row["difference"] <= 1e-5
     assert row["ratio"] == pytest.approx(row["torch_seconds"] / row["seconds"])
@@ -296,8 +314,8 @@ def test_extract_alone(capsys):
     assert "PyTorch images/s" not in capsys.readouterr().out
 
 
-def test_extract_beside_torch(torch_python):
+def test_extract_beside_torch(torch_here):
     network = ViTConfig(width=64, depth=2, heads=2, mlp=48)
-    _, vit = extraction_speed.measure(ExtractFlags(**EXTRACT, torch_python=torch_python), network)["rows"]
+    _, vit = extraction_speed.measure(ExtractFlags(**EXTRACT, torch_python=torch_here), network)["rows"]
     assert vit["difference"] <= 1e-4
     assert vit["ratio"] == pytest.approx(vit["images_per_second"] / vit["torch_images_per_second"])
