@@ -94,17 +94,8 @@ def make_plan(
             work -= shortlist * flops.tokenizer(config, fits) if "tokens" in stored else 0
             total = images * (fits * size + (COUNT_BYTES if "packed" in stored else 0))
             row |= {"image_bytes": fits * size, "image": format_bytes(fits * size)}
-            row |= {"total_bytes": total, "total": total_text(total)}
+            row |= {"total_bytes": total, "total": format_bytes(total)}
             row |= {"gflop": work / 1e9, "milliseconds": 1e3 * work / (rate * EXPECTED_SHARE)}
         rows.append(row)
     device = jax.local_devices()[0].device_kind
     return Plan(images, budget, shortlist, query_descriptors, model, device, rate, rows)
-
-
-def total_text(count: float) -> str:
-    """Bytes of a collection: 1638400000 → "1.53 GB" (powers of 1024)."""
-    for unit in ("B", "KB", "MB", "GB", "TB"):
-        if count < 1024 or unit == "TB":
-            break
-        count /= 1024
-    return f"{count:,.3g} {unit}" if count < 1000 else f"{count:,.0f} {unit}"

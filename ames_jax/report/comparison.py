@@ -137,7 +137,11 @@ def _measured(result: dict[str, Any]) -> list[Any]:
 
 
 def format_bytes(count: float) -> str:
-    """128 → "128 B", 1024 → "1 KB", 12800 → "12.5 KB" (1 KB = 1024 B)."""
-    if count < KILOBYTE:
+    """128 → "128 B", 12800 → "12.5 KB", 1638400000 → "1.53 GB" (1 KB = 1024 B)."""
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if count < KILOBYTE or unit == "TB":
+            break
+        count /= KILOBYTE
+    if unit == "B":
         return f"{count:.0f} B"
-    return f"{count / KILOBYTE:.3g} KB"
+    return f"{count:.3g} {unit}" if count < 1000 else f"{count:,.0f} {unit}"

@@ -34,12 +34,15 @@ def row(name: str, kind: str, queries: int, bytes_each: int, scores: dict[int, l
 
 
 def test_bytes_are_readable():
-    assert [format_bytes(n) for n in (128, 1023, 1024, 1600, 12800)] == [
-        "128 B",
+    assert [format_bytes(n) for n in (5, 1023, 1024, 12800, 1_034_240, 3 << 29, 10**11, 10**16)] == [
+        "5 B",
         "1023 B",
         "1 KB",
-        "1.56 KB",
         "12.5 KB",
+        "1,010 KB",
+        "1.5 GB",
+        "93.1 GB",
+        "9,095 TB",
     ]
 
 
