@@ -9,7 +9,6 @@ query's side). All forms and thresholds are scored in one pass over the similari
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Self
 
 import jax
 import numpy as np
@@ -35,7 +34,7 @@ class HandMadeMatcher(Matcher):
     gammas = KERNEL_GAMMAS
 
     @classmethod
-    def on_floats(cls, name: str, source: DescriptorReader) -> Self:
+    def on_floats(cls, name: str, source: DescriptorReader) -> HandMadeMatcher:
         """Whitened with the statistics of these images."""
         sample = sample_descriptors(source, WHITENING_SAMPLE, WHITENING_PER_IMAGE, seed=0)
         return cls(name, whitening=Whitening.fit(sample))
