@@ -15,7 +15,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import gc
 import json
 import platform
+import re
 import shutil
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,9 +33,12 @@ CHECKED += tuple(f"retrieval.{module}" for module in IN_RETRIEVAL)
 install_import_hook([f"ames_jax.{module}" for module in CHECKED], "type_checker.check")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Each program is compiled once for all workers, for the processes that tests start and for the next runs on this machine: JAX
-# keeps it under a key of the program, its flags and its version. `pytest --cache-clear` empties the folder.
-COMPILED = Path(__file__).parents[1] / ".pytest_cache" / "d" / f"compiled-{platform.node()}"
+# Each program is compiled once for all workers, for the processes that tests start and for the next runs on this kind of
+# processor: JAX keeps it under a key of the program, its flags and its version. `pytest --cache-clear` empties the folder.
+INFO = Path("/proc/cpuinfo")
+PROCESSOR = re.findall(r"^(?:flags|Features)\s*:.*", INFO.read_text() if INFO.exists() else "", re.MULTILINE)[:1]
+PROCESSOR_HASH = zlib.crc32(repr([platform.machine(), platform.processor(), *PROCESSOR]).encode())
+COMPILED = Path(__file__).parents[1] / ".pytest_cache" / "d" / f"compiled-{PROCESSOR_HASH:08x}"
 COMPILED_BYTES = 2 * 10**9
 for name, value in (("jax_compilation_cache_dir", str(COMPILED)), ("jax_persistent_cache_min_compile_time_secs", 0.0)):
     os.environ[name.upper()] = str(value)
