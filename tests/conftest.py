@@ -12,7 +12,6 @@ os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {COMPILE_FA
 os.environ["ONE_DEVICE_XLA_FLAGS"] = COMPILE_FAST
 os.environ["JAX_PLATFORMS"] = "cpu"
 
-import gc
 import json
 import platform
 import re
@@ -68,11 +67,6 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ranks = {name: rank for rank, name in enumerate(LONGEST)}
     items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
-
-
-def pytest_collection_finish() -> None:
-    """What the modules hold is for good: the garbage collector need not go through it again and again."""
-    gc.freeze()
 
 
 @pytest.fixture(scope="session")
