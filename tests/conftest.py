@@ -26,9 +26,8 @@ import pytest
 from jaxtyping import install_import_hook
 
 # Shapes and types in the signatures of arrays' functions are checked here, and cost nothing in use.
-CHECKED = ("descriptors", "model", "data.neighbour_search", "extraction.vlad", "index.first_stage", "index.reranking")
-IN_RETRIEVAL = ("judgements", "maxsim", "metrics", "ranking", "refinement", "scorer", "sets")
-CHECKED += tuple(f"retrieval.{module}" for module in IN_RETRIEVAL)
+CHECKED = ("descriptors", "model", "data.neighbour_search", "extraction.vlad")
+CHECKED += tuple(f"retrieval.{module}" for module in ("judgements", "metrics", "ranking", "refinement", "scorer"))
 install_import_hook([f"ames_jax.{module}" for module in CHECKED], "type_checker.check")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
