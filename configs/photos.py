@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     config.backbone = "xfeat"  # of the local descriptors, as extract's --backbone
     config.weights = ""  # file of its authors; "" downloads it once
     config.block = config_dict.placeholder(int)  # of a DINOv2 network, tokens after so many blocks; None: all
-    config.global_backbone = "dinov2_small"  # of the global descriptors; "" for the local backbone's own
+    config.global_backbone = "dinov2_small_pooled"  # of the global descriptors; "" for the local backbone's own
     config.global_weights = ""  # file of its authors; "" downloads it once
     config.global_block = config_dict.placeholder(int)  # as `block`, of the global backbone
 

@@ -66,13 +66,14 @@ def collections(
     *,
     photos: Path,
     model: str = "mutual",
+    bits: Count | None = None,
     teacher: str | None = None,
     validation: Path | None = None,
     validation_queries: Count = 80,
     distractors: Path | None = None,
     shortlist: Count = 100,
-    query_descriptors: Count = 200,
-    counts: Annotated[Counts, Parameter(consume_multiple=True)] = (128,),
+    query_descriptors: Count = 300,
+    counts: Annotated[Counts, Parameter(consume_multiple=True)] = (256,),
     json_file: JsonFile = None,
 ) -> None:
     """Measure every method on photographs of several collections, at settings that the other collections prefer.
@@ -85,6 +86,7 @@ def collections(
       photos: Folder of scenes COLLECTION__SCENE, each a folder of photos.
       model: Student, run or model directory, or sift, the shipped one; or mutual, hand-made matching with bits learned from
         these descriptors.
+      bits: Of mutual, bits per descriptor, a multiple of 8 (default: half of a descriptor's values, at most 128).
       teacher: Its teacher, to be measured too.
       validation: Choose settings on these scenes instead: another such folder, a rendered data set, or the word rendered
         (the transfer scenes).
@@ -109,7 +111,7 @@ def collections(
     queries = described.queries()
     groups = np.array([photo_collections.collection_of(scene) for scene in described.scenes[queries]])
     data = described.searched(queries)
-    chosen = chosen.fitted(data.database, {})
+    chosen = chosen.fitted(data.database, {}, bits)
     compared = run_report.matchers(released.load_model(teacher) if teacher else None, chosen.model, data.database)
     work = run_report.plan(compared, [query_descriptors], counts)
     expanded = described.searched(queries, expand=True)

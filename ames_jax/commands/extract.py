@@ -29,8 +29,8 @@ class BackboneFlags:
 
     Attributes:
       backbone: Of the local descriptors: sift (no download), xfeat, dinov2, cvnet, dinov2_small, dinov2_base, dinov2_large,
-        and the last three with _reg; or package.module:Class of your own.
-      global_: The backbone whose global descriptor is taken (default: its own; of xfeat, dinov2_small).
+        and the last three with _reg, _pooled or _reg_pooled; or package.module:Class of your own.
+      global_: The backbone whose global descriptor is taken (default: its own; of xfeat, dinov2_small_pooled).
       global_weights: File of its network, from its authors (default: downloaded).
       global_block: Of a DINOv2 network, its class token is taken after so many blocks (default: all).
       descriptors: The strongest kept of each image (default: sift 600, xfeat 500, others 700).

@@ -30,11 +30,11 @@ BACKBONES: dict[str, Callable[[], type[Backbone]]] = {
     **{
         name: functools.partial(lambda name: dinov2.variant(name), name)
         for size in ("small", "base", "large")
-        for name in (f"dinov2_{size}", f"dinov2_{size}_reg")
+        for name in (f"dinov2_{size}{registers}{pooled}" for registers in ("", "_reg") for pooled in ("", "_pooled"))
     },
 }
 # The global descriptor of a local backbone that has none, where no other is asked for.
-DEFAULT_GLOBAL = "dinov2_small"
+DEFAULT_GLOBAL = "dinov2_small_pooled"
 
 
 def open_backbone(
@@ -65,7 +65,7 @@ def open_backbone(
       batch: images per device at a time of a network (default: 1 on CPU, 8 elsewhere).
       block: of a DINOv2 network, tokens are taken after so many blocks (default: all).
       global_backbone: keywords of this function for the backbone whose global descriptor is taken instead (default: its
-        own; of xfeat, which has none, that of dinov2_small).
+        own; of xfeat, which has none, that of dinov2_small_pooled).
 
     Raises:
       UserError: an unknown name, an option that the backbone does not have, or a file that is missing or not right.

@@ -1,7 +1,8 @@
 """DINOv2 as a backbone: patch tokens as local and the class token as global descriptors, one scale.
 
 `dinov2` is the release's: ViT-B/14 with registers, 770 pixels, tokens through its detector. `dinov2_small`, `_base` and
-`_large`, each also with `_reg`, are the authors' networks as they are, at 364 pixels and without a detector.
+`_large`, each also with `_reg`, are the authors' networks as they are, at 364 pixels and without a detector; with `_pooled`
+at the end their global descriptor also holds the mean of the patch tokens, which photographs of one place share more of.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ames_jax.extraction.detector import Detector
+from ames_jax.extraction.detector import Detector, unit_length
 from ames_jax.extraction.images import resize
 from ames_jax.extraction.network import Arrays, NetworkBackbone, standardised
 from ames_jax.extraction.network_weights import read_weights
@@ -33,7 +34,9 @@ WEIGHTS_ADDRESS = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitb14"
 
 # Of the variants: values of a token, blocks.
 SIZES = {"small": (384, 12), "base": (768, 12), "large": (1024, 24)}
-VARIANTS = tuple(f"dinov2_{size}{registers}" for size in SIZES for registers in ("", "_reg"))
+# Of a pooled global descriptor, measured on photographs (docs/photographs.md): the weight of the mean beside the class token's
+# of 1, and the share of blocks after which its tokens are taken. Later ones say rather what a thing is than which one it is.
+POOLED_WEIGHT, POOLED_DEPTH = 0.5, 0.75
 
 
 class Dinov2Backbone(NetworkBackbone):
@@ -42,6 +45,7 @@ class Dinov2Backbone(NetworkBackbone):
     name, global_name = "dinov2", "DINOv2 class token"
     default_side = 770
     size: str | None = None  # of a variant
+    pooled = False  # whether the global descriptor also holds the mean of the patch tokens
     file, address = WEIGHTS, WEIGHTS_ADDRESS
 
     @classmethod
@@ -82,10 +86,10 @@ class Dinov2Backbone(NetworkBackbone):
             network.blocks = nnx.List(list(network.blocks)[: cls.block])
         return network
 
-    @staticmethod
-    def widths(network: ViT) -> tuple[int, int]:
-        """Of a patch token and of the class token."""
-        return network.config.width, network.config.width
+    @classmethod
+    def widths(cls, network: ViT) -> tuple[int, int]:
+        """Of a patch token and of the global descriptor."""
+        return network.config.width, network.config.width * (2 if cls.pooled else 1)
 
     def fit(self, image: np.ndarray) -> np.ndarray:
         """Each side a multiple of the patch's, at least one patch."""
@@ -104,13 +108,19 @@ class Dinov2Backbone(NetworkBackbone):
         missing = -count % BUCKET
         return {name: np.pad(x, [(0, missing), *[(0, 0)] * (x.ndim - 1)]) for name, x in arrays.items()}
 
-    @staticmethod
-    def features(network: ViT, batch: Arrays) -> tuple[jax.Array, jax.Array]:
-        """Patch tokens and class tokens."""
-        patches = batch["patches"]
+    @classmethod
+    def features(cls, network: ViT, batch: Arrays) -> tuple[jax.Array, jax.Array]:
+        """Patch tokens, and class tokens, pooled as [class token, mean of patch tokens], each of length 1 before its weight."""
+        patches, valid = batch["patches"], batch["valid"]
         pixels = standardised(patches.reshape(*patches.shape[:2], -1, 3)).reshape(patches.shape)
-        tokens = network(pixels, batch["positions"], batch["valid"])
-        return tokens.patches, tokens.class_token
+        if not cls.pooled:
+            tokens = network(pixels, batch["positions"], valid)
+            return tokens.patches, tokens.class_token
+        middle = min(len(network.blocks), max(1, round(POOLED_DEPTH * network.config.depth)))
+        tokens = network(pixels, batch["positions"], valid, middle)
+        mean = jnp.where(valid[..., None], tokens.middle, 0).sum(1)  # its direction is the mean's
+        both = [unit_length(tokens.class_token), POOLED_WEIGHT * unit_length(mean)]
+        return tokens.patches, jnp.concatenate(both, axis=-1)
 
     @staticmethod
     def squares(network: ViT, side: int) -> Callable[[jax.Array], Arrays]:
@@ -128,11 +138,12 @@ class Dinov2Backbone(NetworkBackbone):
 
 
 def variant(name: str) -> type[Dinov2Backbone]:
-    """The class of one of `VARIANTS`."""
-    size, _, registers = name.removeprefix("dinov2_").partition("_")
+    """The class of `dinov2_SIZE`, `dinov2_SIZE_reg`, or one of them with `_pooled`."""
+    size, *words = name.removeprefix("dinov2_").split("_")
+    registers, pooled = "reg" in words, "pooled" in words
     model = f"dinov2_vit{size[0]}14"
     file = f"{model}_reg4_pretrain.pth" if registers else f"{model}_pretrain.pth"
     address = f"https://dl.fbaipublicfiles.com/dinov2/{model}"
-    title = f"DINOv2 {size}{' with registers' if registers else ''}, class token"
-    facts = {"name": name, "global_name": title, "size": size, "file": file, "address": address}
+    title = f"DINOv2 {size}{' with registers' if registers else ''}, class token{' and mean patch' if pooled else ''}"
+    facts = {"name": name, "global_name": title, "size": size, "pooled": pooled, "file": file, "address": address}
     return type("Dinov2Variant", (Dinov2Backbone,), {**facts, "default_side": 364, "released_detector": False})

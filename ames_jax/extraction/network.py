@@ -141,7 +141,8 @@ class NetworkBackbone:
     def _forward(self, graph: nnx.GraphDef, parameters: Any, batch: Arrays) -> Arrays:
         network, detector = nnx.merge(graph, parameters)
         features, global_descriptor = self.features(network, batch)
-        weighed = by_global(features, global_descriptor) if detector is None else detector(features)
+        # A pooled global descriptor begins with the class token, of a local one's width.
+        weighed = detector(features) if detector else by_global(features, global_descriptor[:, : self.width])
         features, weights, rows = strongest(*weighed, batch["valid"], self.descriptors)
         xy = jnp.take_along_axis(batch["xy"], rows[..., None], 1)
         arrays = {"features": features, "weights": weights, "xy": xy}

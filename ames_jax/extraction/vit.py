@@ -61,11 +61,15 @@ class ViTConfig:
 
 
 class ViTOutput(NamedTuple):
-    """Final-norm tokens, float32: class_token [B, d], registers [B, R, d], patches [B, P, d] (padding rows are noise)."""
+    """Final-norm tokens, float32: class_token [B, d], registers [B, R, d], patches [B, P, d] (padding rows are noise).
+
+    middle [B, P, d]: patches earlier in the network, where they were asked for.
+    """
 
     class_token: jax.Array
     registers: jax.Array
     patches: jax.Array
+    middle: jax.Array | None = None
 
 
 class ViT(nnx.Module):
@@ -83,15 +87,18 @@ class ViT(nnx.Module):
         self.blocks = nnx.List(Block(config, rngs) for _ in range(config.depth))
         self.norm = nnx.LayerNorm(config.width, epsilon=EPSILON, rngs=rngs)
 
-    def __call__(self, pixels: jax.Array, positions: jax.Array, valid: jax.Array) -> ViTOutput:
+    def __call__(
+        self, pixels: jax.Array, positions: jax.Array, valid: jax.Array, middle: int | None = None
+    ) -> ViTOutput:
         """Tokens of B images.
 
         Args:
           pixels: float32 [B, P, 3 · patch²], normalised pixels of each patch, row by row, channels last.
           positions: float32 [B, P, d], position embedding of each patch.
           valid: bool [B, P], False for padding.
+          middle: `ViTOutput.middle` is taken after so many blocks.
         """
-        config = self.config
+        config, between = self.config, None
         patches = self.embed(pixels).astype(jnp.float32) + positions
         first = jnp.concatenate(
             [(self.class_token[...] + self.class_position[...])[None], self.registers[...]]
@@ -99,11 +106,13 @@ class ViT(nnx.Module):
         first = jnp.broadcast_to(first[None], (len(pixels), *first.shape))
         tokens = jnp.concatenate([first, patches], axis=1).astype(config.dtype)
         valid = jnp.pad(valid, ((0, 0), (1 + config.registers, 0)), constant_values=True)
-        for block in self.blocks:
-            tokens = block(tokens, valid)
-        tokens = self.norm(tokens.astype(jnp.float32))
         start = 1 + config.registers
-        return ViTOutput(tokens[:, 0], tokens[:, 1:start], tokens[:, start:])
+        for number, block in enumerate(self.blocks, 1):
+            tokens = block(tokens, valid)
+            if number == middle:
+                between = self.norm(tokens[:, start:].astype(jnp.float32))
+        tokens = self.norm(tokens.astype(jnp.float32))
+        return ViTOutput(tokens[:, 0], tokens[:, 1:start], tokens[:, start:], between)
 
 
 class Block(nnx.Module):

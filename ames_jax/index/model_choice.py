@@ -17,7 +17,7 @@ from ames_jax.retrieval.sets import sample_descriptors
 from ames_jax.runtime.errors import UserError
 
 # Hand-made matching in place of a model, and its settings, measured on photographs with XFeat (docs/search.md).
-MUTUAL, MUTUAL_LAM, MUTUAL_GAMMA, MUTUAL_BITS, MUTUAL_QUERY = "mutual", 0.8, 0.8, 64, 200
+MUTUAL, MUTUAL_LAM, MUTUAL_GAMMA, MUTUAL_QUERY = "mutual", 0.8, 0.8, 300
 # Models by backbone for which none is shipped.
 DEFAULTS = {"xfeat": MUTUAL}
 
@@ -68,21 +68,23 @@ class ChosenModel:
             return cls.load(name, backbone, lam, gamma)
         return cls(None, MUTUAL, {}, MUTUAL_LAM if lam is None else lam, MUTUAL_GAMMA if gamma is None else gamma)
 
-    def fitted(self, reader: DescriptorReader, about: Mapping[str, Any]) -> ChosenModel:
+    def fitted(self, reader: DescriptorReader, about: Mapping[str, Any], bits: int | None = None) -> ChosenModel:
         """The same, but its model is there: bits of hand-made matching are learned from the collection's descriptors.
 
-        reader: of the collection; about: about.json of its descriptors.
+        reader: of the collection; about: about.json of its descriptors; bits: per descriptor (default: half as many as it has
+        values, at most 128, in whole bytes).
         Raises UserError where they are too narrow for bits.
         """
         if self.model is not None:
             return self
         per_image = max(SAMPLE_PER_IMAGE, -(-SAMPLE // len(reader)))
         sample = sample_descriptors(reader, SAMPLE, per_image, seed=0)
-        bits = min(MUTUAL_BITS, sample.shape[1] // 8 * 8)
-        if not bits or not len(sample):
+        width = sample.shape[1]
+        bits = min(128, max(8, width // 16 * 8)) if bits is None else bits
+        if bits > width or not len(sample):
             raise UserError(
-                f"--model={MUTUAL} learns bits from descriptors of 8 values and more: found {len(sample)} descriptors of "
-                f"{sample.shape[1]}"
+                f"--model={MUTUAL} learns {bits} bits from descriptors of {bits} values and more: found {len(sample)} "
+                f"descriptors of {width}"
             )
         facts = {"backbone": about.get("backbone"), "global": about.get("global"), "lam": self.lam, "gamma": self.gamma}
         facts["query_descriptors"] = MUTUAL_QUERY

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import GOLDEN
+from flax import nnx
 from small_networks import made_up_weights, write_networks
 
 from ames_jax.extraction.backbones import open_backbone
+from ames_jax.extraction.network import standardised
+from ames_jax.extraction.network_weights import read_weights
+from ames_jax.extraction.vit import vit_of
 from ames_jax.extraction.xfeat import XFeatBackbone, key_points, xfeat_of
 from ames_jax.runtime.errors import UserError
 
@@ -83,6 +88,32 @@ def test_a_block_ends_the_network_and_the_global_token_weighs_its_patches(small_
     assert np.abs(whole.global_descriptor - first.global_descriptor).max() > 1e-3
     cosines = whole.local.features @ whole.global_descriptor
     np.testing.assert_allclose(whole.local.weight, (1 + cosines) / 2, atol=1e-5)
+
+
+@pytest.mark.parametrize("picture_shape", [(56, 56), (28, 70)])  # of the second half a bucket is padding, too
+def test_a_pooled_descriptor_is_the_class_token_beside_half_the_mean_patch(
+    small_networks: tuple[Path, Path], picture_shape: tuple[int, int]
+) -> None:
+    _, vit = small_networks
+    picture = np.random.default_rng(0).integers(0, 256, (*picture_shape, 3), np.uint8)
+    options = {"weights": vit, "max_side": max(picture_shape)}
+    pooled, plain = (open_backbone(name, **options) for name in ("dinov2_small_pooled", "dinov2_small"))
+    found, alone = pooled.extract([picture])[0], plain.extract([picture])[0]
+    network = vit_of(read_weights(vit))
+    network.blocks = nnx.List(list(network.blocks)[:2])  # after three quarters of three blocks
+    count = picture_shape[0] * picture_shape[1] // 14**2
+    array = {name: jnp.asarray(value)[None, :count] for name, value in plain.inputs(picture, 1.0).items()}
+    tokens = network(
+        standardised(array["patches"].reshape(1, -1, 3)).reshape(1, count, -1), array["positions"], array["valid"]
+    )
+    mean = np.asarray(tokens.patches[0]).mean(0)
+    expected = np.concatenate([alone.global_descriptor, 0.5 * mean / np.linalg.norm(mean)])
+    np.testing.assert_allclose(found.global_descriptor, expected / np.sqrt(1.25), atol=1e-5)
+    np.testing.assert_allclose(found.local.features, alone.local.features, atol=1e-6)
+    np.testing.assert_allclose(found.local.weight, alone.local.weight, atol=1e-6)
+    assert (pooled.global_width, pooled.global_name) == (96, "DINOv2 small, class token and mean patch")
+    ended = open_backbone("dinov2_small_pooled", **options, block=1)  # before three quarters
+    assert ended.extract([picture])[0].global_descriptor.shape == (96,)
 
 
 @pytest.mark.parametrize(
