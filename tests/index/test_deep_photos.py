@@ -45,9 +45,9 @@ def test_pictures_are_searched_without_a_model(made, networks, tmp_path, capsys)
     assert index_of(made / "asked", networks, f"--out={tmp_path / 'index'}") == 0
     index = SearchIndex.open(tmp_path / "index")
     about = json.loads((tmp_path / "index" / "about.json").read_text())
-    assert (about["backbone"], about["global"]) == ("xfeat", "DINOv2 small, class token")
+    assert (about["backbone"], about["global"]) == ("xfeat", "DINOv2 small, class token and mean patch")
     assert isinstance(index.model, Matching)
-    assert (index.facts["model"], index.facts["bits"], index.facts["descriptors"]) == ("mutual", 64, 10)
+    assert (index.facts["model"], index.facts["bits"], index.facts["descriptors"]) == ("mutual", 32, 20)
     assert facts_of(tmp_path / "index" / "model")["backbone"] == "xfeat"
     picture = made / "asked" / "scene1" / "5.jpg"
     query = [f"--index={tmp_path / 'index'}", f"--image={picture}"]
@@ -76,7 +76,7 @@ def test_a_student_is_calibrated_for_its_descriptors(made, networks, tmp_path):
     photos = [f"--photos={made / 'pictures'}", f"--distractors={made / 'asked' / 'scene3'}", "--shortlist=3"]
     assert search.main(["calibrate", f"--run={student}", f"--out={tmp_path / 'model'}", *given, *photos]) == 0
     facts = facts_of(tmp_path / "model")
-    assert (facts["backbone"], facts["global"]) == ("xfeat", "DINOv2 small, class token")
+    assert (facts["backbone"], facts["global"]) == ("xfeat", "DINOv2 small, class token and mean patch")
     assert index_of(made / "asked", networks, f"--out={tmp_path / 'index'}", f"--model={tmp_path / 'model'}") == 0
     index = SearchIndex.open(tmp_path / "index")
     assert (index.facts["lam"], index.facts["gamma"]) == (facts["lam"], facts["gamma"])
