@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ames_jax.data.lists import RELEASE, ImageList, read_list
+from ames_jax.data.lists import RELEASE, read_list
 from ames_jax.data.records import ImageRecord, RecordFormat
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.runtime.checksums import check
@@ -165,8 +165,8 @@ class ReleaseSource:
         self._describe()
         self._kept = min(descriptors or self.rows, self.rows)
         self.format = RecordFormat(self._kept, self.width, "bits" if self.packed else "float16")
-        self._list = read_list(images, RELEASE) if images else ImageList(list(map(str, range(len(self)))), None, None)
-        if len(self._list) != len(self):
+        self._list = read_list(images, RELEASE) if images else None
+        if self._list is not None and len(self._list) != len(self):
             raise UserError(
                 f"{images} lists {len(self._list)} images, {features} holds {len(self)}: give the list it was made from"
             )
@@ -195,6 +195,10 @@ class ReleaseSource:
             raise UserError(f"{self.path}: descriptors are {self.dtype}; expected floats, or bits packed in uint8")
         if 0 in shape:
             raise UserError(f"{self.path}: holds no descriptors: `features` has the shape {self._dataset.shape}")
+        if shape[0] >= 2**31:
+            raise UserError(
+                f"{self.path}: claims {shape[0]:,} images; a list holds row numbers in 32 bits: copy it again"
+            )
         if (shape[1] * (shape[2] + METADATA)) * self.dtype.itemsize > MOST_BYTES:
             raise UserError(
                 f"{self.path}: {shape[1]} descriptors of {shape[2]} values per image take more than 1 GiB each"
@@ -212,8 +216,8 @@ class ReleaseSource:
         columns = {} if self.layout == "plain" else {"xy": [X, Y], "scale": SCALE, "weight": WEIGHT}
         geometry = {name: metadata[..., column] for name, column in columns.items()}
         descriptors = DescriptorSet(features, metadata[..., MASK] == 0, **geometry)
-        label = -1 if self._list.labels is None else int(self._list.labels[row])
-        return ImageRecord(self._list.ids[row], label, descriptors)
+        name, labels = (str(row), None) if self._list is None else (self._list.ids[row], self._list.labels)
+        return ImageRecord(name, -1 if labels is None else int(labels[row]), descriptors)
 
     def read(self, rows: np.ndarray, count: int) -> DescriptorSet:
         """As `DescriptorReader`; rows that lie close together are read in one go."""
@@ -281,11 +285,11 @@ class ReleaseSource:
 
     def ids(self) -> list[str]:
         """The id of every image."""
-        return self._list.ids
+        return list(map(str, range(len(self)))) if self._list is None else self._list.ids
 
     def labels(self) -> np.ndarray:
         """int64 [N], the label of every image; raises UserError where the list has none."""
-        if self._list.labels is None:
+        if self._list is None or self._list.labels is None:
             raise UserError(f"{self.arguments['images'] or self.path}: no labels; give the list of the training images")
         return self._list.labels
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ BLOCK = 4096
 TRAINING_PER_LIST, LEAST_PER_LIST = 128, 39
 # Lists or nodes that a search visits: with FAISS's own defaults (1 list of thousands) most right images are lost.
 PROBED, HNSW_EFFORT, HNSW_LINKS = 32, 128, 32
+# Numbers in a factory string for which FAISS ends the process, or waits without end, instead of refusing them.
+FATAL = re.compile(r"(?<!\d)0+(?!\d)|HNSW1(?!\d)")
 # Rounding to float16 moves the length of a vector by less than 0.001.
 LENGTH_TOLERANCE = 1e-2
 # Vectors asked for beyond k and the share of removed ones.
@@ -55,6 +58,8 @@ def factory_string(kind: str, images: int) -> str:
 
 def untrained(kind: str, images: int, width: int) -> Any:
     """A FAISS index for `images` global descriptors of `width` values; raises UserError for a kind that FAISS does not know."""
+    if fatal := FATAL.search(factory_string(kind, images)):
+        raise UserError(f"--global-index={kind}: FAISS cannot make an index of {fatal[0]!r}; give larger numbers")
     with _refusing(kind, images, width):
         return faiss.index_factory(width, factory_string(kind, images), faiss.METRIC_INNER_PRODUCT)
 
@@ -73,6 +78,8 @@ def make_empty(kind: str, descriptors: GlobalVectors) -> Any:
         label = f"training the global index {factory_string(kind, images)}"
         with Progress(label), _refusing(kind, images, width):
             index.train(np.asarray(descriptors[rows], np.float32))
+    with _refusing(kind, images, width):  # some kinds take vectors under ids of their own alone
+        faiss.deserialize_index(faiss.serialize_index(index)).add(np.asarray(descriptors[:1], np.float32))
     if ivf is not None:
         ivf.nprobe = min(PROBED, ivf.nlist)
     elif isinstance(index, faiss.IndexHNSW):

@@ -65,8 +65,11 @@ def write_file(path: Path, content: bytes | str) -> None:
     if is_remote(path):
         path.write_bytes(data)
         return
-    with whole_file(path) as partial:
-        partial.write_bytes(data)
+    try:
+        with whole_file(path) as partial:
+            partial.write_bytes(data)
+    except FileNotFoundError as error:  # a place such as /proc, in which nothing is written
+        raise UserError(f"{path} cannot be written: {error.strerror}; name another place") from error
 
 
 @contextmanager

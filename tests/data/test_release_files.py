@@ -216,6 +216,14 @@ def test_a_mask_of_nan_is_told(release):
         ReleaseSource(release.hdf5(data=values))[3]
 
 
+def test_more_images_than_rows_can_number_are_told(release):
+    path = release.folder / "huge.hdf5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("features", (2**31, 2, 9), np.float32, chunks=(1, 2, 9))
+    with pytest.raises(UserError, match="claims 2,147,483,648 images"):
+        ReleaseSource(path)
+
+
 def outside(release):
     (release.folder / "secret").write_bytes(bytes(range(256)) * 8)
     return release.folder / "secret"

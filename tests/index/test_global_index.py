@@ -37,6 +37,11 @@ def test_global_indexes_that_cannot_be(tmp_path):
     assert factory_string("ivf", 8) == "IVF1,Flat"
     with pytest.raises(UserError, match="--global-index=Nonsense: FAISS cannot make"):
         make_empty("Nonsense", vectors)
+    with pytest.raises(UserError, match="--global-index=IDMap,Flat: FAISS cannot make"):
+        make_empty("IDMap,Flat", vectors)
+    for kind in ("HNSW0,Flat", "HNSW1", "IVF2_HNSW0,Flat", "OPQ0,PQ3", "PQ1x0"):
+        with pytest.raises(UserError, match=f"--global-index={kind}: FAISS cannot make an index of"):
+            make_empty(kind, vectors)
     write_empty(make_empty("flat", vectors), tmp_path / "empty")
     with pytest.raises(UserError, match="--faiss=nprobe=3: this index has no such"):
         GlobalIndex([tmp_path / "empty"], "nprobe=3")

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,3 +115,12 @@ def test_what_is_no_file_is_told_and_not_waited_for(tmp_path, read, make):
         check(tmp_path / "b")
     with pytest.raises(UserError, match="a is a folder or a device; name a file to write"):
         write_json(tmp_path / "a", 1)
+
+
+def test_a_place_in_which_nothing_is_written_is_told(tmp_path, monkeypatch):
+    def gone(path, data):
+        raise FileNotFoundError(2, "No such file or directory", str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", gone)
+    with pytest.raises(UserError, match=r"a\.json cannot be written: No such file or directory"):
+        write_json(tmp_path / "a.json", 1)
