@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -293,4 +294,5 @@ def _forecast(path: Path, images: ImageFiles, backbone: Backbone, budget: int) -
 
 
 def _workspace(path: Path) -> Path:
+    path = Path(os.path.abspath(path))  # `.` has no name
     return path.with_name(f".{path.name}.extraction")

@@ -40,7 +40,7 @@ def application(command: str, description: str, subcommands: Mapping[str, str] |
         help=description,
         help_format="plaintext",
         version_flags=[],
-        default_parameter=cyclopts.Parameter(negative=()),
+        default_parameter=cyclopts.Parameter(negative=(), validator=_refuse_elsewhere),
         exit_on_error=False,
         print_error=False,
         help_on_error=False,
@@ -61,10 +61,19 @@ def call(app: cyclopts.App, argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] in ([], ["--help"], ["-h"]):
         list(map(app.__getitem__, app))  # imports the subcommands: help shows the first line of each
+    for empty in (argument for argument in arguments if re.fullmatch(r"--[\w-]+=", argument)):
+        raise UserError(f"{empty} is empty: give a value, or leave the flag out")
     try:
         return app(arguments) or 0
     except cyclopts.CycloptsError as error:
         raise UserError(f"{' '.join(str(error).split())} See {app.name[0]} --help") from error
+
+
+def _refuse_elsewhere(_: Any, value: Any) -> None:
+    """Raises ValueError for a path in a bucket or on a server, where a path on disk is meant: `gs:` would be a folder."""
+    for path in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(path, Path) and re.match(r"[A-Za-z][\w+.-]+:/", str(path)):
+            raise ValueError(f"expected a path on disk, found {path}")
 
 
 def comma_separated(kind: type, tokens: Sequence[cyclopts.Token]) -> list:

@@ -156,6 +156,13 @@ def test_a_sync_says_what_it_did(stub, tmp_path):
     assert SearchIndex.open(root / "index").picture(0).is_file()
 
 
+def test_an_index_is_brought_up_to_date_from_inside_of_it(stub, tmp_path, monkeypatch):
+    root = stub(tmp_path)
+    monkeypatch.chdir(root / "index")
+    assert sync_photos(".", list_images(root / "photos")).broken == {}
+    assert [path.name for path in root.glob(".*.extraction")] == []
+
+
 def test_uploads_stay(stub, tmp_path):
     """Pictures that lie in the index itself are not those of a folder."""
     root = stub(tmp_path)

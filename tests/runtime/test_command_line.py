@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from ames_jax import search
 from ames_jax.runtime.command_line import find_config, parse, refuse_missing
 from ames_jax.runtime.errors import UserError
 
@@ -97,3 +98,15 @@ def test_help_explains_every_key_of_every_config(name, capsys):
     keys = capsys.readouterr().out.partition("--config.KEY=VALUE):\n")[2].splitlines()
     assert keys
     assert not [line for line in keys if "  # " not in line]
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--index=gs://bucket/x", r"--index.*expected a path on disk, found gs:/bucket/x"),
+        ("--index=", r"--index= is empty: give a value"),
+    ],
+)
+def test_a_path_elsewhere_or_an_empty_one_is_told(argument, message):
+    with pytest.raises(UserError, match=message):
+        search.main(["compact", argument])

@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures.process import BrokenProcessPool
@@ -52,6 +53,14 @@ def test_one_line_and_a_code(capsys, error, code, text):
     told = capsys.readouterr().err
     assert told.startswith(text)
     assert told.count("\n") == 1
+
+
+def test_a_platform_without_devices_is_one_line(capsys):
+    """JAX 0.10 asserts in its file xla_bridge.py, without a word."""
+    with pytest.raises(SystemExit) as caught:
+        run_main(lambda: exec(compile("raise AssertionError", "jax/_src/xla_bridge.py", "exec")))
+    assert caught.value.code == 2
+    assert re.fullmatch(r"error: JAX_PLATFORMS=.*: JAX finds no such device here: set .*\n", capsys.readouterr().err)
 
 
 def test_a_bug_keeps_its_traceback():
