@@ -63,6 +63,8 @@ def index(
     check_paths(images=photos.images, descriptors=descriptors, out=out if add else None)
     if (photos.images is None) == (descriptors is None):
         raise UserError("give either --images=DIR, a folder of pictures, or --descriptors=DIR, which extract wrote")
+    if photos.images and split != "images":
+        raise UserError(f"--split={split} belongs to --descriptors: leave it out with --images")
     if descriptors and photos != PhotoFlags():
         raise UserError("--backbone and its options belong to --images: the descriptors of --descriptors are extracted")
     if add:

@@ -68,6 +68,7 @@ def run_main(main: Callable[[], int | None]) -> None:
     0 done; 2 user error, one line on stderr; 130 stopped by Ctrl-C; 1 bug (traceback). A full disk, a path that may not be
     written, memory that is used up and devices that are not there count as the user's.
     """
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without our signs shows ? for them
@@ -87,6 +88,17 @@ def run_main(main: Callable[[], int | None]) -> None:
         print(f"error: {printable(told)}", file=sys.stderr)
         code = 2
     sys.exit(code)
+
+
+def _open_closed_streams() -> None:
+    """Gives what the shell closed (`>&-`) to the null device.
+
+    Else the next file that is opened takes its number, and what a library prints would be written into that file.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # Takes the lowest number that is free: that of the closed one.
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
 
 
 def printable(text: str) -> str:

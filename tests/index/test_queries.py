@@ -215,6 +215,11 @@ def test_flags_that_would_spoil_an_index(made, tmp_path, flags, message):
     assert not (tmp_path / "new").exists()
 
 
+def test_a_split_belongs_to_descriptors(made, tmp_path):
+    with pytest.raises(UserError, match="--split=x belongs to --descriptors"):
+        search.main(["index", f"--images={made / 'pictures'}", "--split=x", f"--out={tmp_path / 'new'}"])
+
+
 def test_folders_of_results_are_made(made, tmp_path):
     query = [f"--index={made / 'index'}", f"--image={made / 'asked' / 'scene1' / '5.jpg'}", "--query-descriptors=30"]
     places = [tmp_path / "a" / "b" / "found.html", tmp_path / "c" / "found.json", tmp_path / "d" / "why.png"]

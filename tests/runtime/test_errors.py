@@ -77,6 +77,18 @@ def test_a_terminal_without_our_signs_shows_others(monkeypatch):
     assert stream.buffer.getvalue() == b"a ? b ? c\n"
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_error(tmp_path, closed):
+    code = "import os; from ames_jax.runtime.errors import run_main; "
+    code += f"run_main(lambda: print('x') or open({str(tmp_path / 'f')!r}, 'w').fileno() < 3)"
+    assert (
+        subprocess.run(
+            ["sh", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, code], capture_output=True
+        ).returncode
+        == 0
+    )
+
+
 def test_a_reader_that_has_seen_enough_is_no_error():
     code = "from ames_jax.runtime.errors import run_main; run_main(lambda: print('x\\n' * 10**6))"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
