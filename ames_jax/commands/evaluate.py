@@ -39,6 +39,8 @@ def curves(*runs: str, out: Path, title: str = "the same data") -> None:
       out: PNG file to write.
       title: The data that they were trained on, as the picture says it.
     """
+    if out.suffix.lower() != ".png":
+        raise UserError(f"--out={out}: expected a name that ends in .png")
     drawn = []
     for text in runs:
         name, _, folder = text.partition("=")

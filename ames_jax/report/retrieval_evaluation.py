@@ -58,7 +58,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     _check_combination(config, grid)
     matcher = None if config.logits else _matcher(config)
     test = _open(config, config.dataset, matcher, workdir)
-    keeper = ScoreKeeper(workdir / "scores", int(config.memory_gb * 2**30))
+    keeper = _keeper(config, workdir)
     counts = counts_of(config)
     results: dict[str, Any] = {"dataset": test.name, "first_stage": _first_stage(test)}
     validation = None
@@ -120,7 +120,7 @@ def compare_matchers(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     validation, test = (_open(config, name, None, workdir) for name in (config.tune_on, config.dataset))
     for name in trained_models(config.model):
         _refuse_other_descriptors(config, name)
-    keeper = ScoreKeeper(workdir / "scores", int(config.memory_gb * 2**30))
+    keeper = _keeper(config, workdir)
     counts, k = counts_of(config), max(_numbers(config, "rerank", int), default=0)
     if k < 1:
         raise UserError("--config.rerank is empty: say how many images to re-rank, e.g. 100")
@@ -160,8 +160,17 @@ def grid_of(config: ConfigDict) -> Grid:
 
 
 def counts_of(config: ConfigDict) -> Counts:
-    """The numbers of descriptors of a configuration."""
+    """The numbers of descriptors of a configuration; raises UserError for one below 1."""
+    for key in ("query_descriptors", "database_descriptors"):
+        if config[key] < 1:
+            raise UserError(f"--config.{key}={config[key]}: expected at least 1")
     return Counts(config.query_descriptors, config.database_descriptors)
+
+
+def _keeper(config: ConfigDict, workdir: Path) -> ScoreKeeper:
+    if not 0 < config.memory_gb < 2**20:  # NaN is neither
+        raise UserError(f"--config.memory_gb={config.memory_gb:g}: expected a number above 0, in 2³⁰ bytes")
+    return ScoreKeeper(workdir / "scores", int(config.memory_gb * 2**30))
 
 
 def _numbers(config: ConfigDict, key: str, kind: Callable) -> tuple:

@@ -33,8 +33,8 @@ def ensemble(
     """
     if not 0 <= lam <= 1:
         raise UserError(f"lam={lam:g}: the weight of the global similarity must lie in 0..1")
-    if not gamma >= 0:
-        raise UserError(f"gamma={gamma:g}: the scale of the scores must not be negative")
+    if not 0 <= gamma < np.inf:
+        raise UserError(f"gamma={gamma:g}: the scale of the scores must be a finite number from 0 on")
     with np.errstate(over="ignore"):  # exp overflows to infinity where the sigmoid is 0
         local = 1 / (1 + np.exp(-gamma * scores.astype(np.float64)))
     return lam * similarity.astype(np.float64) + (1 - lam) * local

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import inspect
+import os
 import re
 import sys
 from collections.abc import Container, Mapping, Sequence
@@ -61,6 +62,8 @@ def call(app: cyclopts.App, argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] in ([], ["--help"], ["-h"]):
         list(map(app.__getitem__, app))  # imports the subcommands: help shows the first line of each
+    if not os.environ.get("COLUMNS", "").strip("0"):  # at a width of 0 the help would never end
+        os.environ.pop("COLUMNS", None)
     for empty in (argument for argument in arguments if re.fullmatch(r"--[\w-]+=", argument)):
         raise UserError(f"{empty} is empty: give a value, or leave the flag out")
     try:
@@ -188,12 +191,19 @@ def parse(description: str | None, default_config: str, argv: Sequence[str] | No
         rest = values(arguments)[1:]
     except (flags.Error, ValueError, TypeError) as error:
         raise UserError(" ".join(str(error).split())) from error
+    for key, value in flatten(values.config).items():
+        if isinstance(value, tuple) and any(isinstance(item, str) for item in value) and not _holds_text(keys[key]):
+            raise UserError(f"--config.{key}={value}: expected numbers with commas between them, such as {keys[key]}")
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}: flags look like --config.key=value")
     run = f"{path.stem}-{variant}" if variant else path.stem
     prefix = "--config."
     given = frozenset(a.removeprefix(prefix).split("=", 1)[0] for a in arguments if a.startswith(prefix))
     return Command(values.config, path_of(values.workdir or Path("runs") / run), given)
+
+
+def _holds_text(value: Any) -> bool:
+    return isinstance(value, str) or any(isinstance(item, str) for item in value or ())
 
 
 def refuse_missing(config: ConfigDict, keys: Sequence[str]) -> None:
@@ -233,11 +243,18 @@ def load_config(name: str | Path, variant: str | None = None) -> ConfigDict:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise UserError(f"--config={path}: line {error.lineno}: {error.msg}") from error
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"--config={path}: cannot be run ({type(error).__name__}: {error})") from error
     if not hasattr(module, "get_config"):
         raise UserError(f"--config={path}: defines no get_config()")
     if variant and not inspect.signature(module.get_config).parameters:
         raise UserError(f"--config={path}:{variant}: this config has no variants")
-    return module.get_config(variant) if variant else module.get_config()
+    config = module.get_config(variant) if variant else module.get_config()
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config={path}: get_config() returns {type(config).__name__}, expected a ConfigDict")
+    return config
 
 
 def refuse_variant(variant: str, known: Sequence[str]) -> UserError:

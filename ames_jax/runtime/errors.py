@@ -13,17 +13,8 @@ from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 
 # Of the system's errors, those that the user can mend wherever they arise.
-SYSTEM = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
-SYSTEM |= {
-    errno.ENAMETOOLONG,
-    errno.ELOOP,
-    errno.EIO,
-    errno.EFBIG,
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.EBUSY,
-    errno.ENXIO,
-}
+_NAMES = "EACCES EPERM EROFS ENOSPC EDQUOT ENOTDIR EISDIR EEXIST ENOENT ENAMETOOLONG ELOOP EIO EFBIG EMFILE ENFILE EBUSY ENXIO"
+SYSTEM = {getattr(errno, name, None) for name in _NAMES.split()} - {None}
 
 # What libraries say where memory is used up, or limited by `ulimit -v`.
 USED_UP = "RESOURCE_EXHAUSTED|failed to map segment|[Cc]annot allocate memory|can't start new thread"

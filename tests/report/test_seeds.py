@@ -46,3 +46,5 @@ def test_curves_of_named_runs(tmp_path):
     assert (tmp_path / "curves.png").stat().st_size > 5000
     with pytest.raises(UserError, match="expected NAME=DIR"):
         main(["curves", str(tmp_path), f"--out={tmp_path / 'curves.png'}"])
+    with pytest.raises(UserError, match=r"--out=curves.xyz: expected a name that ends in .png"):
+        main(["curves", f"one={tmp_path}", "--out=curves.xyz"])

@@ -34,6 +34,7 @@ def test_variants():
         (["--config.optimizer.step=7"], "no key 'optimizer.step'; did you mean --config.optimizer.steps"),
         (["--config.learning_rate=7"], r"did you mean --config.optimizer.learning_rate"),
         (["--config.optimizer.steps=many"], "optimizer.steps"),
+        (["--config.data.buckets="], r"--config.data.buckets=.*: expected numbers with commas between them"),
         (["--wrokdir=x"], "unknown flag --wrokdir; did you mean --workdir"),
         (["--config=nowhere.py"], "nowhere.py: no such file"),
         (["stray"], "unexpected argument 'stray'"),
@@ -83,7 +84,14 @@ def test_a_drive_is_no_variant(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("", "no get_config"), ("def get_config(): pass", "no variants"), ("def (", "line 1: ")]
+    ("text", "message"),
+    [
+        ("", "no get_config"),
+        ("def get_config(): pass", "no variants"),
+        ("def (", "line 1: "),
+        ("raise ValueError(3)", r"cannot be run \(ValueError: 3\)"),
+        ("def get_config(_=0): return 3", "returns int, expected"),
+    ],
 )
 def test_a_config_file_that_is_none_is_one_line(text, message, tmp_path):
     (tmp_path / "mine.py").write_text(text)
@@ -110,3 +118,9 @@ def test_help_explains_every_key_of_every_config(name, capsys):
 def test_a_path_elsewhere_or_an_empty_one_is_told(argument, message):
     with pytest.raises(UserError, match=message):
         search.main(["compact", argument])
+
+
+def test_a_terminal_of_no_width_gets_its_help(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "0")
+    assert search.main(["verify", "--help"]) == 0
+    assert "--index" in capsys.readouterr().out
