@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -19,11 +20,12 @@ from ames_jax.runtime.progress import Progress, write
 
 with epy.lazy_imports():  # imports PyTorch where that is installed, which takes seconds
     import tensorboardX
+    from tensorboardX.proto import event_pb2, summary_pb2
 
 T = TypeVar("T")
 HISTORY_FILE = "metrics.jsonl"
-# A file in a bucket cannot grow: the history is written there anew at most this often.
-BUCKET_SECONDS = 60
+# What is logged reaches the disk before each checkpoint, and at least this often; in a bucket files are then written anew.
+FLUSH_SECONDS = 60
 
 
 class TrainingLog:
@@ -65,6 +67,11 @@ class TrainingLog:
             if batch is None:
                 return
             yield batch
+
+    def flush(self) -> None:
+        """Brings what was logged to the disk: before a checkpoint, so that a run which goes on from it misses nothing."""
+        if self._history is not None:
+            self._history.flush()
 
     def step(self) -> None:
         """Counts one more step as done."""
@@ -117,11 +124,17 @@ class History:
         # Without a checkpoint a run begins anew, and validates before its first step again.
         self._lines = [line for line in read_history(directory) if first is not None and line["step"] <= first]
         self._replace()
+        self._flushed = time.monotonic()
         self._file = None if is_remote(directory) else self._path.open("a")
-        # Event files only grow; the purge step tells TensorBoard to forget what a killed run logged past its checkpoint.
-        self._writer = tensorboardX.SummaryWriter(
-            str(directory / "tensorboard"), purge_step=0 if first is None else first + 1
+        # TensorBoardX's usual writer keeps events in a queue, which a kill loses; this one is on disk after each flush.
+        (directory / "tensorboard").mkdir(parents=True, exist_ok=True)
+        # Its file's name holds the second; two runs in one second are told apart by their processes.
+        self._events = tensorboardX.event_file_writer.EventsWriter(
+            str(directory / "tensorboard" / "events"), filename_suffix=f".{os.getpid()}"
         )
+        # Event files only grow; this tells TensorBoard to forget what a killed run logged past its checkpoint.
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._add_event(0 if first is None else first + 1, session_log=start)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Logs values after `step` steps."""
@@ -131,22 +144,30 @@ class History:
             self._file.flush()
         else:
             self._lines.append(line)
-            if time.monotonic() - self._written > BUCKET_SECONDS:
-                self._replace()
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        shown = [summary_pb2.Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._add_event(step, summary=summary_pb2.Summary(value=shown))
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Brings both files to the disk, or to the bucket."""
+        if self._file is None:
+            self._replace()
+        self._events.flush()
+        self._flushed = time.monotonic()
 
     def close(self) -> None:
-        """Flushes both files."""
+        """Flushes and closes both files."""
+        self.flush()
         if self._file is not None:
             self._file.close()
-        else:
-            self._replace()
-        self._writer.close()
+        self._events.close()
 
     def _replace(self) -> None:
         write_file(self._path, "".join(json.dumps(line) + "\n" for line in self._lines))
-        self._written = time.monotonic()
+
+    def _add_event(self, step: int, **content: Any) -> None:
+        self._events.write_event(event_pb2.Event(wall_time=time.time(), step=step, **content))
 
 
 def read_history(directory: Path) -> list[dict[str, float]]:

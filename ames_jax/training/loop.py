@@ -115,16 +115,14 @@ class _Run:
 
     def to_the_end(self) -> Any:
         """All steps that are left."""
-        try:
-            with self.log:
+        with contextlib.closing(self.checkpoints), self.log:
+            try:
                 if self.first % self.settings.validate_every == 0 or self.first == self.task.steps:
                     self._validate(self.first)
                 self._train()
                 self._save(self.task.steps, wait=True)
-        except Interrupted as interrupted:
-            raise self._stopped(int(jax.device_get(self.state.step))) from interrupted
-        finally:
-            self.checkpoints.close()
+            except Interrupted as interrupted:
+                raise self._stopped(int(jax.device_get(self.state.step))) from interrupted
         return self.state
 
     def _train(self) -> None:
@@ -205,6 +203,7 @@ class _Run:
         return StoppedEarly(f"{self.settings.label} saved at step {done}; run the same command again to go on")
 
     def _save(self, done: int, wait: bool = False) -> None:
+        self.log.flush()
         position = {"step": done, "best": float(self.best), "validated": self.validated, **self.task.facts}
         self.checkpoints.save(done, self.state, position, wait)
         self.saved_at = time.monotonic()

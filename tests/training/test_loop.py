@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import synthetic
+from event_files import shown_steps
 from flax import nnx
 
 from ames_jax.convert import main as convert
@@ -102,6 +103,20 @@ def test_a_run_leaves_models_and_logs(pipeline, settings):
     }
     assert list((settings.directory / "tensorboard").glob("events*"))
     assert any(np.any(a != b) for a, b in zip(*(jax.tree.leaves(nnx.state(m, nnx.Param)) for m in (best, model()))))
+
+
+def test_what_is_logged_is_on_disk_before_a_checkpoint_is(pipeline, settings, monkeypatch):
+    """Else a run that is killed and goes on from the checkpoint would miss it."""
+    found, save = [], RunCheckpoints.save
+
+    def saved(checkpoints, step, *arguments):
+        lines = [line["step"] for line in read_history(settings.directory) if "loss" in line]
+        found.append((step, lines, shown_steps(settings.directory, "loss")))
+        save(checkpoints, step, *arguments)
+
+    monkeypatch.setattr(RunCheckpoints, "save", saved)
+    fit(model(), RECIPE, pipeline, settings, improving, None)
+    assert found == [(step, [*range(1, step + 1)], [*range(1, step + 1)]) for step in (2, 4, 6, 8)]
 
 
 def test_a_disk_too_small_for_the_checkpoints_is_told_before_the_work(pipeline, settings, monkeypatch):
