@@ -193,7 +193,7 @@ class GlobalIndex:
         Raises:
           UserError: a file cannot be read, or the index has no such parameters.
         """
-        self._parts, self._kept = [_open(path, parameters) for path in paths], kept
+        self._parts, self._kept, self._paths = [_open(path, parameters) for path in paths], kept, paths
         self.faiss_index = self._parts[0]
         if len(paths) > 1:
             self.faiss_index = faiss.IndexShards(self._parts[0].d, False, True)  # does not own its parts
@@ -220,10 +220,11 @@ class GlobalIndex:
         for part in self._parts:
             inside = np.flatnonzero((stored >= start) & (stored < start + part.ntotal))
             if len(inside):
-                lists = faiss.try_extract_index_ivf(part)
-                if lists is not None:
-                    lists.make_direct_map()  # where in its lists a vector is
-                vectors[inside] = part.reconstruct_batch(stored[inside] - start)
+                with self._failures_told():
+                    lists = faiss.try_extract_index_ivf(part)
+                    if lists is not None:
+                        lists.make_direct_map()  # where in its lists a vector is
+                    vectors[inside] = part.reconstruct_batch(stored[inside] - start)
             start += part.ntotal
         return vectors
 
@@ -238,7 +239,7 @@ class GlobalIndex:
         if k == 0:
             return np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
         if self._kept is None:
-            similarities, rows = self.faiss_index.search(queries, k)
+            similarities, rows = self._asked(queries, k)
             return np.where(rows < 0, -np.inf, similarities).astype(np.float32), rows
         return self._search_kept(queries, k)
 
@@ -247,7 +248,7 @@ class GlobalIndex:
         total = self.faiss_index.ntotal
         asked = min(total, k * total // len(self) + SPARE)
         while True:
-            similarities, stored = self.faiss_index.search(queries, asked)
+            similarities, stored = self._asked(queries, asked)
             rows = np.searchsorted(self._kept, stored)
             there = self._kept[np.minimum(rows, len(self) - 1)] == stored
             if asked == total or ((there.sum(axis=1) >= k) | (stored[:, -1] < 0)).all():
@@ -257,12 +258,31 @@ class GlobalIndex:
         rows, similarities = np.where(there, rows, -1), np.where(there, similarities, -np.inf).astype(np.float32)
         return np.take_along_axis(similarities, order, axis=1), np.take_along_axis(rows, order, axis=1)
 
+    def _asked(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        with self._failures_told():
+            return self.faiss_index.search(queries, k)
+
+    @contextmanager
+    def _failures_told(self) -> Iterator[None]:
+        try:
+            yield
+        except (
+            RuntimeError,
+            MemoryError,
+        ) as error:  # of parameters, or of damage in a file too large to be compared on opening
+            raise UserError(
+                f"{', '.join(map(str, self._paths))}: FAISS fails ({' '.join(str(error).split())[-200:]}); "
+                "python -m ames_jax.search verify tells whether a file is damaged"
+            ) from error
+
 
 def _open(path: Path, parameters: str | None) -> Any:
     try:
         index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         raise UserError(f"{path} cannot be read as a FAISS index; build the search index again") from error
+    if index.metric_type != faiss.METRIC_INNER_PRODUCT:  # damage that would turn the order of all hits around
+        raise UserError(f"{path} does not compare by inner product; build the search index again")
     if parameters:
         try:
             faiss.ParameterSpace().set_index_parameters(index, parameters)

@@ -21,6 +21,8 @@ FORMAT, VERSION, READ = "ames_jax search index", 2, (1, 2)
 FACTS, MODEL, EMPTY, GLOBAL, STAMPS = "index.json", "model", "empty.faiss", "global.faiss", "pictures.npy"
 # Files up to this size are read whole on opening, to be sure of them; larger ones are what `verify` is for.
 READ_ON_OPENING = 32 * 2**20
+# Of larger ones this much at their beginning: there FAISS keeps the sizes by which it takes memory.
+HEAD = 2**20
 AGAIN = "build the index again, or copy it again in full"
 
 Check = tuple[str, Callable[[Any], bool]]
@@ -131,19 +133,26 @@ def publish(path: Path, facts: Mapping[str, Any]) -> None:
 
 
 def recorded(folder: Path, names: Iterable[str]) -> dict[str, dict[str, int]]:
-    """Size and checksum of files in a folder, as index.json keeps them."""
-    return {name: {"bytes": (folder / name).stat().st_size, "crc32": checksum(folder / name)} for name in names}
+    """Size and checksum of files in a folder, as index.json keeps them; of large ones, `head`, that of their beginning."""
+    found = {}
+    for file in map(folder.joinpath, names):
+        size = file.stat().st_size
+        head = {"head": _crc32_of_head(file)} if size > READ_ON_OPENING else {}
+        found[file.relative_to(folder).as_posix()] = {"bytes": size, "crc32": checksum(file), **head}
+    return found
 
 
 def check_files(folder: Path, files: Mapping[str, Mapping[str, int]], *, whole: bool = False) -> None:
-    """Compares files with their recorded sizes, and small ones, or all of them, with their checksums.
+    """Compares files with their recorded sizes, and small ones, or all of them, with their checksums; of others the beginning.
 
     Raises UserError, naming the first file that is missing, cut short or damaged.
     """
     for name, known in files.items():
         file = folder / name
         check_size(file, known["bytes"])
-        if (whole or known["bytes"] <= READ_ON_OPENING) and checksum(file) != known["crc32"]:
+        read = whole or known["bytes"] <= READ_ON_OPENING
+        expected = known["crc32"] if read else known.get("head")  # which earlier versions did not keep
+        if expected is not None and (checksum if read else _crc32_of_head)(file) != expected:
             raise UserError(f"{file} is damaged: its checksum is wrong; {AGAIN}")
 
 
@@ -186,6 +195,11 @@ def _check(file: Path, values: Any, checks: Mapping[str, Check], place: str = ""
             raise UserError(f"{file}: {place}{key!r} is missing; {AGAIN}")
         if not holds(values[key]):
             raise UserError(f"{file}: {place}{key!r} is {str(values[key])[:60]!r}, expected {expected}; {AGAIN}")
+
+
+def _crc32_of_head(file: Path) -> int:
+    with file.open("rb") as stream:
+        return zlib.crc32(stream.read(HEAD))
 
 
 def _crc32(facts: Mapping[str, Any]) -> int:

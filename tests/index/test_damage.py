@@ -64,6 +64,38 @@ def test_every_damage_of_every_file_is_found(made, tmp_path, monkeypatch):
     assert SearchIndex.open(path).verify()[0] == 10
 
 
+def test_the_beginning_of_a_large_file_is_compared_on_opening(tmp_path, monkeypatch):
+    monkeypatch.setattr(index_json, "READ_ON_OPENING", 100)
+    monkeypatch.setattr(index_json, "HEAD", 50)
+    (tmp_path / "a").write_bytes(bytes(200))
+    known = index_json.recorded(tmp_path, ["a"])
+    index_json.check_files(tmp_path, known)
+    (tmp_path / "a").write_bytes(bytes(199) + b"x")
+    index_json.check_files(tmp_path, known)
+    (tmp_path / "a").write_bytes(b"x" + bytes(199))
+    with pytest.raises(UserError, match="a is damaged"):
+        index_json.check_files(tmp_path, known)
+
+
+@pytest.mark.parametrize(
+    ("kind", "place", "message"),
+    [
+        ("flat", 33, "does not compare by inner product"),  # its metric
+        ("ivf", 32, r"FAISS fails .*search verify tells whether"),  # whether it is trained
+    ],
+)
+def test_a_faiss_file_that_reads_but_is_damaged_is_told(tmp_path, kind, place, message):
+    vectors = np.random.default_rng(0).standard_normal((400, 16)).astype(np.float32)
+    first_stage.write_empty(first_stage.make_empty(kind, vectors), tmp_path / "empty")
+    first_stage.write_part(tmp_path / "empty", vectors, tmp_path / "part")
+    content = bytearray((tmp_path / "part").read_bytes())
+    content[place] ^= 1
+    (tmp_path / "part").write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        first_stage.GlobalIndex([tmp_path / "part"]).search(vectors[:1], 3)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("value", [None, "x", -1, float("nan"), 1e300, [], {}, True, "missing"])
 def test_fields_of_another_type(tmp_path, value):
     """Of an index of an earlier version, which has no checksum that would tell."""
