@@ -13,6 +13,7 @@ import mmap
 import pickle
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,7 +32,7 @@ from ames_jax.data.pickled_arrays import (
     reconstruct,
     scalar,
 )
-from ames_jax.runtime.checksums import check
+from ames_jax.runtime.checksums import READ_ON_OPENING, check
 from ames_jax.runtime.errors import UserError
 
 # Bytes of a pickle from this size on stay in the file.
@@ -219,7 +220,11 @@ def _read_zip(path: Path, data: memoryview) -> Any:
             raise UserError(f"{name} is compressed, which torch.save never does")
         name_length, extra_length = struct.unpack("<HH", data[entry.header_offset + 26 : entry.header_offset + 30])
         start = entry.header_offset + 30 + name_length + extra_length
-        return data[start : start + entry.file_size]
+        found = data[start : start + entry.file_size]
+        # Larger ones, lists of gigabytes, stay mapped and are not read whole.
+        if entry.file_size <= READ_ON_OPENING and zlib.crc32(found) != entry.CRC:
+            raise UserError(f"{name} in it is damaged: its checksum is wrong; copy or download the file again")
+        return found
 
     big = "byteorder" in members and bytes(content("byteorder")) == b"big"
 

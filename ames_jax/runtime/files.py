@@ -171,14 +171,16 @@ def write_blocks(path: Path, blocks: Iterable[np.ndarray], dtype: np.typing.DTyp
 def read_array(path: str | Path, *, mapped: bool = False) -> np.ndarray:
     """The array of numbers in a .npy file; `mapped`: on disk and read-only, for files that are not read whole.
 
-    Raises UserError, naming the file: missing, cut short, or no such array.
+    Raises UserError, naming the file: missing, cut short, longer than the array, or no such array.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path} is missing")
     check(path)
     try:
-        values = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+        with path.open("rb") as file:
+            values = np.load(path if mapped else file, mmap_mode="r" if mapped else None, allow_pickle=False)
+            end = values.offset + values.nbytes if isinstance(values, np.memmap) else file.tell()
     except Exception as error:  # a damaged header can fail in any part of its parser
         raise UserError(
             f"{path} is not a readable .npy file ({' '.join(str(error).split())}): copy it again"
@@ -186,6 +188,10 @@ def read_array(path: str | Path, *, mapped: bool = False) -> np.ndarray:
     if not isinstance(values, np.ndarray):
         values.close()
         raise UserError(f"{path} is an archive of arrays (.npz); give a file of one array (.npy)")
+    if spare := path.stat().st_size - end:
+        raise UserError(
+            f"{path} has {spare} bytes more than its header says: it is damaged or holds several arrays; write it again"
+        )
     if values.dtype.kind not in "biuf":
         raise UserError(f"{path}: expected numbers, found {values.dtype}")
     return values if values.dtype.isnative else values.astype(values.dtype.newbyteorder("="))

@@ -4,6 +4,7 @@ import collections
 import functools
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,16 @@ def test_damaged_files_are_named(tmp_path):
         read_pickle(path)
     with pytest.raises(UserError, match=r"absent.pkl is missing"):
         read_pickle(tmp_path / "absent.pkl")
+
+
+def test_a_flipped_bit_of_a_tensor_is_named(tmp_path):
+    content = bytearray((GOLDEN / "torch_tensors_zip.pt").read_bytes())
+    with zipfile.ZipFile(GOLDEN / "torch_tensors_zip.pt") as archive:
+        name = next(name for name in archive.namelist() if "/data/" in name)
+        content[content.index(archive.read(name))] ^= 1
+    (tmp_path / "flipped.pt").write_bytes(content)
+    with pytest.raises(UserError, match=r"flipped.pt: data/\d+ in it is damaged: its checksum is wrong"):
+        read_pickle(tmp_path / "flipped.pt")
 
 
 def test_counts_and_defaults_come_as_plain_dicts(tmp_path):

@@ -74,6 +74,7 @@ PLAIN = "{'descr': '<f4', 'fortran_order': False, 'shape': (%s), }\n"
         (header(b"{'descr': __import__('os').getcwd(), 'fortran_order': False, 'shape': (3,), }\n"), "not a readable"),
         (header((PLAIN % "3, ").encode()) + b"x" * 7, "not a readable .npy file"),
         (header((PLAIN % "-3, ").encode()) + b"x" * 12, "not a readable .npy file"),
+        (header((PLAIN % "3, ").encode()) + b"x" * 14, "has 2 bytes more than its header says"),
         (header((PLAIN % "10**9, ").encode()) + b"x" * 12, "not a readable .npy file"),
         (header((PLAIN % "9999999999999999, 9999999999").encode()) + b"x" * 12, "not a readable .npy file"),
         (header((PLAIN % "3, ").encode(), b"\x09\x00") + b"x" * 12, "not a readable .npy file"),
