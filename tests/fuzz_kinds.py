@@ -19,6 +19,7 @@ import synthetic
 from flax import nnx
 
 from ames_jax.data.global_descriptors import GlobalDescriptors
+from ames_jax.data.neighbour_search import nearest
 from ames_jax.data.neighbours import open_neighbours, save_neighbours
 from ames_jax.data.readers import MemoryReader
 from ames_jax.data.release_hdf5 import ReleaseSource
@@ -40,9 +41,11 @@ from ames_jax.model.torch_files import write_checkpoint
 from ames_jax.model.torch_weights import to_torch
 from ames_jax.model.weights import facts_of, read_model, save_model, weights_of
 from ames_jax.retrieval.grid import Counts
+from ames_jax.retrieval.judgements import judge
 from ames_jax.retrieval.logits_file import PairLogits
 from ames_jax.retrieval.matchers import Matcher
 from ames_jax.retrieval.opening import open_set
+from ames_jax.retrieval.protocols import METRICS
 from ames_jax.retrieval.score_keeper import ScoreKeeper
 from ames_jax.retrieval.sets import RetrievalSet
 from ames_jax.training.checkpoints import RunCheckpoints
@@ -105,13 +108,22 @@ def models(folder: Path) -> Kind:
 
 
 def lists(folder: Path) -> Kind:
+    """Read as an evaluation and a search for neighbours read them."""
     values = np.tile(np.linspace(1, 0, 40, dtype=np.float32), (6, 1))
     save_neighbours(folder / "lists", values, np.stack([np.roll(np.arange(40), i) for i in range(6)]), {"global": "x"})
-    np.save(folder / "global.npy", np.random.default_rng(0).normal(size=(30, 16)).astype(np.float32))
+    vectors = np.random.default_rng(0).normal(size=(30, 16)).astype(np.float32)
+    np.save(folder / "global.npy", vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
     def read(folder: Path) -> Any:
         found = open_neighbours(folder / "lists")
-        return found.indices, found.similarities, found.about, GlobalDescriptors([folder / "global.npy"])[:]
+        data = RetrievalSet(
+            name="x", first_stage=found.first_stage(None), ranks=found.indices, similarities=found.similarities,
+            judged=judge(found.indices, [{"ok": [i]} for i in range(6)], 40), protocols=METRICS["map"],
+            queries=MemoryReader(DescriptorSet(np.zeros((6, 1, 8)))),
+            database=MemoryReader(DescriptorSet(np.zeros((40, 1, 8)))),
+        )  # fmt: skip
+        rows = GlobalDescriptors([folder / "global.npy"])
+        return data.ranks, data.similarities, data.first_stage, data.figures(), nearest(rows, rows, 3), rows[:]
 
     return Kind(("lists/indices.npy", "lists/similarities.npy", "lists/about.json", "global.npy"), read)
 
@@ -261,7 +273,7 @@ def checkpoint(folder: Path) -> Kind:
             found.close()
 
     files = sorted(path for path in (folder / "checkpoints" / "1").rglob("*") if path.is_file() and path.stat().st_size)
-    return Kind(tuple(str(path.relative_to(folder)) for path in files), read, always_recorded=True, cost=6)
+    return Kind(tuple(str(path.relative_to(folder)) for path in files), read, always_recorded=True)
 
 
 def linked(folder: Path) -> Kind:

@@ -74,9 +74,9 @@ class RunCheckpoints:
         Raises:
           UserError: the disk is full or not writable (perhaps from the save before); older checkpoints stay good.
         """
-        position = {**position, "crc32": _crc32(_plain(state), position)}
+        kept = {"position": position, "crc32": _crc32(_plain(state), position)}
         self._partial.discard(step)
-        args = ocp.args.Composite(state=ocp.args.StandardSave(_plain(state)), position=ocp.args.JsonSave(position))
+        args = ocp.args.Composite(state=ocp.args.StandardSave(_plain(state)), position=ocp.args.JsonSave(kept))
         try:
             self._manager.save(step, args=args)
             if wait:
@@ -135,10 +135,13 @@ class RunCheckpoints:
         args = ocp.args.Composite(state=ocp.args.StandardRestore(like), position=ocp.args.JsonRestore())
         with self._damage_told(step):
             found = self._manager.restore(step, args=args)
-            expected = found["position"].pop("crc32", None)
-        if expected is not None and _crc32(found["state"], found["position"]) not in (None, expected):
+            kept = found["position"]
+            # Earlier versions kept the checksum among the rest, or none.
+            expected = kept["crc32"] if "position" in kept else kept.pop("crc32", None)
+            position = kept.get("position", kept)
+        if expected is not None and _crc32(found["state"], position) not in (None, expected):
             raise UserError(f"{self._damaged(step)} (its checksum is wrong)")
-        return found
+        return {"state": found["state"], "position": position}
 
     def _stored(self, step: int) -> dict[str, Any]:
         """Shape and dtype of every array of a checkpoint."""

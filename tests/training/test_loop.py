@@ -258,6 +258,16 @@ def test_a_full_disk_leaves_the_last_checkpoint_good(tmp_path):
     again.close()
 
 
+def test_a_checkpoint_that_lost_its_checksum_is_damaged(tmp_path):
+    checkpoints = RunCheckpoints(tmp_path / "c")
+    checkpoints.save(1, {"a": jnp.zeros(3)}, {"step": 1}, wait=True)
+    path = tmp_path / "c" / "1" / "position" / "metadata"
+    path.write_text(path.read_text().replace("crc32", "crc33"))
+    with pytest.raises(UserError, match="the checkpoint is damaged"):
+        checkpoints.restore({"a": jnp.zeros(3)})
+    checkpoints.close()
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax leaves what it had begun to read
 def test_a_damaged_checkpoint_is_told_or_read_right(tmp_path):
     checkpoints = RunCheckpoints(tmp_path / "c")
