@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +20,7 @@ from ames_jax.extraction.backbone import STATISTICS_FILE
 from ames_jax.extraction.sift import statistics_of
 from ames_jax.index.collection import SearchIndex
 from ames_jax.index.first_stage import ChosenVectors, check_vectors, factory_string, make_empty, write_empty
-from ames_jax.index.index_json import EMPTY, FORMAT, LATER, MODEL, publish, recorded, sync
+from ames_jax.index.index_json import EMPTY, FACTS, FORMAT, LATER, MODEL, publish, recorded, sync
 from ames_jax.index.model_choice import ChosenModel
 from ames_jax.index.parts import NewImages, write_images
 from ames_jax.model.packing import BitPacker
@@ -189,7 +191,23 @@ def files_of_index(path: Path) -> list[str]:
     ]
 
 
+def workspace(path: Path) -> Path:
+    """The folder beside an index in which pictures are extracted for it."""
+    path = Path(os.path.abspath(path))  # `.` has no name
+    return path.with_name(f".{path.name}.extraction")
+
+
 def refuse_taken(path: Path) -> None:
-    """Raises UserError where there is something at the path of a new index."""
-    if path.exists():
-        raise UserError(f"{path} exists already; add images to it with --add, or name another --out")
+    """Raises UserError where there is something at the path of a new index.
+
+    Is it what a run made that was killed before it had cleared its extraction, this is done now: all of an extraction that is
+    finished is older than the index, of an unfinished `sync` it is not.
+    """
+    if not path.exists():
+        return
+    if (path / FACTS).is_file():
+        left = [entry.stat().st_mtime_ns for entry in workspace(path).rglob("*") if entry.is_file()]
+        if max(left, default=0) <= (path / FACTS).stat().st_mtime_ns:
+            with contextlib.suppress(UserError), lock(workspace(path), home()):
+                shutil.rmtree(workspace(path), ignore_errors=True)
+    raise UserError(f"{path} exists already; add images to it with --add, or name another --out")

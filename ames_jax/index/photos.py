@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,7 @@ from ames_jax.extraction.extracting import ExtractionJob, extract
 from ames_jax.extraction.listing import ImageFiles
 from ames_jax.extraction.loading import LoadedImage, load
 from ames_jax.extraction.stamps import stamps_of
-from ames_jax.index.building import KILOBYTE, Descriptors, build_index, check_budget, refuse_taken
+from ames_jax.index.building import KILOBYTE, Descriptors, build_index, check_budget, refuse_taken, workspace
 from ames_jax.index.changes import change, changing
 from ames_jax.index.collection import SearchIndex
 from ames_jax.index.first_stage import untrained
@@ -87,7 +86,7 @@ def index_photos(
     if chosen.model is not None:
         check_budget(budget, chosen.model.config.bits)
     untrained(global_index, len(images), backbone.global_width)
-    with lock(_workspace(path), home()):
+    with lock(workspace(path), home()):
         descriptors, broken = _extracted(
             path, images, stamps_of([file.path for file in images.files]), backbone, budget, skip_broken
         )
@@ -96,7 +95,7 @@ def index_photos(
                 f"none of the {len(images)} pictures of {images.root} can be read: {next(iter(broken.values()))}"
             )
         index = build_index(path, descriptors, chosen, budget, global_index)
-        shutil.rmtree(_workspace(path), ignore_errors=True)
+        shutil.rmtree(workspace(path), ignore_errors=True)
     return index, broken
 
 
@@ -115,7 +114,7 @@ def sync_photos(path: str | Path, images: ImageFiles, *, remove: bool = True, sk
         is False, an id that stands for another picture which is still there.
     """
     path = Path(path)
-    with lock(_workspace(path), home()):
+    with lock(workspace(path), home()):
         while True:  # again where another process changed the index meanwhile
             index = SearchIndex.open(path)
             plan = _Plan.make(index, images, remove)
@@ -130,7 +129,7 @@ def sync_photos(path: str | Path, images: ImageFiles, *, remove: bool = True, sk
                 if now.facts != index.facts:
                     continue
                 plan.apply(now, str(images.root.resolve()), descriptors)
-            shutil.rmtree(_workspace(path), ignore_errors=True)
+            shutil.rmtree(workspace(path), ignore_errors=True)
             return plan.report(broken)
 
 
@@ -242,8 +241,8 @@ def _extracted(
     settings = [backbone.settings, statistics and statistics.fingerprint()]
     job_facts = [*settings, CHUNK, [file.id for file in images.files], stamps.tolist()]
     digest = hashlib.sha256(json.dumps(job_facts).encode()).hexdigest()[:16]
-    root = _workspace(path) / digest / path.stem  # the data set takes the name of the index
-    for other in _workspace(path).glob("*"):
+    root = workspace(path) / digest / path.stem  # the data set takes the name of the index
+    for other in workspace(path).glob("*"):
         if other.name != digest:
             shutil.rmtree(other, ignore_errors=True)
     _forecast(path, images, backbone, budget)
@@ -266,7 +265,7 @@ def _forecast(path: Path, images: ImageFiles, backbone: Backbone, budget: int) -
     shape = RecordFormat(backbone.descriptors, backbone.width, "float16", tuple(GEOMETRY))
     stays = len(images) * (budget + 4 * backbone.global_width)
     work = len(images) * (shape.record_bytes + 4 * backbone.global_width)
-    there = sum(file.stat().st_size for file in _workspace(path).rglob("*") if file.is_file())
+    there = sum(file.stat().st_size for file in workspace(path).rglob("*") if file.is_file())
     parent = next(place for place in path.absolute().parents if place.exists())
     free = shutil.disk_usage(parent).free
     sizes = f"{(work + stays) / 1e9:,.2f} GB while it works, then {stays / 1e9:,.3f} GB"
@@ -291,8 +290,3 @@ def _forecast(path: Path, images: ImageFiles, backbone: Backbone, budget: int) -
         seconds = (time.perf_counter() - start) / len(part) * len(images)
     minutes, seconds = divmod(round(seconds), 60)
     write(f"{len(images):,} pictures to extract with {backbone.name}: about {minutes} min {seconds} s, {sizes}")
-
-
-def _workspace(path: Path) -> Path:
-    path = Path(os.path.abspath(path))  # `.` has no name
-    return path.with_name(f".{path.name}.extraction")

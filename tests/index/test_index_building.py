@@ -20,7 +20,7 @@ from ames_jax.extraction.backbone import STATISTICS_FILE, ExtractedImage
 from ames_jax.extraction.backbones import open_backbone
 from ames_jax.extraction.listing import list_images
 from ames_jax.index import parts, photos
-from ames_jax.index.building import Descriptors, build_index, pack_descriptors
+from ames_jax.index.building import Descriptors, build_index, pack_descriptors, refuse_taken
 from ames_jax.index.changes import add_images
 from ames_jax.index.collection import SearchIndex
 from ames_jax.index.model_choice import ChosenModel
@@ -200,3 +200,15 @@ def test_descriptors_of_64_values_without_geometry_are_evaluated_and_searched(tm
     assert search.main([*command, f"--out={tmp_path / 'index'}"]) == 0
     query = ExtractedImage(source[5].descriptors, vectors[5])
     assert Searcher(tmp_path / "index", lam=1).search(query, 3).hits[0].id == source.ids()[5]
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_an_extraction_that_a_kill_left_beside_its_index_goes(tmp_path, finished):
+    index, left = tmp_path / "x", tmp_path / ".x.extraction" / "0123" / "shard"
+    for path in (index / "index.json", left):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    os.utime(left, (0, 0) if finished else (2**32, 2**32))  # of an unfinished sync, if it is later
+    with pytest.raises(UserError, match="exists already"):
+        refuse_taken(index)
+    assert left.parents[1].exists() != finished
