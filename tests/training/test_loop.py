@@ -115,7 +115,7 @@ def test_what_is_logged_is_on_disk_before_a_checkpoint_is(pipeline, settings, mo
         save(checkpoints, step, *arguments)
 
     monkeypatch.setattr(RunCheckpoints, "save", saved)
-    fit(model(), RECIPE, pipeline, settings, improving, None)
+    fit(ModelTask(model(), RECIPE, pipeline, settings, improving))
     assert found == [(step, [*range(1, step + 1)], [*range(1, step + 1)]) for step in (2, 4, 6, 8)]
 
 
