@@ -26,7 +26,7 @@ from ames_jax.model.torch_files import write_checkpoint
 from ames_jax.runtime.devices import data_mesh, on_all, split_over
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.progress import write
-from ames_jax.training.kept_config import keep_config
+from ames_jax.training.kept_config import check_numbers, keep_config
 from ames_jax.training.loop import FitSettings, Task, train
 
 # Pooled features have length 1: this is how far apart two classes' logits can be at the start.
@@ -51,6 +51,7 @@ def train_detector(config: ConfigDict, workdir: Path) -> Path:
       UserError: no labelled images, a setting that does not fit, a loss that is not finite.
       StoppedEarly: after SIGTERM, state saved.
     """
+    check_numbers(config)
     keep_config(config, workdir)
     images, validation = split_images(config)
     network = open_network(config.backbone, config.weights, config.dtype, config.side)

@@ -17,6 +17,24 @@ from ames_jax.runtime.processes import is_lead
 LATER = {"model.match_form": "query", "model.match_query": "bits", "model.match_learned": False}
 
 
+# Least and largest of the numbers of a configuration, also of the teacher's inside of a student's.
+MOST = 2**53
+LIMITS = {
+    **dict.fromkeys(("batch", "side", "log_every", "validate_every", "checkpoint.every", "checkpoint.keep"), (1, MOST)),
+    **dict.fromkeys(
+        (f"data.{key}" for key in ("batch", "accumulate", "buckets", "descriptors", "lengths", "top")), (1, MOST)
+    ),
+    **dict.fromkeys((f"model.{key}" for key in ("bits", "heads", "model_width")), (1, MOST)),
+    **dict.fromkeys((f"validation.{key}" for key in ("every", "queries", "shortlist", "query_descriptors")), (1, MOST)),
+    **dict.fromkeys(("validation.database_descriptors", "optimizer.steps", "data.minimum"), (1, MOST)),
+    **dict.fromkeys(("seed", "workers", "data.workers", "data.noise", "data.power", "distillation"), (0, MOST)),
+    **dict.fromkeys(
+        (f"optimizer.{key}" for key in ("learning_rate", "weight_decay", "warmup", "clip", "epochs")), (0, MOST)
+    ),
+    **dict.fromkeys(("data.drop", "optimizer.beta2"), (0, 1)),
+}
+
+
 class _FreeKeys:
     """Keys and whole groups that may change between a run and its resumption: they do not touch the parameters."""
 
@@ -28,6 +46,18 @@ class _FreeKeys:
 
     def __contains__(self, key: str) -> bool:
         return key in self.NAMES or key.partition(".")[0] in self.NAMES
+
+
+def check_numbers(config: ConfigDict) -> None:
+    """Raises UserError, naming the key, for a number that is not finite or outside of its limits: before anything is made."""
+    for key, value in flatten(config).items():
+        low, high = LIMITS.get(key.removeprefix("train_teacher."), (-MOST, MOST))
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int | float) and not isinstance(number, bool) and not low <= number <= high:
+                expected = f"{low:g} to {high:g}" if high < MOST else f"{low:g} or more" if low >= 0 else "a number"
+                raise UserError(f"--config.{key}={value}: expected {expected}")
+        if key.endswith("data.lengths") and not (len(value) == 2 and value[0] < value[1]):
+            raise UserError(f"--config.{key}={value}: expected two numbers, the second larger, such as 10,49")
 
 
 def count_given_steps(config: ConfigDict, given: Collection[str]) -> None:

@@ -32,7 +32,7 @@ from ames_jax.runtime.processes import is_lead, lead_first, say, start
 from ames_jax.runtime.progress import Progress
 from ames_jax.scenes.photographs import ViewSettings
 from ames_jax.scenes.views import build_views
-from ames_jax.training.kept_config import keep_config
+from ames_jax.training.kept_config import check_numbers, keep_config
 from ames_jax.training.log import trace_steps
 from ames_jax.training.loop import FitSettings
 from ames_jax.training.model_task import ModelTask, finished, fit, load_finished
@@ -62,6 +62,7 @@ def model_config(config: ConfigDict, descriptor_width: int) -> Config:
 
 def open_run(config: ConfigDict, workdir: Path) -> Path:
     """Connects the processes and keeps the configuration in the work folder; returns the folder of the data set."""
+    check_numbers(config)
     start(config)
     if is_remote(workdir) and config.get("report", {}).get("enabled"):
         raise UserError(

@@ -15,7 +15,7 @@ from ames_jax.model.weights import save_model
 from ames_jax.runtime.command_line import load_config, parse
 from ames_jax.runtime.errors import UserError
 from ames_jax.training import run
-from ames_jax.training.kept_config import count_given_steps, keep_config
+from ames_jax.training.kept_config import check_numbers, count_given_steps, keep_config
 from ames_jax.training.loop import FitSettings
 from ames_jax.training.run import model_config, open_run, train_teacher
 
@@ -51,6 +51,36 @@ def test_a_run_from_before_a_key_goes_on_with_the_value_that_it_had(tmp_path: Pa
     keep_config(ConfigDict({"model": {"match_weight": 4.0, "match_form": "query", "match_learned": False}}), tmp_path)
     with pytest.raises(UserError, match=r"model.match_form was None, is 'mutual'"):
         keep_config(ConfigDict({"model": {"match_weight": 4.0, "match_form": "mutual"}}), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("data.batch", "0", "0: expected 1 or more"),
+        ("data.workers", "-1", "-1: expected 0 or more"),
+        ("data.drop", "2", r"2.0: expected 0 to 1"),
+        ("data.lengths", "9,3", r"\(9, 3\): expected two numbers, the second larger"),
+        ("data.buckets", "48,0", r"\(48, 0\): expected 1 or more"),
+        ("model.heads", "0", "0: expected 1 or more"),
+        ("optimizer.learning_rate", "nan", "nan: expected 0 or more"),
+        ("seed", "-1", "-1: expected 0 or more"),
+        ("train_teacher.data.accumulate", "0", "0: expected 1 or more"),
+        ("validation.every", "0", "0: expected 1 or more"),
+        ("model.match_weight", "inf", "inf: expected a number"),
+    ],
+)
+def test_numbers_that_cannot_be_are_told_before_anything_is_made(
+    key: str, value: str, expected: str, tmp_path: Path
+) -> None:
+    command = parse("about", "student_bin", [f"--config.{key}={value}"])
+    with pytest.raises(UserError, match=f"--config.{key}={expected}"):
+        open_run(command.config, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.py")))
+def test_the_numbers_of_every_configuration_can_be(name: str) -> None:
+    check_numbers(load_config(name))
 
 
 def test_matching_by_hand_is_not_trained() -> None:
