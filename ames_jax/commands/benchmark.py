@@ -88,8 +88,8 @@ def collections(
         these descriptors.
       bits: Of mutual, bits per descriptor, a multiple of 8 (default: half of a descriptor's values, at most 128).
       teacher: Its teacher, to be measured too.
-      validation: Choose settings on these scenes instead: another such folder, a rendered data set, or the word rendered
-        (the transfer scenes).
+      validation: Choose settings on these scenes instead: another such folder, a rendered data set, the word rendered (the
+        transfer scenes), or the very photos that are measured, for the best settings there are.
       validation_queries: So many of their pictures are queries.
       distractors: A folder of pictures of nothing that is searched for, or the word rendered (the gallery of the embedded
         landmarks).
@@ -116,7 +116,9 @@ def collections(
     work = run_report.plan(compared, [query_descriptors], counts)
     expanded = described.searched(queries, expand=True)
     found = [photo_collections.HeldOut(one.first_stage, 0, one.average_precisions(), {}) for one in (data, expanded)]
-    chosen_on = elsewhere and picture_sets.photo_set(elsewhere, [], extractor, validation_queries)
+    chosen_on = data if elsewhere == taken else None  # the best settings there are, for all methods alike
+    if elsewhere and elsewhere != taken:
+        chosen_on = picture_sets.photo_set(elsewhere, [], extractor, validation_queries)
     lengths = [one.ranks.shape[1] for one in (data, chosen_on) if one]
     found += photo_collections.measure(work, data, groups, min(shortlist, *lengths), chosen_on)
     print(photo_collections.table(found, groups))
