@@ -26,8 +26,9 @@ import pytest
 from jaxtyping import install_import_hook
 
 # Shapes and types in the signatures of arrays' functions are checked here, and cost nothing in use.
-CHECKED = ("descriptors", "model", "data.neighbour_search", "extraction.vlad")
-CHECKED += tuple(f"retrieval.{module}" for module in ("judgements", "metrics", "ranking", "refinement", "scorer"))
+CHECKED = ("descriptors", "model", "data.neighbour_search", "extraction.vlad", "index.first_stage", "index.reranking")
+IN_RETRIEVAL = ("judgements", "maxsim", "metrics", "ranking", "refinement", "scorer", "sets")
+CHECKED += tuple(f"retrieval.{module}" for module in IN_RETRIEVAL)
 install_import_hook([f"ames_jax.{module}" for module in CHECKED], "type_checker.check")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -43,6 +44,8 @@ for name, value in (("jax_compilation_cache_dir", str(COMPILED)), ("jax_persiste
     jax.config.update(name, value)
 
 GOLDEN = Path(__file__).parent / "golden"
+# What rendered sets of the tests have in common.
+FEW = {"query_views": 1, "gallery_views": 2, "descriptors": 40, "vlad_centres": 2, "neighbours": 2, "street_items": 6}
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
 
 # Files that take longest, the longest first: begun last, one of them would keep one worker busy while the others wait.
@@ -87,10 +90,7 @@ def few_landmarks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded landmarks with a handful of pictures."""
     from ames_jax.scenes import Settings, build
 
-    settings = Settings(
-        train_landmarks=8, train_views=4, validation_landmarks=3, test_landmarks=3, query_views=1, gallery_views=2,
-        descriptors=40, vlad_centres=2, neighbours=2, street_items=6,
-    )  # fmt: skip
+    settings = Settings(train_landmarks=8, train_views=4, validation_landmarks=3, test_landmarks=3, **FEW)
     return build(settings, tmp_path_factory.mktemp("landmarks"), processes=1, progress=False)
 
 

@@ -64,6 +64,7 @@ def torch_here(torch_python, monkeypatch):
     """The same, but the jobs run in this process: starting Python and importing torch takes longer than they do."""
     monkeypatch.syspath_prepend(Path(harness.__file__).parent)
     main = importlib.import_module("torch_jobs").main
+    importlib.import_module("torch").set_num_threads(1)  # more would spin while they wait for each other
 
     def run(command, **_):
         if command[1] != "-c":

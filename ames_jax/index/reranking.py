@@ -6,10 +6,10 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 
 from ames_jax.descriptors import DescriptorSet, as_array
 from ames_jax.model.kinds import Model
@@ -65,7 +65,7 @@ def rerank(
     query: DescriptorSet,
     store: StoredImages,
     ids: Sequence[str],
-    global_similarities: Sequence[float] | Shaped[np.ndarray, " K"],
+    global_similarities: Sequence[Any] | np.ndarray,
     *,
     lam: float | None = None,
     gamma: float | None = None,
@@ -77,7 +77,7 @@ def rerank(
       model: the binary model that made the store's bits; a `Scorer` of it saves work when called often.
       query: local descriptors [Q, ·] of the query: floats or packed bits, strongest first.
       store: a packed store (`open_store`) or a search index (`SearchIndex.open`).
-      ids: the shortlist, best first; global_similarities: its similarities.
+      ids: the shortlist, best first; global_similarities: its similarities [K].
       lam, gamma: λ and γ of the ensemble. None: the `setting` of the store or index.
       descriptors: T, the most descriptors of a stored image that are used; None: all that are stored.
 
@@ -142,8 +142,8 @@ def setting_of(store: StoredImages, lam: float | None, gamma: float | None) -> t
     return lam, gamma
 
 
-def check_setting(lam: float, gamma: float, name: str) -> None:
-    """Raises UserError for a λ outside of 0..1 or a γ that is negative or no finite number."""
+def check_setting(lam: Any, gamma: Any, name: str) -> None:
+    """Raises UserError unless λ is a number in 0..1 and γ a finite one from 0 on."""
     if not (isinstance(lam, int | float | np.number) and 0 <= lam <= 1):
         raise UserError(f"{name}: λ (lam) is {lam}, expected a number in 0..1")
     if not (isinstance(gamma, int | float | np.number) and 0 <= gamma < math.inf):

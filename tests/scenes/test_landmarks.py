@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from conftest import FEW
 
 from ames_jax.data.neighbours import open_neighbours
 from ames_jax.data.shards import open_split
@@ -18,18 +19,7 @@ from ames_jax.runtime.errors import UserError
 from ames_jax.scenes import LANDMARKS, TRANSFER, Settings, build, building
 from ames_jax.scenes.writing import describe_globally, learn_statistics
 
-TINY = Settings(
-    train_landmarks=4,
-    train_views=2,
-    validation_landmarks=2,
-    test_landmarks=3,
-    query_views=1,
-    gallery_views=2,
-    descriptors=40,
-    vlad_centres=2,
-    neighbours=2,
-    street_items=6,
-)
+TINY = Settings(train_landmarks=4, train_views=2, validation_landmarks=2, test_landmarks=3, **FEW)
 
 
 @pytest.fixture(scope="module")

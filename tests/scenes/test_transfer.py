@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from conftest import FEW
 
 from ames_jax.data.shards import open_split
 from ames_jax.extraction.sift import SiftStatistics, global_descriptor, local_descriptors
@@ -18,19 +19,7 @@ from ames_jax.scenes import TRANSFER, build
 from ames_jax.scenes.rendering import Task, run_task, world
 from ames_jax.scenes.transfer_world import dead_leaves, draw_texture, fractal_noise
 
-TINY = replace(
-    TRANSFER,
-    train_landmarks=3,
-    train_views=2,
-    validation_landmarks=2,
-    test_landmarks=2,
-    query_views=1,
-    gallery_views=2,
-    descriptors=40,
-    vlad_centres=2,
-    neighbours=2,
-    street_items=6,
-)
+TINY = replace(TRANSFER, train_landmarks=3, train_views=2, validation_landmarks=2, test_landmarks=2, **FEW)
 
 
 @pytest.fixture(scope="module")
