@@ -129,7 +129,7 @@ def ranked(
     return [hits[place] for place in np.argsort(-scores, kind="stable")]
 
 
-def setting_of(store: StoredImages, lam: float | None, gamma: float | None) -> tuple[float, float]:
+def setting_of(store: StoredImages, lam: Any, gamma: Any) -> tuple[float, float]:
     """λ and γ: the given ones, else those of the store; raises UserError where it knows none."""
     known_lam, known_gamma = store.setting or (None, None)
     lam, gamma = known_lam if lam is None else lam, known_gamma if gamma is None else gamma
