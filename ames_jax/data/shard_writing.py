@@ -125,7 +125,8 @@ def write_shards(
         if beam is not None:
             _complete_with_beam(tasks, splits, beam)
         else:
-            processes = processes or (1 if sum(left) < PARALLEL_BYTES else min(usable_cores(), len(left)))
+            # All are started at once, with work or without.
+            processes = min(processes or (1 if sum(left) < PARALLEL_BYTES else usable_cores()), max(1, len(left)))
             with Progress(f"writing {name}", sum(task.stop - task.start for task in tasks), "images") as progress:
                 for task in _completed(tasks, splits, processes):
                     progress.update(task.stop - task.start)

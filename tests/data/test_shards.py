@@ -104,6 +104,14 @@ def test_processes_write_the_same_bytes(written, tmp_path):
     assert found == expected
 
 
+def test_no_more_processes_are_started_than_there_are_shards(tmp_path, monkeypatch):
+    asked, completed = [], shard_writing._completed
+    alone = lambda tasks, splits, processes: asked.append(processes) or completed(tasks, splits, 1)  # noqa: E731
+    monkeypatch.setattr(shard_writing, "_completed", alone)
+    write(tmp_path, processes=1000)
+    assert asked == [5]
+
+
 class Killed(list):
     """Images of which the eighth ends the process."""
 
