@@ -7,7 +7,6 @@ import errno
 import os
 import re
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
@@ -112,14 +111,15 @@ def _line_of(error: Exception) -> str | None:
         return f"{text}: or give a path on disk"
     if isinstance(error, BrokenExecutor) or "process was terminated unexpectedly" in text:  # the latter by Grain
         return "a working process ended before its time, perhaps for want of memory: run the command again with fewer processes"
-    if re.match("Unable to initialize backend|Unknown backend", text) or _where(error) == "xla_bridge.py":
+    if re.match("Unable to initialize backend|Unknown backend", text) or _of_jax_alone(error):
         # Where a platform is known and its devices are not there, JAX asserts without a word.
         reason = text[:200] or "JAX finds no such device here"
         return f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: {reason}: set it to cpu, or leave it out"
     return None
 
 
-def _where(error: Exception) -> str:
-    """The name of the file in which an error arose."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return os.path.basename(frame.f_code.co_filename)
+def _of_jax_alone(error: Exception) -> bool:
+    """True of an assertion of JAX without a word; JAX leaves a note that it has taken its own frames away."""
+    return isinstance(error, AssertionError) and any(
+        "JAX has removed" in note for note in getattr(error, "__notes__", ())
+    )
