@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -22,7 +22,6 @@ from ames_jax.runtime.errors import UserError
 MOST = 1 << 16  # more descriptors than any store holds of an image
 
 
-@runtime_checkable
 class StoredImages(Protocol):
     """A packed store or a search index."""
 
