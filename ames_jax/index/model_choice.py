@@ -17,7 +17,7 @@ from ames_jax.retrieval.sets import sample_descriptors
 from ames_jax.runtime.errors import UserError
 
 # Hand-made matching in place of a model, and its settings, measured on photographs with XFeat (docs/search.md).
-MUTUAL, MUTUAL_LAM, MUTUAL_GAMMA, MUTUAL_QUERY = "mutual", 0.8, 0.8, 300
+MUTUAL, MUTUAL_LAM, MUTUAL_GAMMA, MUTUAL_QUERY = "mutual", 0.6, 0.8, 300
 # Models by backbone for which none is shipped.
 DEFAULTS = {"xfeat": MUTUAL}
 

@@ -72,7 +72,8 @@ def learned_matching(descriptors: np.ndarray, bits: int) -> Matching:
     Raises UserError for more bits than descriptor dimensions.
     """
     x = _normalise(np.asarray(descriptors, np.float32))
-    model = Matching(MatchingConfig(x.shape[1], bits), nnx.Rngs(0))
+    # Fewer bits are alike by chance more often: of 300 × 256 descriptors some are above 0.5 in any two pictures.
+    model = Matching(MatchingConfig(x.shape[1], bits, threshold=0.5 if bits >= 64 else 0.6), nnx.Rngs(0))
     model.tokenizer.hyperplanes[...] = jnp.asarray(itq(x, bits, whiten=True, seed=0))
     return model
 
