@@ -42,7 +42,7 @@ from ames_jax.runtime.command_line import load_config
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import lock
 
-BAD_NAMES = ("", "a/b", "a b", "a[1]", "a.b", "..", "a\nb", "ä")
+BAD_NAMES = ("a/b", "a b", "a[1]", "a.b", "..", "a\nb", "ä")
 PICTURES = ("a/0.png", "a/1.png", "b/2.png", "b/3.png", "4.png")
 
 
@@ -354,6 +354,7 @@ def test_dinov2_and_cvnet_from_files_of_their_authors(pictures: Path, tmp_path: 
         (["--backbone=cvnet"], r"cvnet needs --weights=CVNet_R101\.pyth.*github"),
         (["--backbone=dinov2", "--weights=x.pth", "--detector=y.pt"], r"x\.pth is missing"),
         (["--backbone=sift", "--process=2", "--processes=2"], "--process=2: expected 0 to 1"),
+        (["--backbone=sift", "--split="], "--split= is empty"),
         *(
             (["--backbone=sift", f"--split={name}"], "split .*expected letters, digits and underscores")
             for name in (*BAD_NAMES, "a-b", "all")

@@ -170,7 +170,7 @@ class RetrievalSet:
         recall = recall_at(find_hits(self.judged, protocol.ok, protocol.junk), k)
         return percent(recall[slice(*protocol.part)])
 
-    def right_rows(self, query: int) -> set[int]:
+    def right_rows(self, query: int | np.integer) -> set[int]:
         """The database rows in a query's list that are right by any protocol."""
         return set(self.ranks[query, self.judged.columns_of(RIGHT, self.ranks.shape[1])[query]].tolist())
 
