@@ -1,6 +1,6 @@
 """The binary student, and everything it needs: data, teacher, table and pictures.
 
-On the embedded landmarks, rendered on first use: four minutes on 2 cores of an AMD EPYC, of which rendering takes one. Expect a
+On the embedded landmarks, rendered on first use: six minutes on 2 cores of an AMD EPYC, of which rendering takes one. Expect a
 test mAP of 64.9 ± 0.3 over three seeds at 64 stored descriptors, 1 KB per image (global search alone: 50.4):
 
     python -m ames_jax.train --config=student_bin
