@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter, Token
 
-from ames_jax.runtime.command_line import Count, Counts, Scale, Size, comma_separated
+from ames_jax.runtime.flag_values import Count, Counts, Scale, Size, comma_separated
 
 Shape = tuple[int, int]
 Dtype = Literal["float32", "bfloat16"]

@@ -11,8 +11,8 @@ from etils import epy
 
 from ames_jax.benchmarks.flags import DataFlags, EvaluateFlags, ExtractFlags, ScoreFlags, ServeFlags, TrainFlags
 from ames_jax.commands.extract import BackboneFlags
-from ames_jax.runtime.command_line import Count, Counts
 from ames_jax.runtime.files import write_json
+from ames_jax.runtime.flag_values import Count, Counts
 
 with epy.lazy_imports():  # help needs none of them
     from ames_jax.benchmarks import (
@@ -99,10 +99,8 @@ def collections(
       json_file: Write figures, settings and the average precision of every query to this file too.
     """
     flags, others = flags or BackboneFlags(), picture_sets.distractors_in(distractors) if distractors else []
-    taken, elsewhere = (
-        picture_sets.read_scenes(photos),
-        picture_sets.validation_scenes(validation) if validation else None,
-    )
+    elsewhere = picture_sets.validation_scenes(validation) if validation else None
+    taken = picture_sets.read_scenes(photos)
     extractor, chosen = flags.open(), model_choice.ChosenModel.for_collection(model, flags.backbone)
     statistics = getattr(extractor, "statistics", None)  # of sift
     about = {"backbone": extractor.name, "width": extractor.width}

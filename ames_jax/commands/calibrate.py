@@ -8,8 +8,9 @@ from pathlib import Path
 from etils import epy
 
 from ames_jax.commands.search_flags import PictureFlags
-from ames_jax.runtime.command_line import Count, Fraction, check_paths
+from ames_jax.runtime.command_line import check_paths
 from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.flag_values import Count, Fraction
 
 with epy.lazy_imports():  # help needs none of them
     from ames_jax import scenes

@@ -11,9 +11,9 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from etils import epy
 
-from ames_jax.runtime.command_line import Count
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import path_of, write_file
+from ames_jax.runtime.flag_values import Count
 
 with epy.lazy_imports():  # help needs none of them
     import safetensors

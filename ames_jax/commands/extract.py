@@ -9,8 +9,9 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from etils import epy
 
-from ames_jax.runtime.command_line import Count, CountOrZero, check_paths
+from ames_jax.runtime.command_line import check_paths
 from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.flag_values import Count, CountOrZero
 from ames_jax.runtime.progress import Progress
 
 with epy.lazy_imports():  # help needs none of them

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 from etils import epy
 
-from ames_jax.runtime.command_line import Count, CountOrZero
 from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.flag_values import Count, CountOrZero
 
 with epy.lazy_imports():  # help needs none of them
     from ames_jax import scenes

@@ -14,10 +14,11 @@ from cyclopts import Parameter
 from etils import epy
 
 from ames_jax.commands.search_flags import PhotoFlags, SearcherFlags
-from ames_jax.runtime.command_line import Count, CountOrZero, Fraction, Scale, Size, check_paths
+from ames_jax.runtime.command_line import check_paths
 from ames_jax.runtime.cores import usable_cores
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import write_json
+from ames_jax.runtime.flag_values import Count, CountOrZero, Fraction, Scale, Size
 from ames_jax.runtime.progress import Progress
 
 with epy.lazy_imports():  # help needs none of them

@@ -9,9 +9,10 @@ from cyclopts import Parameter
 from etils import epy
 
 from ames_jax.commands.search import database_text
-from ames_jax.runtime.command_line import Fraction, check_paths
+from ames_jax.runtime.command_line import check_paths
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import write_json
+from ames_jax.runtime.flag_values import Fraction
 from ames_jax.runtime.progress import Progress
 
 with epy.lazy_imports():  # help needs none of them

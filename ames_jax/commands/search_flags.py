@@ -10,8 +10,9 @@ from cyclopts import Parameter
 from etils import epy
 
 from ames_jax.commands.extract import DEFAULT_BACKBONE, BackboneFlags
-from ames_jax.runtime.command_line import Count, Fraction, Scale, check_paths
+from ames_jax.runtime.command_line import check_paths
 from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.flag_values import Count, Fraction, Scale
 
 with epy.lazy_imports():  # help needs none of them
     from ames_jax.extraction import backbone

@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from etils import epy
 
-from ames_jax.runtime.command_line import Count, Size, check_paths
+from ames_jax.runtime.command_line import check_paths
 from ames_jax.runtime.files import write_json
+from ames_jax.runtime.flag_values import Count, Size
 
 with epy.lazy_imports():  # help needs none of them
     from ames_jax.benchmarks import search_plan, search_speed

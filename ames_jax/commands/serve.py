@@ -12,8 +12,9 @@ from cyclopts import Parameter
 from etils import epy
 
 from ames_jax.commands.search_flags import SearcherFlags
-from ames_jax.runtime.command_line import Count, CountOrZero, Scale, Size, check_paths
+from ames_jax.runtime.command_line import check_paths
 from ames_jax.runtime.errors import UserError, requires
+from ames_jax.runtime.flag_values import Count, CountOrZero, Scale, Size
 from ames_jax.runtime.progress import Progress
 
 with epy.lazy_imports():  # help needs none of them, and other commands do without these packages

@@ -154,8 +154,7 @@ def plan_shards(
     record_format = RecordFormat(descriptors, width, dtype, tuple(g for g in GEOMETRY if getattr(first, g) is not None))
     tasks = []
     for split, source in splits.items():
-        count = shards or math.ceil(len(source) * record_format.record_bytes / SHARD_BYTES)
-        count = min(count, len(source))
+        count = min(len(source), shards or math.ceil(len(source) * record_format.record_bytes / SHARD_BYTES))
         edges = [len(source) * i // count for i in range(count + 1)]
         own = [ShardTask(root, name, split, i, count, edges[i], edges[i + 1], record_format) for i in range(count)]
         if not _claim(own, source):

@@ -43,10 +43,8 @@ def _is_whole(value: Any) -> bool:
 
 def _are_files(value: Any) -> bool:
     names = isinstance(value, dict) and {"bits.npy", "counts.npy", "ids.txt"} <= value.keys() <= FILES
-    return names and all(
-        isinstance(facts, dict) and _is_whole(facts.get("bytes")) and _is_whole(facts.get("crc32"))
-        for facts in value.values()
-    )
+    every = value.values() if names else [None]
+    return all(isinstance(one, dict) and _is_whole(one.get("bytes")) and _is_whole(one.get("crc32")) for one in every)
 
 
 def _is_setting(value: Any) -> bool:

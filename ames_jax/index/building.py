@@ -150,7 +150,7 @@ def build_index(
 
 
 def _probability(facts: Mapping[str, Any], descriptors: int) -> dict[str, Any]:
-    """What a calibrated model says of logits, as an index keeps it, where it was learned with so many stored descriptors."""
+    """The curve of a calibrated model, as an index keeps it, where it was learned with so many stored descriptors."""
     known = dict(facts.get("probability") or {})
     return {"probability": known} if known.pop("descriptors", None) == descriptors else {}
 
