@@ -266,10 +266,8 @@ class GlobalIndex:
     def _failures_told(self) -> Iterator[None]:
         try:
             yield
-        except (
-            RuntimeError,
-            MemoryError,
-        ) as error:  # of parameters, or of damage in a file too large to be compared on opening
+        except (RuntimeError, MemoryError) as error:
+            # Of parameters, or of damage in a file too large to be compared on opening.
             raise UserError(
                 f"{', '.join(map(str, self._paths))}: FAISS fails ({' '.join(str(error).split())[-200:]}); "
                 "python -m ames_jax.search verify tells whether a file is damaged"

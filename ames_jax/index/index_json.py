@@ -13,15 +13,14 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ames_jax.runtime.checksums import checksum
+from ames_jax.runtime.checksums import READ_ON_OPENING, checksum
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import read_json, whole_file
 
 FORMAT, VERSION, READ = "ames_jax search index", 2, (1, 2)
 FACTS, MODEL, EMPTY, GLOBAL, STAMPS = "index.json", "model", "empty.faiss", "global.faiss", "pictures.npy"
-# Files up to this size are read whole on opening, to be sure of them; larger ones are what `verify` is for.
-READ_ON_OPENING = 32 * 2**20
-# Of larger ones this much at their beginning: there FAISS keeps the sizes by which it takes memory.
+# Of files above READ_ON_OPENING this much at their beginning is compared: there FAISS keeps the sizes by which it takes
+# memory. The whole of them is what `verify` is for.
 HEAD = 2**20
 AGAIN = "build the index again, or copy it again in full"
 

@@ -16,7 +16,7 @@ from ames_jax.model.weights import refuse_other_descriptors
 from ames_jax.retrieval.sets import sample_descriptors
 from ames_jax.runtime.errors import UserError
 
-# Hand-made matching in place of a model, and its settings, measured on photographs with XFeat (docs/search.md).
+# Hand-made matching in place of a model, and its settings, measured on photographs with XFeat (docs/photographs.md).
 MUTUAL, MUTUAL_LAM, MUTUAL_GAMMA, MUTUAL_QUERY = "mutual", 0.6, 0.8, 300
 # Models by backbone for which none is shipped.
 DEFAULTS = {"xfeat": MUTUAL}
@@ -73,8 +73,10 @@ class ChosenModel:
 
         reader: of the collection; about: about.json of its descriptors; bits: per descriptor (default: half as many as it has
         values, at most 128, in whole bytes).
-        Raises UserError where they are too narrow for bits.
+        Raises UserError where they are too narrow for bits, or bits are given for a model that has its own.
         """
+        if self.model is not None and bits:
+            raise UserError(f"--bits={bits} belongs to --model={MUTUAL}: {self.name} has bits of its own; leave it out")
         if self.model is not None:
             return self
         per_image = max(SAMPLE_PER_IMAGE, -(-SAMPLE // len(reader)))

@@ -49,6 +49,8 @@ def test_every_method_is_measured_on_each_collection(
     assert [row["bytes"] for row in rows] == [0, 0, 128, 4096, 128]
     assert all(set(row["map"]) == {"one", "two", "all", "mean"} and len(row["average_precision"]) == 6 for row in rows)
     assert "| one (4) |" in capsys.readouterr().out.replace("  ", " ").replace("  ", " ")
+    with pytest.raises(UserError, match=r"--bits=32 belongs to --model=mutual: sift has bits of its own"):
+        benchmark.main([*command, "--model=sift", "--bits=32"])
     (tmp_path / "photos" / "two__c").rename(tmp_path / "photos" / "one__c")
     with pytest.raises(UserError, match="all scenes are of one collection, one"):
         benchmark.main(command)
