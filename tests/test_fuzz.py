@@ -1,14 +1,17 @@
 """Damaged files: whatever happens to a file that we read, the answer is right, or one line names what is wrong.
 
 Each case damages one file of a kind by a seeded mutation and reads it again. Outcomes: right (the same answer), line (UserError
-of one line), traceback (any other exception), silent (another answer). `AMES_JAX_FUZZ=5000` does so many cases.
+of one line), traceback (any other exception), unchecked (another answer, and a line on stderr that no checksum of the file is
+recorded), silent (another answer without a word). `AMES_JAX_FUZZ=5000` does so many cases.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import gc
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -19,9 +22,9 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from fuzz_kinds import KINDS, Kind, checkpoint, index
+from fuzz_kinds import KINDS, Kind
 
-from ames_jax.runtime.checksums import CHECKSUMS, record
+from ames_jax.runtime import checksums
 from ames_jax.runtime.errors import UserError
 
 CASES = int(os.environ.get("AMES_JAX_FUZZ", "600"))
@@ -88,14 +91,19 @@ def digest(value: Any) -> str:
     return total.hexdigest()
 
 
-def outcome(kind: Kind, folder: Path, expected: str) -> str:
+def outcome(kind: Kind, folder: Path, name: str, expected: str) -> str:
+    checksums._noted.clear()
     try:
-        found = digest(kind.read(folder))
+        with contextlib.redirect_stderr(io.StringIO()) as printed:
+            found = digest(kind.read(folder))
     except UserError as error:
         return "line" if "\n" not in str(error) else f"traceback: a line break in {str(error)!r}"
     except Exception as error:
         return f"traceback: {type(error).__name__}: {str(error)[:200]}"
-    return "right" if found == expected else "silent"
+    if found == expected:
+        return "right"
+    told = {Path(line.partition(": no checksum of")[0]) for line in printed.getvalue().splitlines()}
+    return "unchecked" if told.intersection((folder / name).parents) else "silent"
 
 
 def cases(folder: Path, make: Callable[[Path], Kind], count: int, recorded: bool) -> Iterator[tuple[str, str]]:
@@ -106,9 +114,9 @@ def cases(folder: Path, make: Callable[[Path], Kind], count: int, recorded: bool
     for name in kind.files:
         path = folder / name
         if recorded and not kind.always_recorded:
-            record(path.parent, path.name)
+            checksums.record(path.parent, path.name)
     if not recorded and not kind.always_recorded:
-        for path in folder.rglob(CHECKSUMS):
+        for path in folder.rglob(checksums.CHECKSUMS):
             path.unlink()
     assert digest(kind.read(folder)) == expected
     for case in range(-(-count // kind.cost)):
@@ -117,7 +125,7 @@ def cases(folder: Path, make: Callable[[Path], Kind], count: int, recorded: bool
         whole = (folder / name).read_bytes()
         try:
             (folder / name).write_bytes(mutations(rng, whole, name))
-            yield f"{name} (case {case})", outcome(kind, folder, expected)
+            yield f"{name} (case {case})", outcome(kind, folder, name, expected)
         finally:
             (folder / name).write_bytes(whole)  # also where a damaged one was made again
             shutil.rmtree(folder / "copies", ignore_errors=True)
@@ -133,5 +141,5 @@ def test_damage_is_never_silent_and_never_a_traceback(tmp_path, make, recorded, 
     counts = collections.Counter(result.partition(":")[0] for result in found.values())
     with capsys.disabled():
         print(f"\n{make.__name__} {'with' if recorded else 'without'} checksums: {dict(counts)}")
-    wrong = ("traceback", "silent") if recorded or make in (index, checkpoint) else ("traceback",)
+    wrong = ("traceback", "silent", "unchecked") if recorded else ("traceback", "silent")
     assert {name: result for name, result in found.items() if result.startswith(wrong)} == {}

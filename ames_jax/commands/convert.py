@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from etils import epy
 
+from ames_jax.runtime.checksums import check, note_unchecked
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import path_of, write_file
 from ames_jax.runtime.flag_values import Count
@@ -120,6 +121,8 @@ def _origin(source: str) -> tuple[dict, Path | None]:
 
 
 def _read_safetensors(path: Path) -> tuple[dict, kinds.Config | None]:
+    check(path)
+    note_unchecked(path)
     try:
         with safetensors.safe_open(path, "numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -25,7 +25,7 @@ with epy.lazy_imports():  # help needs none of them
     from ames_jax.index import model_choice
     from ames_jax.model import packing, weights
     from ames_jax.retrieval import refinement
-    from ames_jax.runtime import cache, files
+    from ames_jax.runtime import cache, checksums, files
 
 Paths = Annotated[list[Path], Parameter(consume_multiple=True)]
 
@@ -34,11 +34,14 @@ def validate(files: list[Path], /, *, full: bool = False, record: bool = False) 
     """Check release files, or data sets of ours, alone and together.
 
     Args:
-      files: .hdf5, .npy, .pkl and .txt files of one data set, or folders of `prepare shards`.
+      files: .hdf5, .npy, .pkl and .txt files of one data set, folders of `prepare shards` or `prepare neighbours`; and by
+        themselves .json files and PyTorch's.
       full: Read all values; without it files of gigabytes are sampled.
       record: Keep sizes and checksums of the files beside them (CHECKSUMS) where there is no problem; whatever reads
         them compares.
     """
+    if record:
+        checksums.expect_unchecked(files)
     report = validation.validate(files, full=full)
     print(report)
     if record and not report.problems:

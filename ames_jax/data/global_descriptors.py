@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ames_jax.data.release_hdf5 import features_of, open_hdf5
-from ames_jax.runtime.checksums import recorded
+from ames_jax.runtime.checksums import note_unchecked, recorded
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import read_array, write_blocks
 from ames_jax.runtime.fingerprints import content_of
@@ -72,7 +72,11 @@ class GlobalDescriptors:
 
 def _open(path: Path) -> Any:
     """An array of rows that are read when asked for."""
-    values = read_array(path, mapped=True) if path.suffix == ".npy" else features_of(open_hdf5(path), path)
+    if path.suffix == ".npy":
+        values = read_array(path, mapped=True)
+        note_unchecked(path)
+    else:
+        values = features_of(open_hdf5(path), path)
     if values.ndim != 2 or values.dtype.kind != "f":
         raise UserError(f"{path}: expected global descriptors [images, values], found {values.dtype} {values.shape}")
     return values

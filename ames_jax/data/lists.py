@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ames_jax.runtime.checksums import check
+from ames_jax.runtime.checksums import check, note_unchecked
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import write_file
 
@@ -101,6 +101,7 @@ def read_lines(path: str | Path) -> list[str]:
     if not path.is_file():
         raise UserError(f"{path} is missing")
     check(path)
+    note_unchecked(path)
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:

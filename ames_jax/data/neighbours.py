@@ -75,8 +75,7 @@ def open_neighbours(folder: str | Path) -> Neighbours:
         )
     if indices.dtype.kind != "i":
         indices = _as_rows(indices, folder / "indices.npy")
-    if (folder / "about.json").exists():
-        note_unchecked(folder)
+    note_unchecked(folder / "indices.npy")
     about = read_json(folder / "about.json", keys={"global?": str}, missing={})
     local = read_array(folder / LOCAL, mapped=True) if (folder / LOCAL).exists() else None
     if local is not None and (local.shape != indices.shape or local.dtype.kind != "i"):

@@ -11,7 +11,7 @@ import numpy as np
 from ames_jax.data.lists import RELEASE, read_list
 from ames_jax.data.records import ImageRecord, RecordFormat
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.runtime.checksums import check
+from ames_jax.runtime.checksums import check, note_unchecked
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.fingerprints import content_of, fingerprint_of
 
@@ -35,6 +35,7 @@ def open_hdf5(path: str | Path) -> Any:
     if not path.is_file():
         raise UserError(f"{path} is missing")
     check(path)
+    note_unchecked(path)
     try:
         # Rows that share a compressed chunk are then unpacked once.
         return h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE)
@@ -99,8 +100,7 @@ def check_parts(path: Path, dataset: Any) -> list[Path]:
     for part in parts.values():
         if part.parent.resolve() != path.parent.resolve():
             raise UserError(
-                f"{path} is a virtual file and maps {part}; parts are read from its own folder alone: copy them there, and "
-                "make the virtual file anew"
+                f"{path} maps {part}; parts are read from its own folder alone: copy them there, and make {path.name} anew"
             )
     gone = [part for part in parts.values() if not part.exists()]
     if gone:

@@ -32,7 +32,7 @@ from ames_jax.data.pickled_arrays import (
     reconstruct,
     scalar,
 )
-from ames_jax.runtime.checksums import READ_ON_OPENING, check
+from ames_jax.runtime.checksums import READ_ON_OPENING, check, note_unchecked
 from ames_jax.runtime.errors import UserError
 
 # Bytes of a pickle from this size on stay in the file.
@@ -69,7 +69,8 @@ def read_pickle(path: str | Path) -> Any:
         data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     try:
         if data[:4] == b"PK\x03\x04":
-            return _read_zip(path, data)
+            return _read_zip(path, data)  # which has checksums of its own
+        note_unchecked(path)
         value = _Unpickler(_View(data)).load()
         return _read_legacy(data) if type(value) is int and value == TORCH_MAGIC else value
     except UserError as error:

@@ -60,7 +60,7 @@ class DescriptorSource:
             self.format = RecordFormat.of_features(info.features)
             self._length = info.splits[split].num_examples
             self._files = info.splits[split].file_instructions
-        note_unchecked(self.root)
+        note_unchecked(self.root / "dataset_info.json")
         self._open_lock = threading.Lock()
         self._records: Any = None
 

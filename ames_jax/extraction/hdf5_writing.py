@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import h5py
 import numpy as np
 
 from ames_jax.data.release_hdf5 import MASK, METADATA, SCALE, WEIGHT, X, Y
 from ames_jax.data.shards import open_split
 from ames_jax.extraction.extracting import ExtractionJob
+from ames_jax.runtime.checksums import entries, record, recorded
 from ames_jax.runtime.files import need_space, read_array, whole_file, write_file
 from ames_jax.runtime.progress import Progress
 
@@ -21,15 +24,22 @@ def hdf5_bytes(job: ExtractionJob) -> int:
 def write_hdf5(job: ExtractionJob) -> None:
     """Writes the split, which is finished, in the release's layout, unless that was done after it was finished.
 
-    `BACKBONE_SPLIT_local.hdf5` (flat, float16), `BACKBONE_SPLIT_global.hdf5` and `SPLIT.txt`.
+    `BACKBONE_SPLIT_local.hdf5` (flat, float16), `BACKBONE_SPLIT_global.hdf5` and `SPLIT.txt`, and their checksums.
     """
-    source, sizes = open_split(job.root, job.split), read_array(job.root / "images" / f"{job.split}.sizes.npy")
     prefix, kinds = f"{job.backbone.name}_{job.split}", ("local.hdf5", "global.hdf5")
     local, globally, text = [*(job.root / f"{prefix}_{kind}" for kind in kinds), job.root / f"{job.split}.txt"]
-    finished = job.facts_file.stat().st_mtime_ns
+    names, finished = [path.name for path in (local, globally, text)], job.facts_file.stat().st_mtime_ns
     if all(path.exists() and path.stat().st_mtime_ns >= finished for path in (local, globally, text)):
+        if not entries(job.root).keys() >= set(names):  # a run that was killed after the last of them
+            record(job.root, *names)
         return
     need_space(job.root, hdf5_bytes(job))
+    with recorded(job.root, *names):
+        _write(job, local, globally, text)
+
+
+def _write(job: ExtractionJob, local: Path, globally: Path, text: Path) -> None:
+    source, sizes = open_split(job.root, job.split), read_array(job.root / "images" / f"{job.split}.sizes.npy")
     shape, lines = (job.backbone.descriptors, METADATA + job.backbone.width), []
     labelled = (source.labels() >= 0).all()
     with (

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from ames_jax.model.kinds import Config, Model, config_of, fields_of, new_model
-from ames_jax.runtime.checksums import check
+from ames_jax.runtime.checksums import check, note_unchecked
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import path_of, write_file
 
@@ -93,6 +93,8 @@ def read_model(directory: Path) -> Model:
     try:
         config = config_of(json.loads(metadata["config"]))
         weights = load(path.read_bytes())
+        if "weights_crc32" not in metadata:
+            note_unchecked(path)
         if metadata.get("weights_crc32", _weights_crc32(weights)) != _weights_crc32(weights):
             raise UserError("the checksum of the weights is wrong: the file is damaged; copy it again")
         return model_of(config, weights)

@@ -36,6 +36,7 @@ from ames_jax.data.store import open_store
 from ames_jax.retrieval.judgements import KINDS, Judged, judge, judge_by_class
 from ames_jax.retrieval.protocols import metric_of
 from ames_jax.retrieval.sets import RetrievalSet
+from ames_jax.runtime.checksums import note_unchecked
 from ames_jax.runtime.errors import UserError, did_you_mean, naming
 from ames_jax.runtime.files import read_json
 from ames_jax.runtime.fingerprints import fingerprint_of
@@ -54,6 +55,7 @@ def open_manifest(path: Path, copies: Path) -> RetrievalSet:
     copies: see `read_lists`.
     """
     manifest = read_json(path)
+    note_unchecked(path)
     _check_keys(path, manifest)
     sides = {side: manifest[side] for side in SIDES}
     readers = {side: _open_descriptors(path, spec) for side, spec in sides.items()}
@@ -149,6 +151,7 @@ def _judged(
     if "ground_truth" in manifest:
         place = path.parent / manifest["ground_truth"]
         entries = [_rows(place, query, entry, row_of) for query, entry in enumerate(read_json(place, list))]
+        note_unchecked(place)
         with naming(place):
             return judge(ranks, entries, images)
     query_names, gallery_names = (

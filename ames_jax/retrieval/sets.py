@@ -19,6 +19,7 @@ from ames_jax.retrieval.judgements import Judged, find_hits, judge
 from ames_jax.retrieval.metrics import Protocol, average_precision, percent, protocol_score, recall_at
 from ames_jax.retrieval.protocols import METRICS
 from ames_jax.retrieval.ranking import Shortlist, shortlist_columns
+from ames_jax.runtime.checksums import note_unchecked
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import digest_of, read_json
 
@@ -224,7 +225,9 @@ def read_ground_truth(path: Path) -> dict[str, Any]:
 
     Raises UserError, naming the file and the key, where it holds something else.
     """
-    return read_json(path, keys=TRUTH)
+    truth = read_json(path, keys=TRUTH)
+    note_unchecked(path)
+    return truth
 
 
 def _check_similarities(similarities: np.ndarray, where: str) -> None:

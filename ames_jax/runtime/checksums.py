@@ -2,17 +2,18 @@
 
     {"files": {"ids.txt": {"bytes": 120, "crc32": 305419896}, …}, "crc32": of the text of `files`}
 
-A file that has no entry is taken as it is: one of an earlier version, of another program, or in the middle of a change.
+A file that has no entry is taken as it is: one of an earlier version, of another program, or in the middle of a change. The
+readers of files that have no checksums of their own say so (`note_unchecked`).
 """
 
 from __future__ import annotations
 
-import functools
 import json
+import multiprocessing
 import os
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,6 +23,8 @@ CHECKSUMS = "CHECKSUMS"
 BLOCK_BYTES = 1 << 22
 # Files up to this size are compared whole on opening; of larger ones the size, and the rest by `prepare validate`.
 READ_ON_OPENING = 32 << 20
+# Folders about which a line was printed, or none is wanted.
+_noted: set[Path] = set()
 
 
 def checksum(path: Path) -> int:
@@ -98,12 +101,26 @@ def check(path: Path, *, whole: bool = False) -> None:
         raise UserError(f"{path}: its checksum is wrong: it is damaged or was changed; {_advice(path)}")
 
 
-@functools.cache
-def note_unchecked(folder: Path) -> None:
-    """One line on stderr, once for a folder of ours, where it has no checksums."""
-    if not (folder / CHECKSUMS).exists():
-        advice = "python -m ames_jax.prepare validate --record adds them"
-        print(f"{folder}: written without checksums, so that damage goes unnoticed; {advice}", file=sys.stderr)
+def note_unchecked(path: Path) -> None:
+    """One line on stderr where no checksum of a file is recorded: once per folder, and for the folders below it.
+
+    Processes that share the work leave it to the one that started them. Of a bucket nothing is said.
+    """
+    if "://" in os.fspath(path) or multiprocessing.parent_process() or _noted.intersection(path.parents):
+        return
+    if path.name in entries(path.parent):
+        return
+    _noted.add(path.parent)
+    advice = "python -m ames_jax.prepare validate FILE … --record keeps them"
+    print(
+        f"{path.parent}: no checksum of {path.name} is recorded, so damage there may go unnoticed; {advice}",
+        file=sys.stderr,
+    )
+
+
+def expect_unchecked(paths: Iterable[Path]) -> None:
+    """Nothing is printed about these files and folders, nor about what lies beside and below them."""
+    _noted.update(path.parent for path in paths)
 
 
 def _advice(path: Path) -> str:

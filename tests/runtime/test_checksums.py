@@ -7,13 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import synthetic
+from conftest import GOLDEN
 from flax import nnx
 
+from ames_jax.data.lists import read_list
+from ames_jax.data.neighbours import open_neighbours, save_neighbours
+from ames_jax.data.safe_pickle import read_pickle
 from ames_jax.data.shards import open_split, read_about
 from ames_jax.model.ames import AMES, AMESConfig
 from ames_jax.model.weights import MODEL_FILE, facts_of, read_model, save_model
 from ames_jax.prepare import main
 from ames_jax.retrieval.sets import RetrievalSet
+from ames_jax.runtime import checksums
 from ames_jax.runtime.checksums import CHECKSUMS, check, entries, forget, record, recorded
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import read_array, read_json, write_array, write_json
@@ -102,6 +107,33 @@ def test_a_model_is_the_same_file_every_time_and_told_when_it_changed(tmp_path):
         (tmp_path / "0" / MODEL_FILE).write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
         with pytest.raises(UserError, match=MODEL_FILE):
             read_model(tmp_path / "0")
+
+
+def test_a_file_without_a_checksum_is_told_once_per_folder_until_it_is_recorded(tmp_path, capsys):
+    places = [tmp_path / name for name in ("a.txt", "b.txt", "inner/c.txt")]
+    (tmp_path / "inner").mkdir()
+    for path in places:
+        path.write_text("x.jpg\n")
+    for _ in range(2):
+        assert [read_list(path).ids for path in places] == [["x.jpg"]] * 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{tmp_path}: no checksum of a.txt is recorded")
+    assert "prepare validate FILE … --record" in line
+
+    other = tmp_path.with_name(f"{tmp_path.name}-other")
+    other.mkdir()
+    (other / "a.json").write_text("[]")
+    (other / "old.pt").write_bytes((GOLDEN / "torch_tensors_old.pt").read_bytes())
+    (other / "a.csv").write_text("x.jpg\n")
+    save_neighbours(other / "lists", np.ones((2, 3), np.float32), np.zeros((2, 3), np.int32))
+    (other / "lists" / CHECKSUMS).unlink()
+    assert main(["validate", *map(str, other.iterdir()), "--record"]) == 0
+    assert entries(other).keys() == {"a.json", "old.pt", "a.csv"}
+    assert entries(other / "lists").keys() == {"indices.npy", "similarities.npy", "about.json"}
+    assert "no checksum" not in capsys.readouterr().err
+    checksums._noted.clear()
+    read_list(other / "a.csv"), read_pickle(other / "old.pt"), open_neighbours(other / "lists")
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("read", [read_array, read_json, check])

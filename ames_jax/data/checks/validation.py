@@ -20,11 +20,12 @@ from ames_jax.data.checks.lists import (
     check_text_list,
 )
 from ames_jax.data.checks.reports import Report
-from ames_jax.data.lists import RELEASE, ImageList, read_list
-from ames_jax.data.neighbours import Neighbours, open_neighbours
+from ames_jax.data.lists import ImageList, read_list
+from ames_jax.data.neighbours import LOCAL, Neighbours, open_neighbours
 from ames_jax.data.records import RecordFormat, read_finished, read_shard
 from ames_jax.data.release_hdf5 import ReleaseSource, features_of, open_hdf5
 from ames_jax.data.release_pickles import TRUTH, read_ground_truth, read_neighbours
+from ames_jax.data.safe_pickle import read_pickle
 from ames_jax.data.shards import LINK, open_split
 from ames_jax.runtime import checksums
 from ames_jax.runtime.errors import UserError
@@ -35,7 +36,9 @@ from ames_jax.runtime.progress import Progress
 RECORDED = (
     *("about.json", "shards.json", "dataset_info.json", "features.json", "*.source.json", "images/*.*", "global/*.npy"),
     *("neighbours/*/*.npy", "neighbours/*/about.json", "ground_truth/*.json"),
+    *("indices.npy", "similarities.npy", LOCAL),  # of a folder of neighbour lists
 )
+LISTS, PYTORCH = (".txt", ".csv", ".tsv"), (".pt", ".pth", ".bin", ".tar", ".ckpt")
 ROLES = ("query", "gallery", "train", "distractors")
 # Images of the galleries of benchmarks, by the name of their folder; a set with "+1m" is searched in both.
 DISTRACTORS, GALLERIES = 1_001_001, {"roxford5k": 4_993, "rparis6k": 6_322}
@@ -70,6 +73,8 @@ class Files:
 
 def validate(paths: Sequence[str | Path], *, full: bool = False, block_bytes: int = BLOCK_BYTES) -> Report:
     """Checks files of one data set; `.hdf5`, `.npy`, `.pkl`, `.txt`, and folders that `prepare` wrote.
+
+    By themselves `.json` and PyTorch's files, which are only read.
 
     The role of a file follows from its name, as in the release: with "query", with "gallery", or neither (training).
     Values of large files are sampled unless `full`; memory stays at a few `block_bytes`.
@@ -114,13 +119,19 @@ def _check_file(path: Path, files: Files, report: Report, **options: Any) -> Non
             report.problem(
                 path, f"{count:,} images, expected the {expected:,} of {path.parent.name}: download it again"
             )
-    elif path.suffix == ".txt":
-        images = read_list(path, RELEASE)
+    elif path.suffix in LISTS:
+        images = read_list(path)
         check_text_list(path, images, report)
         files.lists[role] = (path, images)
         files.counts[role].append((path, len(images)))
     elif path.suffix == ".pkl":
         (files.ground_truth if path.stem.startswith("gnd") else files.neighbours).append(path)
+    elif path.suffix == ".json":
+        read_json(path, object)
+        report.line(f"{path}: JSON")
+    elif path.suffix in PYTORCH:
+        read_pickle(path)
+        report.line(f"{path}: a file of PyTorch's")
     else:
         raise UserError(f"{path}: expected .hdf5, .npy, .pkl, .txt or the folder of a data set")
 
@@ -155,7 +166,8 @@ def _check_folder(root: Path, report: Report, **options: Any) -> None:
     """Every shard in full against its count and checksum, then global descriptors, lists and ground truth against them."""
     path = root / "shards.json"
     linked = [link.name.removesuffix(LINK) for link in sorted(root.glob(f"*{LINK}"))]
-    if not path.exists() and not linked:
+    lists = (root / "indices.npy").exists()
+    if not path.exists() and not linked and not lists:
         raise UserError(f"{root} is no finished data set (no shards.json): run `prepare shards` to its end")
     for folder in (root, *(path for path in sorted(root.rglob("*")) if path.is_dir())):
         for name in checksums.entries(folder):
@@ -163,6 +175,9 @@ def _check_folder(root: Path, report: Report, **options: Any) -> None:
                 checksums.check(folder / name, whole=True)
                 if not (folder / name).exists():
                     raise UserError(f"{folder / name} is missing: copy it again")
+    if lists:
+        unknown = {"queries": None, "database": None}
+        check_neighbours(root, open_neighbours(root), report, **unknown, itself=False, full=options["full"])
     counts: dict[str, int] = {}
     for split, entry in read_finished(root).items():
         counts[split] = _check_shards(root, split, entry, report)
