@@ -122,7 +122,6 @@ def _origin(source: str) -> tuple[dict, Path | None]:
 
 def _read_safetensors(path: Path) -> tuple[dict, kinds.Config | None]:
     check(path)
-    note_unchecked(path)
     try:
         with safetensors.safe_open(path, "numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -130,6 +129,7 @@ def _read_safetensors(path: Path) -> tuple[dict, kinds.Config | None]:
         config = json.loads(metadata["config"]) if "config" in metadata else None
     except (OSError, ValueError, TypeError, safetensors.SafetensorError) as error:
         raise UserError(f"{path}: cannot be read as safetensors: {error}: copy it again") from error
+    note_unchecked(path)
     return arrays, None if config is None else kinds.config_of(config)
 
 

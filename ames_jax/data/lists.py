@@ -101,13 +101,13 @@ def read_lines(path: str | Path) -> list[str]:
     if not path.is_file():
         raise UserError(f"{path} is missing")
     check(path)
-    note_unchecked(path)
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path}: byte {error.start} is not UTF-8; expected a text list with one line per image"
         ) from None
+    note_unchecked(path)
     lines = text.split("\n")
     return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
 

@@ -31,14 +31,12 @@ def open_hdf5(path: str | Path) -> Any:
     """
     import h5py
 
-    path = Path(path)
-    if not path.is_file():
+    if not (path := Path(path)).is_file():
         raise UserError(f"{path} is missing")
     check(path)
-    note_unchecked(path)
     try:
         # Rows that share a compressed chunk are then unpacked once.
-        return h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE)
+        file = h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE)
     except Exception as error:  # a damaged file can fail in any part of HDF5
         if "unable to lock" in str(error):
             raise UserError(
@@ -48,6 +46,8 @@ def open_hdf5(path: str | Path) -> Any:
             size = path.stat().st_size
             raise UserError(f"{path} is cut short at {size} bytes: copy or download it again ({error})") from None
         raise UserError(f"{path} is not a readable HDF5 file ({error}): copy or download it again") from None
+    note_unchecked(path)
+    return file
 
 
 def features_of(file: Any, path: Path) -> Any:

@@ -70,15 +70,16 @@ def read_pickle(path: str | Path) -> Any:
     try:
         if data[:4] == b"PK\x03\x04":
             return _read_zip(path, data)  # which has checksums of its own
-        note_unchecked(path)
         value = _Unpickler(_View(data)).load()
-        return _read_legacy(data) if type(value) is int and value == TORCH_MAGIC else value
+        value = _read_legacy(data) if type(value) is int and value == TORCH_MAGIC else value
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except Exception as error:  # a damaged pickle can fail in any of its operations
         raise UserError(
             f"{path}: cannot be read as a pickle ({type(error).__name__}: {error}): damaged or cut short? Copy it again"
         ) from error
+    note_unchecked(path)
+    return value
 
 
 class _View:
