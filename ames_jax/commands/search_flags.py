@@ -12,7 +12,7 @@ from etils import epy
 from ames_jax.commands.extract import DEFAULT_BACKBONE, BackboneFlags
 from ames_jax.runtime.command_line import check_paths
 from ames_jax.runtime.errors import UserError
-from ames_jax.runtime.flag_values import Count, Fraction, Scale
+from ames_jax.runtime.flag_values import Count, CountOrZero, Fraction, Scale
 
 with epy.lazy_imports():  # help needs none of them
     from ames_jax.extraction import backbone
@@ -34,6 +34,8 @@ class SearcherFlags:
       gamma: Scale γ of the logits (default: the index's).
       refine: Refine the first stage by global descriptors alone: superglobal, expand, augment, or several joined by +.
       plan: Score from coarse to fine, e.g. kernel@40,100x64: stages QxT or kernel, each with how many images go on.
+      through: The most sure matches of a query through which its shortlist is looked at again, 0 for none (default: 5 where
+        the index knows from which logit on a match is sure, as one of --model=mutual does).
       faiss: Parameters of FAISS's search, e.g. nprobe=64 or efSearch=256.
       keep_query: List a query that is itself a picture of the index among its hits, too.
       database: Take the images from qdrant:PATH_OR_URL#COLLECTION, milvus:FILE.db_OR_URL#COLLECTION or
@@ -48,6 +50,7 @@ class SearcherFlags:
     gamma: Scale | None = None
     refine: str = ""
     plan: str = ""
+    through: CountOrZero | None = None
     faiss: str | None = None
     keep_query: bool = False
     database: str | None = None
@@ -64,7 +67,7 @@ class SearcherFlags:
         else:
             index = collection.SearchIndex.open(self.index, self.faiss)
         counts = {"shortlist": self.shortlist, "query_descriptors": self.query_descriptors}
-        counts |= {"refine": self.refine, "plan": self.plan}
+        counts |= {"refine": self.refine, "plan": self.plan, "through": self.through}
         own = {"keep_query": self.keep_query, "pictures": self.pictures, "backbone": opened}
         return searcher.Searcher(index, **counts, lam=self.lam, gamma=self.gamma, **own)
 

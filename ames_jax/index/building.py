@@ -134,7 +134,7 @@ def build_index(
             "model": chosen.name,
             "lam": chosen.lam,
             "gamma": chosen.gamma,
-            "query_descriptors": chosen.facts.get("query_descriptors", LATER["query_descriptors"]),
+            **{key: chosen.facts.get(key, value) for key, value in LATER.items()},
             "global_index": factory_string(global_index, len(descriptors.ids)),
             "global_width": descriptors.global_descriptors.shape[1],
             "statistics": descriptors.statistics,

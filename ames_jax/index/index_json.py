@@ -70,11 +70,12 @@ OF_INDEX: dict[str, Check] = {
     "global_index": TEXT,
     "global_width": WHOLE,
     "query_descriptors": WHOLE,
+    "sure_logit": ("a number from 0 on or null", lambda value: value is None or _is_number(1e9)(value)),
     "statistics": ("a text or null", lambda value: value is None or isinstance(value, str)),
     "parts": ("a list with at least one part", lambda value: isinstance(value, list) and len(value) > 0),
 }
 # Keys that indexes of earlier versions go without, and their values.
-LATER = {"query_descriptors": 100}
+LATER = {"query_descriptors": 100, "sure_logit": None}
 OF_PART: dict[str, Check] = {
     "folder": ("part-NUMBER", lambda value: isinstance(value, str) and bool(re.fullmatch(r"part-\d+", value))),
     "images": WHOLE,

@@ -48,6 +48,7 @@ class Hit:
       global_similarity: of the first stage; logit: of the model.
       old_place: place in the first stage's ranking, counted from 1.
       probability: that it shows what the query shows; None below the shortlist, and where the index is not calibrated.
+      through: id of the sure match that its logit comes through (`shortlist_scoring`); None where it is the query's own.
     """
 
     id: str
@@ -57,6 +58,7 @@ class Hit:
     logit: float | None
     old_place: int
     probability: float | None = None
+    through: str | None = None
 
 
 def rerank(
@@ -116,15 +118,14 @@ def ranked(
     gamma: float,
     places: Int[np.ndarray, " K"] | None = None,
     calibration: Calibration | None = None,
+    through: Sequence[str | None] | None = None,
 ) -> list[Hit]:
     """Hits by falling score; equal ones in the order of the first stage. places: in it, from 0 (default: as they stand)."""
     scores = ensemble(similarities, logits, lam, gamma)
     places = np.arange(len(ids)) if places is None else places
     chances = calibration.probability(logits).tolist() if calibration else [None] * len(logits)
-    found = zip(
-        ids, rows.tolist(), scores.tolist(), similarities.tolist(), logits.tolist(), (places + 1).tolist(), chances
-    )
-    hits = [Hit(*values) for values in found]
+    numbers = [values.tolist() for values in (rows, scores, similarities, logits, places + 1)]
+    hits = [Hit(*values) for values in zip(ids, *numbers, chances, through or [None] * len(logits))]
     return [hits[place] for place in np.argsort(-scores, kind="stable")]
 
 

@@ -22,13 +22,10 @@ from ames_jax.index.own_pictures import SentPicture, may_be_own, own_row
 from ames_jax.index.queries import as_picture, check_global, check_local
 from ames_jax.index.refined_stage import RefinedStage, Search
 from ames_jax.index.reranking import Hit, ranked, setting_of
+from ames_jax.index.shortlist_scoring import Scored, ShortlistScoring, Through
 from ames_jax.model.packing import BitPacker
 from ames_jax.retrieval.calibration import Calibration
-from ames_jax.retrieval.grid import KERNEL_THRESHOLDS, Counts
-from ames_jax.retrieval.maxsim import MaxSimMatcher
 from ames_jax.retrieval.plans import Plan
-from ames_jax.retrieval.ranking import ensemble
-from ames_jax.retrieval.scorer import Scorer
 from ames_jax.runtime.cores import refuse_fork, usable_cores
 from ames_jax.runtime.errors import UserError
 
@@ -37,9 +34,6 @@ QUERIES_AT_A_TIME = 32  # pictures and shortlists held in memory
 
 # A picture file, a picture (`queries.as_picture`), or descriptors.
 Query = str | Path | SentPicture | ExtractedImage | DescriptorSet | Any
-# Of `kernel` in a plan; an index has no validation of its own. Chosen on that of the embedded landmarks with the students of
-# three seeds: of the right images among 200, the 30 that go on hold 83 %.
-KERNEL_THRESHOLD, KERNEL_GAMMA = 0.5, 1.0
 MOST_QUERY_DESCRIPTORS = 4096  # more make the query's own attention a matter of gigabytes
 
 
@@ -81,6 +75,8 @@ class Searcher:
       refine: kinds of refinement of the first stage by global descriptors alone, joined by + (`retrieval.refinement`).
       plan: stages from coarse to fine (`retrieval.plans`), which say how many descriptors are used, in place of
         `query_descriptors`. Every stage ranks with λ and γ of the last, `kernel` with a γ of its own.
+      through: the most sure matches of a query through which its shortlist is looked at again (`shortlist_scoring`); 0: none.
+        None: as many as are good for the index's model, none where nothing says from which logit on a match is sure.
       keep_query: a query file that is a picture of the index, by its path or content, is among its own hits, not left out.
       pictures: folder of the indexed pictures, where they have moved.
 
@@ -98,6 +94,7 @@ class Searcher:
         gamma: float | None = None,
         refine: str = "",
         plan: str = "",
+        through: int | None = None,
         backbone: Backbone | None = None,
         keep_query: bool = False,
         pictures: str | Path | None = None,
@@ -115,17 +112,19 @@ class Searcher:
         self.lam, self.gamma = setting_of(self.index, lam, gamma)
         known = self.index.facts.get("probability")  # of the whole model's logits, which a plan has not of all
         self.calibration = None if plan else Calibration.of_facts(known, query_descriptors)
-        self._scorer = Scorer(self.index.model)
         self._refined = RefinedStage(self.index, refine) if refine else None
-        self._plan = Plan.parse(plan, self.shortlist) if plan else None
-        if self._plan:
-            self.query_descriptors = self._plan.most.query
+        stages = Plan.parse(plan, self.shortlist) if plan else None
+        if stages:
+            self.query_descriptors = stages.most.query
+        looking = Through.of(self.index.facts["sure_logit"], through, str(self.index.path))
+        self._scoring = ShortlistScoring(self.index.model, self.packer, self.lam, self.gamma, stages, looking)
         self._backbone, self._keep_query, self._process = backbone, keep_query, os.getpid()
         self._pictures = None if pictures is None else Path(os.path.abspath(pictures))
 
     def warm_up(self) -> None:
         """Opens the backbone and compiles what a query runs, so that the first one takes no longer than others."""
         self.search(np.zeros((64, 64, 3), np.uint8))
+        self._scoring.warm_up(self.index.read(np.arange(self.shortlist)))
 
     @property
     def backbone(self) -> Backbone:
@@ -207,9 +206,9 @@ class Searcher:
         needed, places = np.unique(shortlists, return_inverse=True)
         database = self.index.read(needed)
         times.append(time.perf_counter())
-        scored = self._score(local, database, places.reshape(shortlists.shape), similarities)
+        scored = self._scoring.score(local, database, places.reshape(shortlists.shape), similarities)
         times.append(time.perf_counter())
-        lists = [self._ranked(*of_query) for of_query in zip(similarities, rows, *scored)]
+        lists = [self._ranked(*of_query) for of_query in zip(similarities, rows, scored)]
         times.append(time.perf_counter())
         seconds = dict(zip(STAGES, (np.diff(times) / len(queries)).tolist()))
         threshold = self.calibration.threshold if self.calibration else None
@@ -217,41 +216,6 @@ class Searcher:
         return [
             SearchResult(hits[:k], before[:k], seconds, threshold, name) for (hits, before), name in zip(lists, names)
         ]
-
-    def _score(
-        self, local: DescriptorSet, database: DescriptorSet, places: np.ndarray, similarities: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Columns int [Nq, n] of the shortlists that the model scores, its logits [Nq, n], and the other columns, best first.
-
-        local [Nq, Q, ·]; places int [Nq, S], rows of `database` [N, T, ·]; similarities of the first stage [Nq, ≥ S].
-        """
-        count = places.shape[1]
-        if self._plan is None:
-            columns = np.tile(np.arange(count), (len(places), 1))
-            return columns, self._scorer.shortlists(local, database, places), columns[:, count:]
-        known = np.maximum(similarities[:, :count], -1)  # −∞ where an approximate first stage lists fewer
-
-        def score(stage: Counts | None, columns: np.ndarray) -> np.ndarray:
-            lists = np.take_along_axis(places, columns, axis=1)
-            if stage is not None:
-                sides = local.truncate(stage.query), database.truncate(stage.database)
-                return self._scorer.shortlists(*sides, lists)
-            kernel, threshold = self._kernel
-            scores = [kernel.shortlist(local[query], database[rows])[:, threshold] for query, rows in enumerate(lists)]
-            return np.stack(scores)
-
-        def values(stage: Counts | None, columns: np.ndarray) -> np.ndarray:
-            gamma = KERNEL_GAMMA if stage is None else self.gamma
-            return ensemble(np.take_along_axis(known, columns, axis=1), score(stage, columns), self.lam, gamma)
-
-        columns, rest = self._plan.head(values, len(places), count)
-        return columns, score(self._plan.stages[-1], columns), rest
-
-    @functools.cached_property
-    def _kernel(self) -> tuple[MaxSimMatcher, int]:
-        """Hand-made matching for the coarsest stage of a plan, and which of its scores counts."""
-        kernel = MaxSimMatcher("kernel", packer=self.packer, forms=("query",), queries=("floats",))
-        return kernel, KERNEL_THRESHOLDS.index(KERNEL_THRESHOLD)
 
     def _checked(self, extracted: Sequence[ExtractedImage]) -> list[DescriptorSet]:
         """Local descriptors of queries as the model takes them; bits where those of any are bits."""
@@ -282,16 +246,15 @@ class Searcher:
         order = np.argsort(itself, axis=1, kind="stable")[:, :count]
         return np.take_along_axis(similarities, order, axis=1), np.take_along_axis(rows, order, axis=1)
 
-    def _ranked(
-        self, similarities: np.ndarray, rows: np.ndarray, columns: np.ndarray, logits: np.ndarray, rest: np.ndarray
-    ) -> tuple[list[Hit], list[Hit]]:
-        """The whole list re-ranked, and as the first stage gave it; columns, logits and rest as of `_score`."""
-        there = rows[columns] >= 0
-        columns, logits = columns[there], logits[there]
-        found = rows[columns]
-        names = [self.index.ids[row] for row in found]
-        head = ranked(names, found, similarities[columns], logits, self.lam, self.gamma, columns, self.calibration)
-        below = [*rest, *range(len(there) + len(rest), len(rows))]
+    def _ranked(self, similarities: np.ndarray, rows: np.ndarray, scored: Scored) -> tuple[list[Hit], list[Hit]]:
+        """The whole list re-ranked, and as the first stage gave it."""
+        there = rows[scored.columns] >= 0
+        columns, logits = scored.columns[there], scored.logits[there]
+        names = [self.index.ids[row] for row in rows[columns]]
+        through = [None if column < 0 else self.index.ids[rows[column]] for column in scored.through[there]]
+        known = {"places": columns, "calibration": self.calibration, "through": through}
+        head = ranked(names, rows[columns], similarities[columns], logits, self.lam, self.gamma, **known)
+        below = [*scored.rest, *range(len(there) + len(scored.rest), len(rows))]
         tail = [
             Hit(self.index.ids[rows[i]], int(rows[i]), None, float(similarities[i]), None, old_place=int(i) + 1)
             for i in below

@@ -42,6 +42,7 @@ class RankedImage:
       old_place: its place in the other ranking, counted from 1.
       probability: that it shows what the query shows, if known.
       picture: its file, if known; explanation: a picture, relative to the page, of why it was found, if there is one.
+      through: id of the image that it was found through, if it was.
     """
 
     pixels: np.ndarray
@@ -52,6 +53,7 @@ class RankedImage:
     probability: float | None = None
     picture: Path | None = None
     explanation: str = ""
+    through: str = ""
 
 
 @dataclass(frozen=True)
@@ -243,6 +245,8 @@ def _figure_html(image: RankedImage, place: int) -> str:
         caption += f" · p&nbsp;{image.probability:.2f}"
     if image.id:
         caption += f'<span class="id">{escape(shortened(image.id))}</span>'
+    if image.through:
+        caption += f'<span class="id">through {escape(shortened(image.through))}</span>'
     if image.explanation:
         caption += f' <a href="{quote(image.explanation)}">why</a>'
     picture = _linked(_picture_html(image.pixels, image.id, THUMBNAIL), image.picture)

@@ -43,7 +43,7 @@ def result_text(query: Path, result: SearchResult) -> str:
         score = "-" if hit.score is None else f"{hit.score:.4f}"
         logit = "-" if hit.logit is None else f"{hit.logit:.2f}"
         chance = "    -  " if hit.probability is None else f"{hit.probability:5.2f}  "
-        rest = f"{chance if known else ''}{hit.id}"
+        rest = f"{chance if known else ''}{hit.id}{f'  through {hit.through}' if hit.through else ''}"
         lines.append(f"{place:5}  {came:>5}  {score:>6}  {hit.global_similarity:6.3f}  {logit:>6}  {rest}")
     if result.query_id is not None:
         lines.insert(1, f"itself in the index as {result.query_id}, which is left out (--keep-query lists it)")
@@ -262,7 +262,8 @@ def _gallery_query(
     def ranked(hit: Hit, score: float | None, old_place: int | None = None) -> RankedImage:
         right, file = labels.right(query, hit.id) if labels else None, index.picture(hit.row, pictures)
         chance, why = (hit.probability, explanations.get(hit.row, "")) if old_place else (None, "")
-        return RankedImage(image_of[hit.row], right, score, hit.id, old_place, chance, file, why)
+        through = (hit.through or "") if old_place else ""
+        return RankedImage(image_of[hit.row], right, score, hit.id, old_place, chance, file, why, through)
 
     return GalleryQuery(
         shrink(load_image(query), PICTURE_SIDE),

@@ -55,6 +55,9 @@ class FoundImage(BaseModel):
         description="that it shows what the query shows; null, too, where the index is not calibrated"
     )
     old_place: int = Field(description="place in the first stage's ranking, counted from 1")
+    through: str | None = Field(
+        description="the sure match that its logit comes through; null where it is the query's own"
+    )
 
     @classmethod
     def of(cls, hit: Hit, label: str | None) -> FoundImage:
@@ -67,6 +70,7 @@ class FoundImage(BaseModel):
             logit=hit.logit,
             probability=hit.probability,
             old_place=hit.old_place,
+            through=hit.through,
         )
 
 

@@ -224,13 +224,17 @@ class Service:
 
 
 def cut(result: SearchResult, shortlist: int | None, top: int) -> SearchResult:
-    """The first `top` images, and of those re-ranked only the first stage's `shortlist`, as a search of that many finds.
+    """The first `top` images, and of those re-ranked only the first stage's `shortlist`, as a search of that many finds,
+    but for what is found through sure matches below.
 
     So one compiled program, which scores as many as the server does, answers every request.
     """
     before, hits = result.first_stage, result.hits
     if shortlist is not None:
-        below = [dataclasses.replace(hit, score=None, logit=None, probability=None) for hit in before[shortlist:]]
+        below = [
+            dataclasses.replace(hit, score=None, logit=None, probability=None, through=None)
+            for hit in before[shortlist:]
+        ]
         hits = [hit for hit in hits if hit.old_place <= shortlist] + below
         before = before[:shortlist] + below
     return dataclasses.replace(result, hits=hits[:top], first_stage=before[:top])

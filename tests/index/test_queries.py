@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import photo_folder
@@ -184,6 +186,8 @@ def test_a_copy_of_a_picture_of_the_index_is_known_by_its_content(made, searcher
     assert (copy.query_id, len(copy.hits)) == ("scene1/0.jpg", 11)
     assert (other.query_id, len(other.hits)) == (None, 12)
     assert "itself in the index as scene1/0.jpg" in search_results.result_text(tmp_path / "copy.jpg", copy)
+    copy.hits[0] = dataclasses.replace(copy.hits[0], through="scene0/1.jpg")
+    assert f"{copy.hits[0].id}  through scene0/1.jpg" in search_results.result_text(tmp_path / "copy.jpg", copy)
 
 
 def test_labels_give_figures(made, capsys):

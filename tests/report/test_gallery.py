@@ -18,6 +18,7 @@ def noise(seed: int, side: int = 480) -> np.ndarray:
 def test_a_page_names_and_links_its_pictures(tmp_path):
     before = [RankedImage(noise(1), True, 0.5, "a/1.jpg")]
     why = {"probability": 0.75, "picture": tmp_path / "a b.jpg", "explanation": "found_files/why 1.jpg"}
+    why["through"] = "<i>/0"
     after = [RankedImage(noise(2), False, 0.9, "<b>/a-name-that-is-long-indeed.jpg", 4, **why)]
     query = GalleryQuery(noise(0), before, after, name="asked.jpg", match=False, picture=tmp_path / "asked.jpg")
     pages = pages_of(tmp_path / "found.html", 2 * QUERIES_PER_PAGE + 1)
@@ -33,7 +34,14 @@ def test_a_page_names_and_links_its_pictures(tmp_path):
         (tmp_path / "a b.jpg").as_uri(),
         "found_files/why%201.jpg",
     ]
-    for part in ("▲ from 4", "p&nbsp;0.75", "…at-is-long-indeed.jpg", "no match", "&lt;b&gt;/a-name"):
+    for part in (
+        "▲ from 4",
+        "p&nbsp;0.75",
+        "…at-is-long-indeed.jpg",
+        "no match",
+        "&lt;b&gt;/a-name",
+        "through &lt;i&gt;/0",
+    ):
         assert part in text
     assert "<b>/" not in text
 

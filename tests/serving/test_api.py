@@ -206,7 +206,7 @@ def test_collection_page_and_figures(server):
     assert b'ames_requests_total{method="GET",route="/health",status="200"}' in server.get("/metrics").body
     api = server.get("/openapi.json").json
     assert {"multipart/form-data", "application/json"} == set(api["paths"]["/search"]["post"]["requestBody"]["content"])
-    assert set(api["components"]["schemas"]["FoundImage"]["properties"]) == {*FOUND, "label", "probability"}
+    assert set(api["components"]["schemas"]["FoundImage"]["properties"]) == {*FOUND, "label", "probability", "through"}
     assert b"page.js" in server.get("/").body
     assert b"docs.js" in server.get("/docs").body
 

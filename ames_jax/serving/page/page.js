@@ -272,7 +272,7 @@ function below(hit, place, kind, scores) {
   }
   if (scores) {
     const local = hit.logit === null ? ["not re-ranked"] : [`score ${hit.score.toFixed(3)}`, `logit ${hit.logit.toFixed(1)}`];
-    const texts = [...local, `global ${hit.global.toFixed(3)}`];
+    const texts = [...local, `global ${hit.global.toFixed(3)}`, ...(hit.through ? [`through ${hit.through}`] : [])];
     parts.push(element("span", { className: "numbers" }, ...texts.map((textContent) => element("span", { textContent }))));
   }
   return parts;
