@@ -16,14 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 import stub_index
 import synthetic
+from conftest import GOLDEN
 from flax import nnx
 
+from ames_jax.commands import convert
 from ames_jax.data.global_descriptors import GlobalDescriptors
+from ames_jax.data.lists import read_labels
 from ames_jax.data.neighbour_search import nearest
 from ames_jax.data.neighbours import open_neighbours, save_neighbours
 from ames_jax.data.readers import MemoryReader
 from ames_jax.data.release_hdf5 import ReleaseSource
 from ames_jax.data.release_pickles import read_ground_truth, read_neighbours
+from ames_jax.data.safe_pickle import read_pickle
 from ames_jax.data.shards import link_split, open_split, read_about
 from ames_jax.data.store import build_store, open_store
 from ames_jax.descriptors import DescriptorSet
@@ -213,12 +217,23 @@ def scores(folder: Path) -> Kind:
     return Kind((*kept, "logits.npz"), read)
 
 
-def networks(folder: Path) -> Kind:
+def foreign(folder: Path) -> Kind:
+    """Weights, lists and global descriptors as others keep them."""
     write_checkpoint(folder / "x_detector.pt", detector_weights(Detector(8, nnx.Rngs(0))))
-    return Kind(
-        ("x_detector.pt",),
-        lambda at: detector_weights(detector_of(read_weights(at / "x_detector.pt"), "x_detector.pt")),
-    )
+    (folder / "old.pt").write_bytes((GOLDEN / "torch_tensors_old.pt").read_bytes())
+    convert.write(AMES(CONFIG, nnx.Rngs(0)), folder / "ames.safetensors", "")
+    with h5py.File(folder / "global.hdf5", "w") as file:
+        file["features"] = np.eye(6, 8, dtype=np.float32)
+    (folder / "labels.tsv").write_text("".join(f"picture {i}.jpg\tpainting {i % 3}\n" for i in range(9)))
+
+    def read(folder: Path) -> Any:
+        detector = detector_of(read_weights(folder / "x_detector.pt"), "x_detector.pt")
+        return (
+            detector_weights(detector), read_pickle(folder / "old.pt"), read_labels(folder / "labels.tsv"),
+            weights_of(convert.read(str(folder / "ames.safetensors"))), GlobalDescriptors([folder / "global.hdf5"])[:],
+        )  # fmt: skip
+
+    return Kind(("x_detector.pt", "old.pt", "ames.safetensors", "global.hdf5", "labels.tsv"), read)
 
 
 def index(folder: Path) -> Kind:
@@ -290,5 +305,5 @@ def linked(folder: Path) -> Kind:
 
 KINDS = (
     release_files, pickles, models, lists, store, data_set, own_data, statistics,
-    scores, networks, index, checkpoint, linked,
+    scores, foreign, index, checkpoint, linked,
 )  # fmt: skip
