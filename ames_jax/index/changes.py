@@ -32,12 +32,15 @@ FILES = {"weights", "detector"}
 
 @contextmanager
 def changing(path: str | Path, wait_seconds: float = 0) -> Iterator[SearchIndex]:
-    """The index at `path`, for this process alone to change; raises UserError where another one is at it."""
+    """The index at `path`, for this process alone to change; raises UserError where another one is at it.
+
+    What a killed change left to be done is done first.
+    """
     path = Path(path)
     with lock(path, home(), wait_seconds):
         index = SearchIndex.open(path)
         remove_leftovers(index.path, index.facts)
-        yield index
+        yield _compacted(index)
 
 
 def add_images(path: str | Path, descriptors: Descriptors) -> int:
@@ -66,10 +69,14 @@ def remove_images(path: str | Path, ids: Sequence[str]) -> int:
 
 
 def compact(path: str | Path) -> tuple[int, int]:
-    """Writes all images of an index as one part, without those that were removed; its bytes before and after."""
+    """Writes all images of an index as one part, without those that were removed; its bytes before and after.
+
+    Where that is so, nothing is done, but for an index of an earlier version, which gets checksums.
+    """
+    before = _bytes(SearchIndex.open(path).facts)
     with changing(path) as index:
-        before = _bytes(index.facts)
-        _compact_from(index, 0)
+        if len(index.facts["parts"]) > 1 or index.facts["removed"] or index.facts["version"] == 1:
+            _compact_from(index, 0)
     return before, _bytes(SearchIndex.open(path).facts)
 
 
@@ -99,9 +106,8 @@ def change(
         facts = _with_removed(index.path, facts, np.union1d(_removed_rows(index), gone))
     publish(index.path, facts)
     remove_leftovers(index.path, facts)
-    first = _first_to_compact(facts)
-    if first is not None:
-        _compact_from(SearchIndex.open(index.path), first)
+    if _first_to_compact(facts) is not None:
+        _compacted(SearchIndex.open(index.path))
 
 
 def refuse_another_extraction(index: SearchIndex, descriptors: Descriptors) -> None:
@@ -148,6 +154,15 @@ def _first_to_compact(facts: Mapping[str, Any]) -> int | None:
         # One that is no larger than all behind it: so an image is copied a few times, however many are added one by one.
         return next((first for first in range(len(sizes)) if sizes[first] <= sum(sizes[first + 1 :])), None)
     return None
+
+
+def _compacted(index: SearchIndex) -> SearchIndex:
+    """The index after the compaction that is due."""
+    first = _first_to_compact(index.facts)
+    if first is None:
+        return index
+    _compact_from(index, first)
+    return SearchIndex.open(index.path)
 
 
 def _compact_from(index: SearchIndex, first: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -109,6 +110,29 @@ def check(index: SearchIndex, expected: dict[str, int], packer: BitPacker) -> No
     similarities, found = index.global_index.search(images.global_descriptors, len(index))
     assert all(sorted(row) == rows.tolist() for row in found.tolist())
     np.testing.assert_allclose(similarities[:, 0], 1, atol=1e-5)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files of a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_compaction_that_a_kill_prevented_is_done_by_the_next_command(stub, tmp_path, monkeypatch):
+    index, unbroken = stub(tmp_path) / "index", tmp_path / "unbroken"
+    for name in ("a.jpg", "b.jpg"):
+        step(tmp_path, "write", name, 1)
+        step(tmp_path, "sync")
+    shutil.copytree(index, unbroken)
+    remove_images(unbroken, ["a.jpg"])
+    with monkeypatch.context() as killed:
+        killed.setattr(changes, "_first_to_compact", lambda _: None)
+        remove_images(index, ["a.jpg"])
+    assert contents(index) != contents(unbroken)
+    with pytest.raises(UserError, match=r"a\.jpg"):
+        remove_images(index, ["a.jpg"])
+    assert contents(index) == contents(unbroken)
+    compact(index)  # of one part that is whole
+    assert contents(index) == contents(unbroken)
 
 
 @settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
