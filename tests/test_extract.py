@@ -216,6 +216,9 @@ def test_a_run_that_was_killed_at_its_very_end_is_finished(
     monkeypatch.setattr(SiftBackbone, "extract", None)  # nothing is extracted again
     assert sift(pictures, out, statistics) == 0
     assert records(out) == records(data_set)
+    (out / ".unfinished").mkdir()  # killed between its two last calls
+    assert sift(pictures, out, statistics) == 0
+    assert not (out / ".unfinished").exists()
 
 
 @pytest.mark.parametrize("free", [1000, 10**5])

@@ -204,10 +204,10 @@ def finish(tasks: Sequence[ShardTask]) -> None:
         with recorded(root, *METADATA):
             _write_metadata(root, own[0].name, own[0].format, finished)
             write_json(root / "shards.json", finished)
-        _clear(folder)
+        clear(folder)
 
 
-def _clear(folder: Path) -> None:
+def clear(folder: Path) -> None:
     """Removes what was kept of a split while it was unfinished."""
     shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):  # another split is unfinished
@@ -266,7 +266,7 @@ def _claim(tasks: Sequence[ShardTask], source: Source) -> bool:
     if files and all(t.path.exists() and t.path.stat().st_size == files[t.path.name]["file_bytes"] for t in tasks):
         if task.receipt.parent.exists() and not entries(task.root).keys() >= set(METADATA):
             record(task.root, *METADATA)  # which a run that was killed at its very end had left to do
-        _clear(task.receipt.parent)
+        clear(task.receipt.parent)
         return True
     same_job(task.receipt.with_name("settings.json"), settings, later=("inputs",), advice=ADVICE)
     for own in tasks if files else ():

@@ -158,6 +158,7 @@ def _plan(job: ExtractionJob) -> list[ShardTask]:
         before = files.read_json(job.facts_file, keys=FACTS)
         files.refuse_other(f"{job.root} {job.split}", before, job.facts(), free=FOUND, advice=ADVICE)
         if not folder.exists():
+            shard_writing.clear(folder)  # an empty one above it, where a run was killed at its very end
             _refuse_changed(job)
             return []
     old = job.root / ".extracted" / job.split
@@ -178,7 +179,7 @@ def _plan(job: ExtractionJob) -> list[ShardTask]:
     if tasks:
         files.same_job(folder / "extraction.json", job.facts(), advice=ADVICE)
     else:
-        shutil.rmtree(folder, ignore_errors=True)  # left where a run was killed at its very end
+        shard_writing.clear(folder)
     return tasks
 
 
