@@ -12,7 +12,7 @@ from etils import epy
 from ames_jax.runtime import cache
 from ames_jax.runtime.command_line import parse, refuse_missing
 from ames_jax.runtime.errors import run_main
-from ames_jax.runtime.files import is_remote
+from ames_jax.runtime.paths import is_remote
 
 with epy.lazy_imports():  # help, and a mistake on the command line, need none of them
     from ames_jax.report import run_report

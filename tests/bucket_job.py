@@ -29,7 +29,7 @@ from gcp_storage_emulator.server import create_server  # noqa: E402
 
 from ames_jax.model.released import load_model  # noqa: E402
 from ames_jax.model.weights import facts_of  # noqa: E402
-from ames_jax.runtime.files import path_of  # noqa: E402
+from ames_jax.runtime.paths import path_of  # noqa: E402
 from ames_jax.runtime.preemption import StoppedEarly  # noqa: E402
 from ames_jax.training.log import read_history  # noqa: E402
 

@@ -13,8 +13,9 @@ from etils import epy
 
 from ames_jax.runtime.checksums import check, note_unchecked
 from ames_jax.runtime.errors import UserError
-from ames_jax.runtime.files import path_of, write_file
+from ames_jax.runtime.files import write_file
 from ames_jax.runtime.flag_values import Count
+from ames_jax.runtime.paths import path_of
 
 with epy.lazy_imports():  # help needs none of them
     import safetensors

@@ -20,7 +20,7 @@ import numpy as np
 
 from ames_jax.runtime.checksums import check, note_unchecked
 from ames_jax.runtime.errors import UserError
-from ames_jax.runtime.files import write_file
+from ames_jax.runtime.files import read_whole, write_file
 
 FORMS = ("id", "id,label", "id,width,height", "id,label,width,height")
 RELEASE = FORMS[2:]
@@ -102,7 +102,7 @@ def read_lines(path: str | Path) -> list[str]:
         raise UserError(f"{path} is missing")
     check(path)
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_whole(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path}: byte {error.start} is not UTF-8; expected a text list with one line per image"
@@ -131,7 +131,7 @@ def read_ids(path: Path, count: int) -> list[str]:
         raise UserError(f"{path} is missing: what it belongs to was not written to its end; write it again")
     check(path)
     try:
-        ids = path.read_bytes().decode().split("\n")[:-1]
+        ids = read_whole(path).decode().split("\n")[:-1]
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is damaged: byte {error.start} is not UTF-8; write it again") from None
     if len(ids) != count:

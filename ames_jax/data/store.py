@@ -16,7 +16,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ from ames_jax.descriptors import DescriptorSet
 from ames_jax.runtime.checksums import READ_ON_OPENING, checksum
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import read_array, read_json, whole_folder, write_array, write_blocks, write_json
+from ames_jax.runtime.paths import absolute
 from ames_jax.runtime.progress import Progress
 
 FORMAT, VERSION = "ames_jax packed store", 1
@@ -153,7 +153,7 @@ def open_store(path: str | Path, binarizer: str | None = None) -> PackedStore:
 
     Raises UserError, naming the file: not a store, another version, a file missing or truncated, another model's bits.
     """
-    path = Path(os.path.abspath(path))  # ids are read later, from wherever the process is then
+    path = absolute(path)
     header = _read_header(path)
     for name, facts in header["files"].items():
         small = facts["bytes"] <= READ_ON_OPENING  # bits that have sums are compared image by image as they are read

@@ -36,6 +36,7 @@ from ames_jax.model.packing import binarizer_fingerprint
 from ames_jax.model.weights import read_model
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import read_array
+from ames_jax.runtime.paths import absolute
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,7 @@ class SearchIndex:
 
         Raises UserError, naming the file: no index, another version, a file missing, truncated, damaged or of another model.
         """
-        path = Path(os.path.abspath(path))
+        path = absolute(path)
         facts = read_facts(path)
         while True:
             try:

@@ -10,7 +10,6 @@ import collections
 import dataclasses
 import hashlib
 import json
-import os
 import threading
 import zlib
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from ames_jax.index.index_json import EMPTY, MODEL, check_files, read_facts
 from ames_jax.model.packing import binarizer_fingerprint
 from ames_jax.model.weights import read_model
 from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.paths import absolute
 from ames_jax.runtime.progress import Progress
 
 BLOCK = 256  # records of a request
@@ -166,7 +166,7 @@ class DatabaseIndex(SearchIndex):
 
         Raises UserError: no index, no collection, or one of another model.
         """
-        path = Path(os.path.abspath(path))
+        path = absolute(path)
         facts = read_facts(path)
         check_files(path, {name: known for name, known in facts["files"].items() if name != EMPTY})
         # The part that would say it is not needed, so the fields that hold what is on disk stay empty.

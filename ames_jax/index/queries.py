@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,16 @@ def check_local(query: DescriptorSet, config: Config) -> DescriptorSet:
     query = validate(query, config.descriptor_width, config.bits, "the query's local descriptors", axes=2)
     features = np.asarray(query.features)
     return DescriptorSet(features, np.ones(len(features), bool) if query.valid is None else np.asarray(query.valid))
+
+
+def count_of(value: Any, name: str, most: float = math.inf) -> int:
+    """A count that was given from Python, as int; raises UserError, naming it, unless it is whole, and in 1..`most`."""
+    if not (
+        isinstance(value, int | float | np.number) and 1 <= value <= most and value < math.inf and int(value) == value
+    ):
+        limit = "" if most == math.inf else f", at most {most}"
+        raise UserError(f"{name}={value!r}: expected a whole number of at least 1{limit}")
+    return int(value)
 
 
 def _channels_last(pixels: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ames_jax.descriptors import DescriptorSet, as_array
+from ames_jax.index.queries import count_of
 from ames_jax.model.kinds import Model
 from ames_jax.retrieval.calibration import Calibration
 from ames_jax.retrieval.ranking import ensemble
@@ -88,8 +89,7 @@ def rerank(
     """
     if len(ids) != len(global_similarities):
         raise UserError(f"{len(ids)} ids with {len(global_similarities)} global similarities: give one for each")
-    if descriptors is not None and descriptors < 1:
-        raise UserError(f"descriptors={descriptors}: expected at least 1, or None for all that are stored")
+    count = MOST if descriptors is None else count_of(descriptors, "descriptors")
     lam, gamma = setting_of(store, lam, gamma)
     similarities = as_array(global_similarities, "global_similarities").astype(np.float32)
     if similarities.shape != (len(ids),):
@@ -105,7 +105,7 @@ def rerank(
     rows = store.rows(ids)
     if not len(rows):
         return []
-    logits = scorer.shortlist(query, store.read(rows, descriptors or MOST))
+    logits = scorer.shortlist(query, store.read(rows, count))
     return ranked(ids, rows, similarities, logits, lam, gamma)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ from ames_jax.extraction.backbone import STATISTICS_FILE, Backbone, ExtractedIma
 from ames_jax.extraction.sift import SiftStatistics, global_descriptor
 from ames_jax.index.collection import SearchIndex
 from ames_jax.index.own_pictures import SentPicture, may_be_own, own_row
-from ames_jax.index.queries import as_picture, check_global, check_local
+from ames_jax.index.queries import as_picture, check_global, check_local, count_of
 from ames_jax.index.refined_stage import RefinedStage, Search
 from ames_jax.index.reranking import Hit, ranked, setting_of
 from ames_jax.index.shortlist_scoring import Scored, ShortlistScoring, Through
@@ -28,6 +27,7 @@ from ames_jax.retrieval.calibration import Calibration
 from ames_jax.retrieval.plans import Plan
 from ames_jax.runtime.cores import refuse_fork, usable_cores
 from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.paths import absolute
 
 STAGES = ("extract", "global", "gather", "score", "rank")
 QUERIES_AT_A_TIME = 32  # pictures and shortlists held in memory
@@ -102,16 +102,11 @@ class Searcher:
         self.index = index if isinstance(index, SearchIndex) else SearchIndex.open(index)
         if query_descriptors is None:
             query_descriptors = self.index.facts["query_descriptors"]
-        for name, value, most in (
-            ("shortlist", shortlist, sys.maxsize),
-            ("query_descriptors", query_descriptors, MOST_QUERY_DESCRIPTORS),
-        ):
-            if not 1 <= value <= most:
-                raise UserError(f"{name}={value}: expected at least 1" + (f", at most {most}" if value > most else ""))
-        self.shortlist, self.query_descriptors = min(shortlist, len(self.index)), query_descriptors
+        self.shortlist = min(count_of(shortlist, "shortlist"), len(self.index))
+        self.query_descriptors = count_of(query_descriptors, "query_descriptors", MOST_QUERY_DESCRIPTORS)
         self.lam, self.gamma = setting_of(self.index, lam, gamma)
         known = self.index.facts.get("probability")  # of the whole model's logits, which a plan has not of all
-        self.calibration = None if plan else Calibration.of_facts(known, query_descriptors)
+        self.calibration = None if plan else Calibration.of_facts(known, self.query_descriptors)
         self._refined = RefinedStage(self.index, refine) if refine else None
         stages = Plan.parse(plan, self.shortlist) if plan else None
         if stages:
@@ -119,7 +114,7 @@ class Searcher:
         looking = Through.of(self.index.facts["sure_logit"], through, str(self.index.path))
         self._scoring = ShortlistScoring(self.index.model, self.packer, self.lam, self.gamma, stages, looking)
         self._backbone, self._keep_query, self._process = backbone, keep_query, os.getpid()
-        self._pictures = None if pictures is None else Path(os.path.abspath(pictures))
+        self._pictures = None if pictures is None else absolute(pictures)
 
     def warm_up(self) -> None:
         """Opens the backbone and compiles what a query runs, so that the first one takes no longer than others."""
@@ -155,9 +150,7 @@ class Searcher:
         Raises:
           UserError: naming the file: a picture that cannot be read; descriptors of another width; k below 1.
         """
-        if not isinstance(k, int | float | np.number) or not (k >= 1 and float(k).is_integer()):
-            raise UserError(f"k={k!r}: expected a whole number of at least 1")
-        k = int(k)
+        k = count_of(k, "k")
         refuse_fork(self._process, "a Searcher")
         results = []
         for start in range(0, len(queries), QUERIES_AT_A_TIME):

@@ -15,7 +15,8 @@ from ames_jax.model.torch_weights import from_torch
 from ames_jax.model.weights import MODEL_FILE, facts_of, find_model, read_model, save_model
 from ames_jax.runtime.cache import ADDRESSES, fetch_file, home, pin_of
 from ames_jax.runtime.errors import UserError, did_you_mean
-from ames_jax.runtime.files import path_of, read_json
+from ames_jax.runtime.files import read_json
+from ames_jax.runtime.paths import path_of
 
 DETECTORS = ("dinov2_detector", "cvnet_detector")
 # Models that come with the package, by the backbone that they are for: the folders of `shipped/`.

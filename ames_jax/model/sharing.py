@@ -12,7 +12,8 @@ from ames_jax.model.ames import RELEASED
 from ames_jax.model.kinds import Model, fields_of, kind_of, title_of
 from ames_jax.model.weights import MODEL_FILE, save_model
 from ames_jax.runtime.errors import UserError, requires
-from ames_jax.runtime.files import path_of, write_file, write_json
+from ames_jax.runtime.files import write_file, write_json
+from ames_jax.runtime.paths import path_of
 
 HUB = "hf://"
 CARD = "README.md"

@@ -18,7 +18,8 @@ from safetensors.numpy import load, save
 from ames_jax.model.kinds import Config, Model, config_of, fields_of, new_model
 from ames_jax.runtime.checksums import check, note_unchecked
 from ames_jax.runtime.errors import UserError
-from ames_jax.runtime.files import path_of, write_file
+from ames_jax.runtime.files import read_whole, write_file
+from ames_jax.runtime.paths import path_of
 
 MODEL_FILE = "model.safetensors"
 LONGEST_HEADER = 100 << 20  # of a safetensors file, by its definition
@@ -92,7 +93,7 @@ def read_model(directory: Path) -> Model:
     metadata = _metadata(path)
     try:
         config = config_of(json.loads(metadata["config"]))
-        weights = load(path.read_bytes())
+        weights = load(read_whole(path))
         if "weights_crc32" not in metadata:
             note_unchecked(path)
         if metadata.get("weights_crc32", _weights_crc32(weights)) != _weights_crc32(weights):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from ames_jax.retrieval.metrics import Protocol
 from ames_jax.retrieval.sets import RetrievalSet
 from ames_jax.retrieval.tuning import Measured
 from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.files import read_json
 
 KILOBYTE = 1024
 # Colours of Okabe and Ito, which colour-blind readers tell apart; line and marker differ as well.
@@ -23,6 +23,17 @@ STYLES = {
     "kernel on floats": {"color": "#56B4E9", "marker": "^", "linestyle": "--"},
     "kernel on bits": {"color": "#E69F00", "marker": "v", "linestyle": "--"},
 }
+# What `join_seeds` reads of the results of a training run.
+RESULTS = {
+    "dataset": str, "split": str, "queries": int, "shortlist": int, "ceiling": float | None,
+    "first_stage": {"name": str, "map": float},
+    "rows": [
+        {
+            "method": str, "kind": str, "query_descriptors": int, "database_descriptors": int,
+            "bytes_per_image": int, "mean": float,
+        }
+    ],
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -123,11 +134,11 @@ def join_seeds(runs: Sequence[Path]) -> Comparison:
 
 
 def _results_of(run: Path) -> dict[str, Any]:
+    """What `run_report.write_report` wrote; raises UserError, naming the key, where a run has no such results."""
     path = run / "results.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: no results of a finished training run: {error}") from error
+    if not path.is_file():
+        raise UserError(f"{path}: no results of a finished training run")
+    return read_json(path, keys=RESULTS)
 
 
 def _measured(result: dict[str, Any]) -> list[Any]:

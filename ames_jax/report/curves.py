@@ -40,6 +40,7 @@ def training_run(name: str, directory: Path) -> TrainingRun | None:
     checks = [line for line in lines if "validation_map" in line]
 
     def curve(some: list[dict], key: str) -> Curve:
+        some = [line for line in some if key in line]
         return Curve([line["step"] for line in some], [line[key] for line in some])
 
     if not steps:

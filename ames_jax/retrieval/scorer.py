@@ -74,12 +74,17 @@ class Scorer:
       model: the model; later changes to its parameters are not seen.
       micro_batch: pairs a device scores at a time; chosen from the shapes where None.
 
+    Raises:
+      UserError: `model` is none.
+
     Attributes:
       keeps_vectors: the model projects every database descriptor by itself, and may score what is kept of that (`vectors`).
       config: of the model; binarizer: its `packing.binarizer_fingerprint`, None for full precision.
     """
 
     def __init__(self, model: Model, micro_batch: int | None = None):
+        if not isinstance(model, Model):
+            raise UserError(f"expected a model, as load_model gives it, found {type(model).__name__}")
         cache.start()  # from Python, too, programs are compiled once
         self.config, self.micro_batch = model.config, micro_batch
         self.binarizer = None if model.config.bits is None else binarizer_fingerprint(model)

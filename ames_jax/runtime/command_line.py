@@ -21,7 +21,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from ames_jax.runtime.errors import UserError, did_you_mean
-from ames_jax.runtime.files import path_of
+from ames_jax.runtime.paths import path_of
 
 # A wheel has the configurations in the package, a checkout beside it.
 _PACKAGE = Path(__file__).parents[1]

@@ -65,7 +65,9 @@ def run_main(main: Callable[[], int | None]) -> None:
     try:
         code = main() or 0
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader has seen enough, as `head` has
+    except (BrokenPipeError, SystemExit) as error:  # the reader has seen enough, as `head` has
+        if not isinstance(error, BrokenPipeError) and not isinstance(error.__context__, BrokenPipeError):
+            raise  # the latter is of rich, which prints help
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = PIPE_CLOSED
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Files: paths on disk or in a bucket, and the one way in which ours are written, compared and checked.
+"""Files: the one way in which ours are written, compared and checked.
 
 A file or a folder of ours appears whole or not at all. It is written beside its place as `.NAME.partial`, which takes the
 name at the end; what a killed process left there, the next run of the same job clears. Jobs that write hold `lock`, so two
@@ -20,21 +20,13 @@ from typing import Any
 
 import filelock
 import numpy as np
-from etils import epath
 
 from ames_jax.runtime.checksums import check, entries, recorded
 from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.paths import is_remote
 from ames_jax.runtime.schema import check_keys
 
-
-def path_of(text: str | os.PathLike) -> Path:
-    """A `pathlib.Path`, or for `gs://…` the same interface to a bucket (needs `pip install gcsfs`)."""
-    return epath.Path(text) if is_remote(text) else Path(text)
-
-
-def is_remote(path: str | os.PathLike) -> bool:
-    """True for a path in a bucket."""
-    return "://" in os.fspath(path)
+MOST_READ_AT_ONCE = 1 << 32
 
 
 @contextmanager
@@ -93,6 +85,13 @@ def whole_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
+def read_whole(path: Path) -> bytes:
+    """The content of a file of text or of a model; raises UserError for one so large that it must be something else."""
+    if (size := path.stat().st_size) > MOST_READ_AT_ONCE:
+        raise UserError(f"{path} has {size / 1e9:,.1f} GB: it is damaged or something else; copy or write it again")
+    return path.read_bytes()
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes plain values as JSON, whole or not at all; NaN becomes null, NumPy's numbers and arrays plain ones."""
     write_file(path, json.dumps(_plain(value), indent=1) + "\n")
@@ -110,7 +109,7 @@ def read_json(
         return missing
     check(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_whole(path).decode("utf-8-sig")
         value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unrepeated)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON: {error}") from error

@@ -16,7 +16,7 @@ from flax import nnx
 
 from ames_jax.model.kinds import Model, config_of, new_model
 from ames_jax.runtime.errors import UserError
-from ames_jax.runtime.files import is_remote
+from ames_jax.runtime.paths import is_remote
 from ames_jax.runtime.processes import is_lead
 from ames_jax.runtime.progress import write
 from ames_jax.training.step import TrainState

@@ -14,7 +14,8 @@ import jax
 from etils import epy
 
 from ames_jax.runtime.errors import UserError
-from ames_jax.runtime.files import is_remote, write_file
+from ames_jax.runtime.files import write_file
+from ames_jax.runtime.paths import is_remote
 from ames_jax.runtime.processes import is_lead
 from ames_jax.runtime.progress import Progress, write
 
@@ -171,13 +172,14 @@ class History:
 
 
 def read_history(directory: Path) -> list[dict[str, float]]:
-    """The logged lines of a run, oldest first; a line cut short by a kill is left out."""
+    """The logged lines of a run, oldest first; a line cut short by a kill is left out, and one of other than numbers."""
     path = directory / HISTORY_FILE
     lines = []
     for text in path.read_bytes().decode(errors="replace").splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError):
             line = json.loads(text)
-            if isinstance(line, dict) and isinstance(line.get("step"), int):
+            numbers = isinstance(line, dict) and all(isinstance(value, int | float) for value in line.values())
+            if numbers and isinstance(line.get("step"), int):
                 lines.append(line)
     return lines
 

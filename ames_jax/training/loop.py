@@ -14,7 +14,8 @@ import jax
 import numpy as np
 
 from ames_jax.runtime.errors import UserError
-from ames_jax.runtime.files import is_remote, need_space
+from ames_jax.runtime.files import need_space
+from ames_jax.runtime.paths import is_remote
 from ames_jax.runtime.preemption import Interrupted, StoppedEarly, StopRequests
 from ames_jax.runtime.processes import alone, as_lead, is_lead
 from ames_jax.training.checkpoints import RunCheckpoints

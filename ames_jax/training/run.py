@@ -27,7 +27,8 @@ from ames_jax.retrieval.score_keeper import ScoreKeeper
 from ames_jax.retrieval.sets import RIGHT, RetrievalSet, sample_descriptors
 from ames_jax.retrieval.tuning import tune
 from ames_jax.runtime.errors import UserError
-from ames_jax.runtime.files import is_remote, path_of, same_job, write_file
+from ames_jax.runtime.files import same_job, write_file
+from ames_jax.runtime.paths import is_remote, path_of
 from ames_jax.runtime.processes import is_lead, lead_first, say, start
 from ames_jax.runtime.progress import Progress
 from ames_jax.scenes.photographs import ViewSettings

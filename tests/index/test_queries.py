@@ -81,8 +81,13 @@ def test_numbers_and_vectors_that_cannot_be(made, searcher):
     for k in (0, -1, 2.5, float("nan"), float("inf"), None, "3"):
         with pytest.raises(UserError, match=f"k={k!r}: expected a whole number of at least 1"):
             searcher.search(path, k)
-    with pytest.raises(UserError, match="query_descriptors=100000: expected at least 1, at most 4096"):
+    with pytest.raises(
+        UserError, match="query_descriptors=100000: expected a whole number of at least 1, at most 4096"
+    ):
         Searcher(made / "index", query_descriptors=100_000)
+    for count in (0, 2.5, "3", None, float("inf")):
+        with pytest.raises(UserError, match=r"shortlist=.*: expected a whole number of at least 1"):
+            Searcher(made / "index", shortlist=count)
     for lam, gamma in ((2, None), ("a", None), (float("nan"), None), (None, -1), (None, float("inf"))):
         with pytest.raises(UserError, match=r"(λ|γ) \((lam|gamma)\) is"):
             Searcher(made / "index", lam=lam, gamma=gamma)
@@ -136,7 +141,7 @@ def test_reranking_checks_the_scorer_and_the_similarities(made, searcher):
         with pytest.raises(UserError, match="which a full-precision model cannot read"):
             rerank(full_precision, query, index, ["scene0/0.jpg"], [1.0])
     for descriptors in (0, -1):
-        with pytest.raises(UserError, match=f"descriptors={descriptors}: expected at least 1"):
+        with pytest.raises(UserError, match=f"descriptors={descriptors}: expected a whole number of at least 1"):
             rerank(index.model, query, index, ["scene0/0.jpg"], [1.0], descriptors=descriptors)
     assert rerank(Scorer(index.model), query, index, ["scene0/0.jpg"], [1.0])
 

@@ -6,6 +6,7 @@ import pytest
 
 from ames_jax.evaluate import main
 from ames_jax.report.comparison import Comparison, Row, join_seeds
+from ames_jax.report.curves import training_run
 from ames_jax.report.tables import table_rows
 from ames_jax.runtime.errors import UserError
 
@@ -37,6 +38,38 @@ def test_runs_that_measured_other_things_are_refused(tmp_path):
         join_seeds([write_run(tmp_path / "a", 60.0), write_run(tmp_path / "b", 60.0, queries=11)])
     with pytest.raises(UserError, match=r"nothing.results.json: no results"):
         join_seeds([tmp_path / "nothing"])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rows", None), ("rows", [3]), ("rows", [{}]), ("queries", "ten"), ("first_stage", []),
+        ("first_stage", {"name": "VLAD"}),
+        ("dataset", None), ("shortlist", -1), ("ceiling", "x"),
+    ],
+)  # fmt: skip
+def test_damaged_results_are_named(tmp_path, key, value):
+    path = write_run(tmp_path / "a", 60.0) / "results.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(UserError, match=rf"a.results.json: .*{key}"):
+        join_seeds([tmp_path / "a", write_run(tmp_path / "b", 60.0)])
+    path.write_text("[]")
+    with pytest.raises(UserError, match=r"a.results.json: expected a JSON object, found list"):
+        join_seeds([tmp_path / "a"])
+
+
+def test_lines_of_other_than_numbers_draw_nothing(tmp_path):
+    lines = [
+        {"step": 1, "loss": "x"},
+        {"step": 2, "loss": 1.0},
+        {"step": "3", "loss": 1.0},
+        [4],
+        {"step": 5, "validation_map": None},
+    ]
+    lines += [{"step": 6, "loss": 0.5, "accuracy": 0.6}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = training_run("one", tmp_path)
+    assert (run.loss.steps, run.accuracy.steps, run.validation.steps) == ([2, 6], [6], [])
 
 
 def test_curves_of_named_runs(tmp_path):

@@ -1,4 +1,5 @@
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 from compiled import logits
@@ -108,6 +109,13 @@ def test_few_of_the_scored_pairs_are_padding(model, rng, count):
     batches, steps = scorer._micro_batches(random_set(rng, count, 4), count, 5, 4)
     scored = steps * batches.features.shape[1]
     assert count <= scored <= count * 9 / 8 + jax.local_device_count()
+
+
+@pytest.mark.parametrize("model", [None, 3, "sift", np.zeros(3)])
+def test_what_is_no_model_is_one_error(monkeypatch, model):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users have no type checker
+    with pytest.raises(UserError, match="expected a model, as load_model gives it, found"):
+        Scorer(model)
 
 
 def test_nan_in_padding_rows_does_not_reach_the_scores(model, rng):

@@ -6,9 +6,10 @@ import types
 import numpy as np
 import pytest
 
+from ames_jax.data.lists import read_ids, read_list
 from ames_jax.runtime import files
 from ames_jax.runtime.errors import UserError
-from ames_jax.runtime.files import read_array, write_array, write_blocks
+from ames_jax.runtime.files import read_array, read_json, write_array, write_blocks
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.int32, np.int64, np.uint8, np.bool_])
@@ -107,3 +108,12 @@ def test_a_disk_that_is_too_small_is_told_before_the_work(tmp_path, monkeypatch)
     with pytest.raises(UserError, match=r"new/large.npy needs 8.0 MB, and its disk has 0.0 MB free"):
         write_blocks(tmp_path / "new" / "large.npy", iter([]), np.float64, (10**6,))
     assert [path.name for path in tmp_path.iterdir()] == ["fits.npy"]
+
+
+def test_a_file_too_large_for_its_kind_is_not_read(tmp_path):
+    path = tmp_path / "x"
+    with path.open("wb") as file:
+        file.truncate(1 << 36)  # takes no room: the file is a hole
+    for read in (read_json, read_list, lambda path: read_ids(path, 1), files.read_whole):
+        with pytest.raises(UserError, match=r"x has 68.7 GB: it is damaged or something else"):
+            read(path)

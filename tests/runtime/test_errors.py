@@ -100,6 +100,14 @@ def test_a_reader_that_has_seen_enough_is_no_error():
         assert process.wait(60) == 141
 
 
+def test_a_library_that_ends_on_a_closed_pipe_is_no_error():
+    """As rich does, which prints the help."""
+    code = "from ames_jax.runtime.errors import run_main\ndef main():\n try: raise BrokenPipeError\n"
+    code += " except BrokenPipeError: raise SystemExit(1)\nrun_main(main)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert (done.returncode, done.stdout + done.stderr) == (141, b"")
+
+
 def test_a_home_that_is_a_file_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("AMES_JAX_HOME", str(tmp_path / "file"))

@@ -117,6 +117,11 @@ def test_a_box_searches_for_a_part(page, photo):
     page.wait("asked.box === null && document.getElementById('box').hidden")
 
 
+def test_an_address_that_encodes_nothing_is_taken_as_it_stands(page):
+    page.driver.execute_script("location.hash = '#50%off.jpg'")
+    page.wait("asked.id === '50%off.jpg' && document.getElementById('status').textContent.includes('50%off.jpg')")
+
+
 def test_a_picture_of_the_collection_is_searched_for_and_explained(page):
     page.one("#find").send_keys("scene2/")
     page.wait("document.querySelectorAll('#pictures .tile').length === 3")

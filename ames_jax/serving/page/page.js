@@ -76,12 +76,17 @@ function forget() {
   say("");
 }
 
+/** The id in an address; one typed by hand may hold a % that encodes nothing. */
+function decoded(text) {
+  try { return decodeURIComponent(text); } catch { return text; }
+}
+
 /** What the address and the history say. */
 function revisit() {
   if ($("why").open) $("why").close();
   const file = files[history.state?.file];
   if (file) choose(file, null, false);
-  else if (location.hash.length > 1) choose(null, decodeURIComponent(location.hash.slice(1)), false);
+  else if (location.hash.length > 1) choose(null, decoded(location.hash.slice(1)), false);
   else forget();
 }
 
