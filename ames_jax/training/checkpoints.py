@@ -139,6 +139,8 @@ class RunCheckpoints:
             # Earlier versions kept the checksum among the rest, or none.
             expected = kept["crc32"] if "position" in kept else kept.pop("crc32", None)
             position = kept.get("position", kept)
+            if position["step"] != step:
+                raise ValueError(f"the position is of step {position['step']}")
         if expected is not None and _crc32(found["state"], position) not in (None, expected):
             raise UserError(f"{self._damaged(step)} (its checksum is wrong)")
         return {"state": found["state"], "position": position}

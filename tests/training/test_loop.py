@@ -258,11 +258,14 @@ def test_a_full_disk_leaves_the_last_checkpoint_good(tmp_path):
     again.close()
 
 
-def test_a_checkpoint_that_lost_its_checksum_is_damaged(tmp_path):
+@pytest.mark.parametrize(
+    "change", [lambda text: text.replace("crc32", "crc33"), lambda _: "{}", lambda _: '{"step": 2}']
+)
+def test_a_checkpoint_whose_position_is_another_is_damaged(tmp_path, change):
     checkpoints = RunCheckpoints(tmp_path / "c")
     checkpoints.save(1, {"a": jnp.zeros(3)}, {"step": 1}, wait=True)
     path = tmp_path / "c" / "1" / "position" / "metadata"
-    path.write_text(path.read_text().replace("crc32", "crc33"))
+    path.write_text(change(path.read_text()))
     with pytest.raises(UserError, match="the checkpoint is damaged"):
         checkpoints.restore({"a": jnp.zeros(3)})
     checkpoints.close()
