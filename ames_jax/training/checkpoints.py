@@ -46,6 +46,11 @@ class RunCheckpoints:
             self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
         except OSError as error:
             raise UserError(f"{directory}: cannot hold checkpoints: {error}") from error
+        except Exception as error:  # of damaged metadata, which orbax reads of all steps
+            raise UserError(
+                f"{directory}: the _CHECKPOINT_METADATA of a step is damaged ({error}): delete that step to go on from the "
+                "one before"
+            ) from error
 
     def latest(self) -> int | None:
         """The step of the newest whole checkpoint, or None."""

@@ -271,6 +271,16 @@ def test_a_checkpoint_whose_position_is_another_is_damaged(tmp_path, change):
     checkpoints.close()
 
 
+def test_a_checkpoint_whose_times_are_no_whole_numbers_is_damaged(tmp_path):
+    checkpoints = RunCheckpoints(tmp_path / "c")
+    checkpoints.save(1, {"a": jnp.zeros(3)}, {"step": 1}, wait=True)
+    checkpoints.close()
+    path = tmp_path / "c" / "1" / "_CHECKPOINT_METADATA"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "init_timestamp_nsecs": 0.5}))
+    with pytest.raises(UserError, match="_CHECKPOINT_METADATA of a step is damaged"):
+        RunCheckpoints(tmp_path / "c").latest()
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax leaves what it had begun to read
 def test_a_damaged_checkpoint_is_told_or_read_right(tmp_path):
     checkpoints = RunCheckpoints(tmp_path / "c")
