@@ -27,7 +27,7 @@ from jaxtyping import install_import_hook
 
 # Shapes and types in the signatures of arrays' functions are checked here, and cost nothing in use.
 CHECKED = ("descriptors", "model", "data.neighbour_search", "extraction.vlad", "index.first_stage")
-IN_RETRIEVAL = ("judgements", "maxsim", "metrics", "ranking", "refinement", "scorer", "sets")
+IN_RETRIEVAL = ("hand_made", "judgements", "metrics", "ranking", "refinement", "scorer", "sets")
 CHECKED += tuple(f"retrieval.{module}" for module in IN_RETRIEVAL)
 install_import_hook([f"ames_jax.{module}" for module in CHECKED], "type_checker.check")
 

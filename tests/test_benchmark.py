@@ -17,7 +17,6 @@ from ames_jax.benchmarks import (
     extraction_speed,
     flops,
     harness,
-    reading_speed,
     scoring_speed,
     training_speed,
 )
@@ -137,7 +136,7 @@ def test_logits_of_random_pairs_differ_more_than_the_tolerance():
 
 
 def test_train_alone(capsys):
-    results = training_speed.measure(TrainFlags(**TRAIN, teacher="off", torch_python="none"), STUDENT, TEACHER)
+    results = training_speed.measure_steps(TrainFlags(**TRAIN, teacher="off", torch_python="none"), STUDENT, TEACHER)
     [row] = results["rows"]
     assert row["teacher"] == "no"
     work = 2 * flops.train_pair(STUDENT, 10, 6, None, 12)
@@ -148,7 +147,7 @@ def test_train_alone(capsys):
 
 def test_train_beside_torch(torch_here):
     flags = TrainFlags(**TRAIN, teacher="on", torch_python=torch_here)
-    [row] = training_speed.measure(flags, STUDENT, TEACHER)["rows"]
+    [row] = training_speed.measure_steps(flags, STUDENT, TEACHER)["rows"]
     assert row["teacher"] == "yes"
     assert row["difference"] <= 1e-3
     assert row["ratio"] > 0
@@ -200,7 +199,7 @@ def test_data_command_prints_and_writes(tmp_path, capsys):
 def test_all_storages_hold_the_same_images(tmp_path):
     import h5py
 
-    reading_speed.make_files(tmp_path, DataFlags(**DATA))
+    training_speed.make_files(tmp_path, DataFlags(**DATA))
     with h5py.File(tmp_path / "local.hdf5") as file:
         expected = file["features"][17, :, 5:]
     np.testing.assert_array_equal(open_split(tmp_path / "float16", "train")[17].descriptors.features, expected)
@@ -209,7 +208,7 @@ def test_all_storages_hold_the_same_images(tmp_path):
 
 
 def test_every_reader_has_a_row(torch_python):
-    rows = reading_speed.measure(DataFlags(**DATA, torch_python=torch_python))["rows"]
+    rows = training_speed.measure_reading(DataFlags(**DATA, torch_python=torch_python))["rows"]
     names = ["ArrayRecord float16", "ArrayRecord int8", "HDF5 float16", "PyTorch DataLoader"]
     assert [row["reader"].split(",")[0] for row in rows] == names
     for row in rows:
@@ -254,22 +253,30 @@ def compared(monkeypatch, ours, theirs):
 
 
 @pytest.mark.parametrize(
-    ("module", "flags", "message"),
+    ("measure", "flags", "message"),
     [
-        (scoring_speed, ScoreFlags(torch_python="/no/such"), "--torch-python=/no/such: no such program"),
-        (scoring_speed, ScoreFlags(devices=3), "--devices=3: JAX is already in use with 8 devices"),
-        (training_speed, TrainFlags(shapes=((500, 5),)), "--shapes asks for 500 descriptors"),
-        (training_speed, TrainFlags(triplets=9, torch_python="none"), "not divisible by 8 devices"),
-        (reading_speed, DataFlags(images=3), "--images=3: give at least 50"),
-        (extraction_speed, ExtractFlags(side=(500,)), "--side=500: the network takes multiples of 14"),
-        (evaluation_speed, EvaluateFlags(gallery=100), "--gallery=100: re-ranking 400 needs at least 420 images"),
-        (evaluation_speed, EvaluateFlags(rerank=20, gallery=60), "--rerank=20: the ground truth needs at least 30"),
-        (evaluation_speed, EvaluateFlags(stored=100), "--stored=100"),
+        (scoring_speed.measure, ScoreFlags(torch_python="/no/such"), "--torch-python=/no/such: no such program"),
+        (scoring_speed.measure, ScoreFlags(devices=3), "--devices=3: JAX is already in use with 8 devices"),
+        (training_speed.measure_steps, TrainFlags(shapes=((500, 5),)), "--shapes asks for 500 descriptors"),
+        (training_speed.measure_steps, TrainFlags(triplets=9, torch_python="none"), "not divisible by 8 devices"),
+        (training_speed.measure_reading, DataFlags(images=3), "--images=3: give at least 50"),
+        (extraction_speed.measure, ExtractFlags(side=(500,)), "--side=500: the network takes multiples of 14"),
+        (
+            evaluation_speed.measure,
+            EvaluateFlags(gallery=100),
+            "--gallery=100: re-ranking 400 needs at least 420 images",
+        ),
+        (
+            evaluation_speed.measure,
+            EvaluateFlags(rerank=20, gallery=60),
+            "--rerank=20: the ground truth needs at least 30",
+        ),
+        (evaluation_speed.measure, EvaluateFlags(stored=100), "--stored=100"),
     ],
 )
-def test_user_errors(module, flags, message):
+def test_user_errors(measure, flags, message):
     with pytest.raises(UserError, match=message):
-        module.measure(flags)
+        measure(flags)
 
 
 @pytest.mark.parametrize(

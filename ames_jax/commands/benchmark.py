@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +20,6 @@ with epy.lazy_imports():  # help needs none of them
         evaluation_speed,
         extraction_speed,
         photo_collections,
-        reading_speed,
         scoring_speed,
         serving_speed,
         training_speed,
@@ -33,7 +33,7 @@ JsonFile = Annotated[Path | None, Parameter(name="--json")]
 
 def data(flags: DataFlags | None = None) -> None:
     """Measure images per second from disk to the training step, from each storage."""
-    reading_speed.measure(flags or DataFlags())
+    training_speed.measure_reading(flags or DataFlags())
 
 
 def score(flags: ScoreFlags | None = None) -> None:
@@ -43,7 +43,7 @@ def score(flags: ScoreFlags | None = None) -> None:
 
 def train(flags: TrainFlags | None = None) -> None:
     """Measure triplets per second of training steps, with and without a teacher."""
-    training_speed.measure(flags or TrainFlags())
+    training_speed.measure_steps(flags or TrainFlags())
 
 
 def extract(flags: ExtractFlags | None = None) -> None:
@@ -110,7 +110,8 @@ def collections(
     groups = np.array([photo_collections.collection_of(scene) for scene in described.scenes[queries]])
     data = described.searched(queries)
     chosen = chosen.fitted(data.database, {}, bits)
-    compared = run_report.matchers(released.load_model(teacher) if teacher else None, chosen.model, data.database)
+    whitened = dataclasses.replace(data, training=data.database)
+    compared = run_report.matchers(released.load_model(teacher) if teacher else None, chosen.model, whitened)
     work = run_report.plan(compared, [query_descriptors], counts)
     expanded = described.searched(queries, expand=True)
     found = [photo_collections.HeldOut(one.first_stage, 0, one.average_precisions(), {}) for one in (data, expanded)]

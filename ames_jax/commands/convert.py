@@ -1,4 +1,4 @@
-"""The command of `python -m ames_jax.convert`, and models in forms that others read: safetensors and training states."""
+"""The command of `python -m ames_jax.convert`, and models in forms that others read: safetensors, StableHLO."""
 
 from __future__ import annotations
 
@@ -13,16 +13,23 @@ from etils import epy
 
 from ames_jax.runtime.checksums import check, note_unchecked
 from ames_jax.runtime.errors import UserError
-from ames_jax.runtime.files import write_file
+from ames_jax.runtime.files import write_file, write_json
 from ames_jax.runtime.flag_values import Count
 from ames_jax.runtime.paths import path_of
 
 with epy.lazy_imports():  # help needs none of them
+    import jax
+    import jax.export
+    import jax.numpy as jnp
     import safetensors
     import safetensors.numpy
+    from flax import nnx
 
-    from ames_jax.model import ames, exporting, kinds, released, sharing, torch_files, torch_weights, weights
+    from ames_jax import descriptors
+    from ames_jax.model import ames, kinds, released, sharing, torch_files, torch_weights, weights
     from ames_jax.training import checkpoints
+
+PLATFORMS = ("cpu", "cuda", "tpu")  # of an exported scorer
 
 
 def convert(
@@ -98,7 +105,7 @@ def write(model: kinds.Model, to: str | Path, source: str, terms: str | None = N
     elif target.suffix == ".safetensors":
         _write_safetensors(model, target)
     elif target.suffix == ".stablehlo":
-        exporting.write_scorer(model, target)
+        _write_scorer(model, target)
     elif re.fullmatch(r"\.[A-Za-z]+", target.suffix) and not target.is_dir():
         raise UserError(
             f"--to={target}: expected a directory, or a name that ends in .pt, .safetensors or .stablehlo; no model is "
@@ -140,3 +147,43 @@ def _write_safetensors(model: kinds.Model, target: Path) -> None:
         write_file(target, safetensors.numpy.save(torch_weights.to_torch(model), metadata))
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{target} cannot be written: {error}") from error
+
+
+def export_scorer(model: kinds.Model, platforms: tuple[str, ...] = PLATFORMS) -> jax.export.Exported:
+    """The scores of one query against its shortlist, with symbolic sizes b (images), q and t (descriptors).
+
+    `(query float32 [q, D], query_valid bool [q], database, database_valid bool [b, t]) → logits float32 [b]`; database is
+    float32 [b, t, D], or of a binary model the stored bits, uint8 [b, t, bits / 8].
+    """
+    graph, params = nnx.split(model)
+    width, bits = model.config.descriptor_width, model.config.bits
+
+    def score(query: jax.Array, query_valid: jax.Array, database: jax.Array, database_valid: jax.Array) -> jax.Array:
+        merged = nnx.merge(graph, params)
+        shared = merged.share_query(descriptors.DescriptorSet(query, query_valid))
+        return merged.logits(shared, descriptors.DescriptorSet(database, database_valid))
+
+    b, q, t = jax.export.symbolic_shape("b, q, t")
+    images = ((b, t, width), jnp.float32) if bits is None else ((b, t, bits // 8), jnp.uint8)
+    inputs = [((q, width), jnp.float32), ((q,), bool), images, ((b, t), bool)]
+    return jax.export.export(jax.jit(score), platforms=platforms)(*(jax.ShapeDtypeStruct(*shape) for shape in inputs))
+
+
+def _write_scorer(model: kinds.Model, path: Path) -> None:
+    """Writes the exported scorer, to be read with `jax.export.deserialize`, and PATH.json, which lists its inputs.
+
+    Raises UserError where they cannot be written.
+    """
+    exported = export_scorer(model)
+    names = ("query", "query_valid", "database", "database_valid")
+    facts = {
+        "inputs": {name: f"{aval.dtype} {list(map(str, aval.shape))}" for name, aval in zip(names, exported.in_avals)},
+        "output": "logits float32 ['b']; the similarity is their sigmoid",
+        "platforms": list(exported.platforms),
+        "stablehlo": f"portable bytecode, jax.export calling convention {exported.calling_convention_version}",
+    }
+    try:
+        write_file(path, bytes(exported.serialize()))
+        write_json(path.with_name(f"{path.name}.json"), facts)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error}") from error

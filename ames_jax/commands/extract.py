@@ -15,8 +15,13 @@ from ames_jax.runtime.flag_values import Count, CountOrZero
 from ames_jax.runtime.progress import Progress
 
 with epy.lazy_imports():  # help needs none of them
-    from ames_jax.data import records
-    from ames_jax.extraction import backbone, backbones, extracting, hdf5_writing, listing
+    import h5py
+    import numpy as np
+
+    from ames_jax.data import records, shards
+    from ames_jax.data import release_hdf5 as layout
+    from ames_jax.extraction import backbone, backbones, extracting, listing
+    from ames_jax.runtime import checksums, files
 
 
 # Of pictures, joined with `backbones.DEFAULT_GLOBAL`.
@@ -120,12 +125,60 @@ def extract(
         process=process,
         processes=processes,
     )
-    facts = extracting.extract(job, hdf5_writing.hdf5_bytes(job) if hdf5 else 0)
+    facts = extracting.extract(job, _hdf5_bytes(job) if hdf5 else 0)
     if facts is None:
         print(f"{out}: this host's part is done, others are still at work; the last one completes the data set")
         return
     if hdf5:
-        hdf5_writing.write_hdf5(job)
+        _write_hdf5(job)
     print(f"{out}: split {split} of {facts['written']} images")
     if facts["broken"]:
         print(f"left out {len(facts['broken'])} broken images: {out / 'images' / split}.broken.txt")
+
+
+def _hdf5_bytes(job: extracting.ExtractionJob) -> int:
+    """Bytes of the HDF5 files of a split."""
+    local = 2 * job.backbone.descriptors * (layout.METADATA + job.backbone.width)
+    return len(job.images) * (local + 4 * job.backbone.global_width)
+
+
+def _write_hdf5(job: extracting.ExtractionJob) -> None:
+    """Writes the split, which is finished, in the release's layout, unless that was done after it was finished.
+
+    `BACKBONE_SPLIT_local.hdf5` (flat, float16), `BACKBONE_SPLIT_global.hdf5` and `SPLIT.txt`, and their checksums.
+    """
+    prefix, kinds = f"{job.backbone.name}_{job.split}", ("local.hdf5", "global.hdf5")
+    local, globally, text = [*(job.root / f"{prefix}_{kind}" for kind in kinds), job.root / f"{job.split}.txt"]
+    names, finished = [path.name for path in (local, globally, text)], job.facts_file.stat().st_mtime_ns
+    if all(path.exists() and path.stat().st_mtime_ns >= finished for path in (local, globally, text)):
+        if not checksums.entries(job.root).keys() >= set(names):  # a run that was killed after the last of them
+            checksums.record(job.root, *names)
+        return
+    files.need_space(job.root, _hdf5_bytes(job))
+    with checksums.recorded(job.root, *names):
+        _write_files(job, local, globally, text)
+
+
+def _write_files(job: extracting.ExtractionJob, local: Path, globally: Path, text: Path) -> None:
+    source = shards.open_split(job.root, job.split)
+    sizes = files.read_array(job.root / "images" / f"{job.split}.sizes.npy")
+    shape, lines = (job.backbone.descriptors, layout.METADATA + job.backbone.width), []
+    labelled = (source.labels() >= 0).all()
+    with (
+        Progress("writing HDF5", len(source), "images") as progress,
+        files.whole_file(local) as path,
+        h5py.File(path, "w") as file,
+    ):
+        features = file.create_dataset("features", (len(source), *shape), np.float16, chunks=(1, *shape))
+        for i in progress.over(range(len(source))):
+            record, row = source[i], np.zeros(shape, np.float16)
+            descriptors = record.descriptors
+            row[:, [layout.X, layout.Y]] = descriptors.xy
+            row[:, layout.SCALE], row[:, layout.WEIGHT] = descriptors.scale, descriptors.weight
+            row[:, layout.MASK], row[:, layout.METADATA :] = ~descriptors.valid, descriptors.features
+            features[i] = row
+            label = [str(record.label)] if labelled else []
+            lines.append(",".join([record.id, *label, *map(str, sizes[i])]))
+    with files.whole_file(globally) as path, h5py.File(path, "w") as file:
+        file.create_dataset("features", data=files.read_array(job.root / "global" / f"{job.split}.npy"))
+    files.write_file(text, "".join(f"{line}\n" for line in lines))

@@ -88,13 +88,7 @@ def index(
     if not add:
         print(f"a page to search it: python -m ames_jax.search serve --index={out}")
     if database:
-        print(database_text(built, database))
-
-
-def database_text(index: collection.SearchIndex, address: str) -> str:
-    """Brings the database at `address` up to date with an index, and says what that took."""
-    written, removed = database_index.write_index(index, address)
-    return f"{address}: {written:,} records written, {removed:,} removed, {len(index) - written:,} left as they were"
+        print(search_results.database_text(database, len(built), *database_index.write_index(built, database)))
 
 
 def _add(out: Path, photos: PhotoFlags, descriptors: Path | None, split: str) -> int:

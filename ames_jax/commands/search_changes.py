@@ -8,7 +8,6 @@ from typing import Annotated
 from cyclopts import Parameter
 from etils import epy
 
-from ames_jax.commands.search import database_text
 from ames_jax.runtime.command_line import check_paths
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import write_json
@@ -18,7 +17,8 @@ from ames_jax.runtime.progress import Progress
 with epy.lazy_imports():  # help needs none of them
     from ames_jax.data import lists
     from ames_jax.extraction import listing
-    from ames_jax.index import changes, collection, duplicate_search, photos
+    from ames_jax.index import changes, collection, comparing, database_index, photos
+    from ames_jax.report import search_results
 
 
 def sync(*, index: Path, images: Path, skip_broken: bool = False, database: str | None = None) -> None:
@@ -34,7 +34,7 @@ def sync(*, index: Path, images: Path, skip_broken: bool = False, database: str 
     report = photos.sync_photos(index, listing.list_images(images), skip_broken=skip_broken)
     print(f"{index}: {report}")
     if database:
-        print(database_text(collection.SearchIndex.open(index), database))
+        _write_database(collection.SearchIndex.open(index), database)
 
 
 def remove(
@@ -62,7 +62,11 @@ def remove(
     left = collection.SearchIndex.open(index)
     print(f"{index}: {count:,} {'image' if count == 1 else 'images'} removed, {len(left):,} left")
     if database:
-        print(database_text(left, database))
+        _write_database(left, database)
+
+
+def _write_database(index: collection.SearchIndex, address: str) -> None:
+    print(search_results.database_text(address, len(index), *database_index.write_index(index, address)))
 
 
 def compact(*, index: Path) -> None:
@@ -104,7 +108,7 @@ def duplicates(
       json_file: Write the groups to this file too.
     """
     check_paths(index=index)
-    groups = duplicate_search.find_duplicates(collection.SearchIndex.open(index), similarity, share)
+    groups = comparing.find_duplicates(collection.SearchIndex.open(index), similarity, share)
     if json_file:
         write_json(json_file, {"groups": groups})
     print("\n\n".join("\n".join(group) for group in groups) or "no near-duplicates")

@@ -13,7 +13,7 @@ from ames_jax.runtime.files import write_json
 from ames_jax.runtime.flag_values import Count, Size
 
 with epy.lazy_imports():  # help needs none of them
-    from ames_jax.benchmarks import search_plan, search_speed
+    from ames_jax.benchmarks import search_speed
     from ames_jax.report import search_results
 
 JsonFile = Annotated[Path | None, Parameter(name="--json")]
@@ -72,7 +72,7 @@ def plan(
       json_file: Write the figures to this file too.
     """
     counts = {"shortlist": shortlist, "query_descriptors": query_descriptors}
-    made = search_plan.make_plan(images=images, budget=budget, model=model, dtype=dtype, **counts)
+    made = search_speed.make_plan(images=images, budget=budget, model=model, dtype=dtype, **counts)
     print(made.table())
     if json_file:
         write_json(json_file, made.facts())

@@ -34,6 +34,7 @@ from ames_jax.index.index_json import GLOBAL, MODEL, STAMPS, check_files, check_
 from ames_jax.model.kinds import Model
 from ames_jax.model.packing import binarizer_fingerprint
 from ames_jax.model.weights import read_model
+from ames_jax.retrieval.refinement import RefinedStage
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import read_array
 from ames_jax.runtime.paths import absolute
@@ -204,6 +205,10 @@ class SearchIndex:
         if not path.is_file():
             raise UserError(f"{path}: the picture is no longer there; give the pictures' folder with --pictures=DIR")
         return path
+
+    def refined_stage(self, kinds: str) -> RefinedStage:
+        """The first stage, refined by its global descriptors alone; raises UserError for other kinds than there are."""
+        return RefinedStage(self.global_index, kinds)
 
     def open_backbone(self) -> Backbone:
         """Extracts queries as the images of the index were extracted; raises UserError where that is not known."""

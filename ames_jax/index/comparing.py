@@ -1,21 +1,29 @@
-"""Two pictures, one score: what a search would give the second for the first."""
+"""Pictures compared: two by the score that a search would give, and all of an index, for groups that are nearly the same."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 from ames_jax.descriptors import stack
 from ames_jax.extraction.backbone import STATISTICS_FILE, Backbone
 from ames_jax.extraction.backbones import open_backbone
 from ames_jax.extraction.sift import SiftBackbone
+from ames_jax.index.collection import SearchIndex
 from ames_jax.index.model_choice import ChosenModel
 from ames_jax.index.queries import as_picture, check_local
 from ames_jax.model.released import folder_of
 from ames_jax.retrieval.matchers import ModelMatcher
 from ames_jax.retrieval.ranking import ensemble
+from ames_jax.runtime.progress import Progress
 
 QUERY_DESCRIPTORS, DATABASE_DESCRIPTORS = 100, 64  # as a search with 1 KB per image
+# Near-duplicates are looked for among so many of the most similar images of each, so many images at a time.
+NEIGHBOURS, BLOCK = 16, 256
+# Of the bits of a descriptor, the share that may differ where the same spot was pictured in another size or quality.
+DIFFERENT = 0.15
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,3 +71,60 @@ def compare(query: Any, image: Any, model: str = "sift", *, backbone: Backbone |
 def _backbone_of(chosen: ChosenModel) -> Backbone:
     name = chosen.facts.get("backbone") or chosen.facts.get("released", chosen.name).partition("_ames")[0]
     return open_backbone(name, statistics=folder_of(chosen.name) / STATISTICS_FILE if name == "sift" else None)
+
+
+def find_duplicates(index: SearchIndex, similarity: float = 0.5, share: float = 0.5) -> list[list[str]]:
+    """Groups of ids of pictures that are nearly the same, in the order of the index; images without descriptors have none.
+
+    Args:
+      similarity: least similarity of the global descriptors of two images that are compared.
+      share: least share of the descriptors of the image with fewer of them for which the other has one of nearly the same
+        bits. Images of one group are joined by such pairs, and need not all be like one another.
+    """
+    head = np.arange(len(index))  # the first image of each one's group
+    with Progress("comparing", len(index), "images") as progress:
+        for start in range(0, len(index), BLOCK):
+            rows = np.arange(start, min(start + BLOCK, len(index)))
+            similarities, found = index.global_index.search(index.global_index[rows], NEIGHBOURS)
+            pairs = {
+                (min(row, other), max(row, other))
+                for row, others, values in zip(rows.tolist(), found.tolist(), similarities)
+                for other, value in zip(others, values)
+                if other not in (row, -1) and value >= similarity
+            }
+            _join(index, sorted(pairs), head, share)
+            progress.update(len(rows))
+    groups: dict[int, list[str]] = {}
+    for row, name in enumerate(index.ids):
+        groups.setdefault(_head_of(head, row), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _join(index: SearchIndex, pairs: list[tuple[int, int]], head: np.ndarray, share: float) -> None:
+    """Joins the groups of those pairs that are near-duplicates."""
+    needed, places = np.unique(np.array(pairs, np.int64).reshape(-1, 2), return_inverse=True)
+    images = index.read(needed)
+    sets = [bits[valid] for bits, valid in zip(images.features, images.valid)]
+    for (row, other), (a, b) in zip(pairs, places.reshape(-1, 2)):
+        first, second = sorted((_head_of(head, row), _head_of(head, other)))
+        if first != second and shared_descriptors(sets[a], sets[b]) >= share:
+            head[second] = first
+
+
+def _head_of(head: np.ndarray, row: int) -> int:
+    while head[row] != row:
+        head[row] = head[head[row]]
+        row = int(head[row])
+    return row
+
+
+def shared_descriptors(first: np.ndarray, second: np.ndarray) -> float:
+    """Share of the descriptors of the image with fewer of them for which the other has one of nearly the same bits.
+
+    first, second: bits uint8 [N, bits / 8] of two images; 0 where one has none.
+    """
+    few, many = sorted((first, second), key=len)
+    if not len(few):
+        return 0.0
+    different = np.bitwise_count(few[:, None] ^ many[None]).sum(axis=2, dtype=np.int64)
+    return float((different.min(axis=1) <= DIFFERENT * 8 * few.shape[1]).mean())

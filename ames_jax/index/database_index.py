@@ -24,6 +24,7 @@ from ames_jax.index.databases import ask
 from ames_jax.index.index_json import EMPTY, MODEL, check_files, read_facts
 from ames_jax.model.packing import binarizer_fingerprint
 from ames_jax.model.weights import read_model
+from ames_jax.retrieval.refinement import RefinedStage
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.paths import absolute
 from ames_jax.runtime.progress import Progress
@@ -185,6 +186,13 @@ class DatabaseIndex(SearchIndex):
 
     def __len__(self) -> int:
         return self.images
+
+    def refined_stage(self, kinds: str) -> RefinedStage:
+        """See `SearchIndex.refined_stage`; raises UserError."""
+        raise UserError(
+            f"refine={kinds} reads the global descriptors of the index, and those of {self.path} are in a database: leave "
+            "--refine or --database out"
+        )
 
     def rows(self, ids: Sequence[str]) -> np.ndarray:
         """See `SearchIndex.rows`."""

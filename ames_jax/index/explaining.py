@@ -83,7 +83,7 @@ def explain(searcher: Searcher, query: Path | np.ndarray, image_id: str, picture
     [hit] = ranked([image_id], np.array([row]), similarity, np.asarray(logit), searcher.lam, searcher.gamma)
     if not isinstance(index.model, AMES):
         plan = np.asarray(seen)[0, : local.count, : stored.count]
-        pairs, strengths = mutual_pairs(plan)
+        pairs, strengths = strongest_pairs(plan)
         attention = plan.max(axis=1, initial=0), plan.max(axis=0, initial=0)
     else:
         weights = [_without_padding(layer, local.count, stored.count) for layer in seen]
@@ -130,10 +130,10 @@ def correspondences(weights: list[CrossWeights]) -> tuple[np.ndarray, np.ndarray
     for layer in jax.tree.map(np.asarray, weights):
         towards, back = layer.query[0, :, :, 1:], layer.database[0, :, :, :queries]
         strength += np.sqrt(towards * back.transpose(0, 2, 1)).mean(axis=0) / len(weights)
-    return mutual_pairs(strength)
+    return strongest_pairs(strength)
 
 
-def mutual_pairs(strength: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def strongest_pairs(strength: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of a matrix [Q, T] that are each other's strongest, above 0: int [P, 2] and strength [P], falling."""
     if not strength.size:
         return np.zeros((0, 2), np.int64), np.zeros(0, np.float32)

@@ -19,12 +19,12 @@ from ames_jax.extraction.sift import SiftStatistics, global_descriptor
 from ames_jax.index.collection import SearchIndex
 from ames_jax.index.own_pictures import SentPicture, may_be_own, own_row
 from ames_jax.index.queries import as_picture, check_global, check_local, count_of
-from ames_jax.index.refined_stage import RefinedStage, Search
 from ames_jax.index.reranking import Hit, ranked, setting_of
 from ames_jax.index.shortlist_scoring import Scored, ShortlistScoring, Through
 from ames_jax.model.packing import BitPacker
 from ames_jax.retrieval.calibration import Calibration
 from ames_jax.retrieval.plans import Plan
+from ames_jax.retrieval.refinement import Search
 from ames_jax.runtime.cores import refuse_fork, usable_cores
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.paths import absolute
@@ -107,7 +107,7 @@ class Searcher:
         self.lam, self.gamma = setting_of(self.index, lam, gamma)
         known = self.index.facts.get("probability")  # of the whole model's logits, which a plan has not of all
         self.calibration = None if plan else Calibration.of_facts(known, self.query_descriptors)
-        self._refined = RefinedStage(self.index, refine) if refine else None
+        self._refined = self.index.refined_stage(refine) if refine else None
         stages = Plan.parse(plan, self.shortlist) if plan else None
         if stages:
             self.query_descriptors = stages.most.query

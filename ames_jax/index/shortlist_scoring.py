@@ -19,7 +19,7 @@ from ames_jax.descriptors import DescriptorSet
 from ames_jax.model.kinds import Model
 from ames_jax.model.packing import BitPacker
 from ames_jax.retrieval.grid import KERNEL_THRESHOLDS, Counts
-from ames_jax.retrieval.maxsim import MaxSimMatcher
+from ames_jax.retrieval.hand_made import MaxSimMatcher
 from ames_jax.retrieval.plans import Plan
 from ames_jax.retrieval.ranking import ensemble
 from ames_jax.retrieval.scorer import Scorer

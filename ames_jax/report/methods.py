@@ -11,10 +11,9 @@ from ames_jax.model.packing import BitPacker
 from ames_jax.model.released import load_model
 from ames_jax.report.tables import markdown
 from ames_jax.retrieval import refinement
-from ames_jax.retrieval.geometry import RansacMatcher
 from ames_jax.retrieval.grid import Counts
+from ames_jax.retrieval.hand_made import MaxSimMatcher, RansacMatcher
 from ames_jax.retrieval.matchers import Matcher, ModelMatcher
-from ames_jax.retrieval.maxsim import MaxSimMatcher
 from ames_jax.retrieval.score_keeper import ScoreKeeper, pairs_per_second
 from ames_jax.retrieval.sets import RetrievalSet
 from ames_jax.retrieval.tuning import tune

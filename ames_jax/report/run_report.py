@@ -10,18 +10,17 @@ import cv2
 import numpy as np
 from ml_collections import ConfigDict
 
-from ames_jax.data.readers import DescriptorReader
 from ames_jax.model.elvis import ELViS
 from ames_jax.model.kinds import Model
 from ames_jax.model.matches import Matching
 from ames_jax.report.comparison import KILOBYTE, compare
 from ames_jax.report.curves import draw_training, training_run
 from ames_jax.report.gallery import draw_gallery, gallery_query, pick_queries
+from ames_jax.report.methods import baseline_matcher
 from ames_jax.report.tables import markdown_table, table_rows
 from ames_jax.report.tradeoff import draw_tradeoff
 from ames_jax.retrieval.grid import Counts
 from ames_jax.retrieval.matchers import Matcher, ModelMatcher
-from ames_jax.retrieval.maxsim import MaxSimMatcher
 from ames_jax.retrieval.ranking import reordered
 from ames_jax.retrieval.sets import RetrievalSet
 from ames_jax.retrieval.tuning import Measured, tune_all
@@ -39,7 +38,7 @@ def write_report(settings: ConfigDict, root: Path, workdir: Path, teacher: Model
     validation = RetrievalSet.load(root, "validation", queries=settings.validation_queries)
     shortlist = min(settings.shortlist, test.ranks.shape[1], validation.ranks.shape[1])
     queries, counts = settings.query_descriptors, settings.database_descriptors
-    work = plan(matchers(teacher, student, test.training), queries, counts)
+    work = plan(matchers(teacher, student, test), queries, counts)
     with Progress("reading the descriptors of the report"):
         held = [data.in_memory(max(queries), max(counts)) for data in (validation, test)]
     measured = tune_all(work, *held, shortlist)
@@ -66,18 +65,11 @@ def write_report(settings: ConfigDict, root: Path, workdir: Path, teacher: Model
     print("\n".join(str(workdir / name) for name in written))
 
 
-def matchers(teacher: Model | None, student: Model, training: DescriptorReader) -> list[Matcher]:
-    """Teacher (where there is one), student, and hand-made matching of the floats and of the student's very bits.
-
-    training: images that the whitening of the floats is learned from.
-    """
+def matchers(teacher: Model | None, student: Model, data: RetrievalSet) -> list[Matcher]:
+    """Teacher (where there is one), student, and hand-made matching of the floats and of the student's very bits."""
     kind = "ELViS, " if isinstance(student, ELViS) else ""
     binary = ModelMatcher(student, "matching" if isinstance(student, Matching) else f"{kind}student")
-    found = [
-        binary,
-        MaxSimMatcher.on_floats("hand-made, floats", training),
-        MaxSimMatcher("hand-made, bits", packer=binary.packer),
-    ]
+    found = [binary, *(baseline_matcher(packer, data) for packer in (None, binary.packer))]
     return found if teacher is None else [ModelMatcher(teacher, f"{kind}teacher"), *found]
 
 

@@ -90,6 +90,11 @@ def index_text(index: SearchIndex, added: int) -> str:
     )
 
 
+def database_text(address: str, images: int, written: int, removed: int) -> str:
+    """A line on a vector database that was brought up to date with an index of so many images."""
+    return f"{address}: {written:,} records written, {removed:,} removed, {images - written:,} left as they were"
+
+
 def speed_text(facts: dict[str, Any]) -> str:
     """The figures of `search_speed.measure_speed`."""
     sizes = ", ".join(f"{label} {size:,.1f}" for label, size in facts["bytes_per_image"].items())

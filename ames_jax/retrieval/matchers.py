@@ -1,4 +1,4 @@
-"""Matchers: ways to score a query against database images. Trained models here; hand-made ones in `maxsim`, `geometry`.
+"""Matchers: ways to score a query against database images. Trained models here; hand-made ones in `hand_made`.
 
 A matcher of one's own is a subclass of `Matcher`: a name, facts, the bytes that an image costs, and `shortlist`.
 """

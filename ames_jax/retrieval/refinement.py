@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
@@ -20,6 +21,8 @@ from ames_jax.runtime.progress import Progress
 KINDS = ("augment", "expand", "superglobal")
 NEIGHBOURS, ALPHA = 9, 3.0  # of query expansion and database augmentation
 SHORTLIST = 400  # images that SuperGlobal re-ranks
+# Vectors [Nq, G] and a count → similarities and rows [Nq, k], −∞ and −1 where there are fewer.
+Search = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +52,8 @@ def refine(lists: Lists, kinds: str) -> Lists:
     Raises UserError for another kind.
     """
     steps: dict[str, Callable[[Lists], Lists]] = {
-        "augment": _augmented,
-        "expand": _expanded,
+        "augment": _augmented_first,
+        "expand": _expanded_first,
         "superglobal": _superglobal_first,
     }
     check_kinds(kinds)
@@ -82,14 +85,17 @@ def refined_set(data: RetrievalSet, kinds: str) -> RetrievalSet:
     return data.with_lists(lists.ranks, lists.similarities, f"{data.first_stage} + {kinds}")
 
 
-def _augmented(lists: Lists) -> Lists:
-    count = min(NEIGHBOURS + 1, len(lists.database))
-    _, ranks = nearest(lists.database, lists.database, count)
-    database = augment_database(lists.database, ranks, NEIGHBOURS, ALPHA)
-    return Lists.search(lists.query, database, lists.ranks.shape[1])
+def _augmented(database: np.ndarray) -> np.ndarray:
+    """The database with each vector joined with its neighbours in it."""
+    _, ranks = nearest(database, database, min(NEIGHBOURS + 1, len(database)))
+    return augment_database(database, ranks, NEIGHBOURS, ALPHA)
 
 
-def _expanded(lists: Lists) -> Lists:
+def _augmented_first(lists: Lists) -> Lists:
+    return Lists.search(lists.query, _augmented(lists.database), lists.ranks.shape[1])
+
+
+def _expanded_first(lists: Lists) -> Lists:
     query = expand_queries(lists.query, lists.database, lists.ranks, NEIGHBOURS, ALPHA)
     return Lists.search(query, lists.database, lists.ranks.shape[1])
 
@@ -101,6 +107,64 @@ def _superglobal_first(lists: Lists) -> Lists:
     ranks[:, :count], values[:, :count] = head, similarities
     values[:, count:] = np.minimum(values[:, count:], similarities[:, -1:])
     return dataclasses.replace(lists, ranks=ranks, similarities=values)
+
+
+class SearchedVectors(Protocol):
+    """Vectors [N, G] that can be searched, as those of an index; `index.first_stage.GlobalIndex`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray: ...
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+class RefinedStage:
+    """Searches a first stage with `KINDS` of refinement joined by "+", in their order: `refine` for queries that come one by
+    one.
+
+    augment holds all global descriptors in memory, each joined with its neighbours, and searches them exactly; this is
+    done once, on opening.
+
+    Raises UserError for other kinds, or another order.
+    """
+
+    def __init__(self, stage: SearchedVectors, kinds: str):
+        check_kinds(kinds)
+        self._kinds = kinds.split("+")
+        if self._kinds != [kind for kind in KINDS if kind in self._kinds]:
+            raise UserError(f"refine={kinds}: a search refines in the order {'+'.join(KINDS)}, each once")
+        self._vectors: SearchedVectors | np.ndarray = stage
+        self.search: Search = stage.search
+        if "augment" in self._kinds:
+            with Progress("augmenting the global descriptors"):
+                vectors = _augmented(np.asarray(stage[np.arange(len(stage))], np.float32))
+            self._vectors = vectors
+            self.search = lambda queries, k: nearest(queries, vectors, min(k, len(vectors)))
+
+    def lists(self, queries: np.ndarray, count: int, search: Search) -> tuple[np.ndarray, np.ndarray]:
+        """Similarities and rows as `Search` gives them; search: `search`, without images that must not be found."""
+        if "expand" in self._kinds:
+            _, rows = search(queries, NEIGHBOURS)
+            queries = np.concatenate([self._expanded(query, listed) for query, listed in zip(queries, rows)])
+        if "superglobal" not in self._kinds:
+            return search(queries, count)
+        similarities, rows = search(queries, max(count, SHORTLIST))
+        for query, values, listed in zip(queries, similarities, rows):
+            self._reorder(query, values, listed)
+        return similarities[:, :count], rows[:, :count]
+
+    def _expanded(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        found = rows[rows >= 0]
+        return expand_queries(query[None], self._vectors[found], np.arange(len(found))[None], NEIGHBOURS, ALPHA)
+
+    def _reorder(self, query: np.ndarray, similarities: np.ndarray, rows: np.ndarray) -> None:
+        """One query's list, in place; below its head, similarities are at most the last of those."""
+        listed = rows[rows >= 0][:SHORTLIST]
+        if len(listed):
+            order, values = superglobal_lists(query[None], self._vectors[listed], np.arange(len(listed))[None])
+            rows[: len(listed)], similarities[: len(listed)] = listed[order[0]], values[0]
+            similarities[len(listed) :] = np.minimum(similarities[len(listed) :], values[0, -1])
 
 
 def superglobal(

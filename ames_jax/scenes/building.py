@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from ames_jax.runtime.checksums import checksum
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import lock, whole_folder
 from ames_jax.runtime.progress import Progress
-from ames_jax.scenes.rendering import Task, run_tasks
+from ames_jax.scenes.rendering import Task, run_calls, run_task
 from ames_jax.scenes.settings import Settings, preset
 from ames_jax.scenes.writing import write_set
 
@@ -75,7 +76,8 @@ def _fill(target: Path, settings: Settings, processes: int | None, progress: boo
     keypoints: dict[str, list[Keypoints]] = {part.name: [] for part in parts}
     total = sum(task.views for task in tasks)
     with Progress(f"building {settings.name}", total, "photos", quiet=not progress) as bar:
-        for photos, name in zip(run_tasks(tasks, processes), names, strict=True):
+        made = run_calls([partial(run_task, task) for task in tasks], processes, settings.name)
+        for photos, name in zip(made, names, strict=True):
             keypoints[name] += photos
             bar.update(len(photos))
     with Progress(f"writing {settings.name}", quiet=not progress):

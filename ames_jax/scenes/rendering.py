@@ -1,14 +1,15 @@
-"""Renders landmarks and detects their keypoints, one landmark per task, in worker processes."""
+"""Renders landmarks and detects their keypoints, one landmark per task; working processes for this and for views of photos."""
 
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -20,6 +21,8 @@ from ames_jax.runtime.files import write_file
 from ames_jax.scenes.settings import Settings
 from ames_jax.scenes.transfer_world import TransferWorld
 from ames_jax.scenes.world import World
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -53,28 +56,32 @@ def run_task(task: Task) -> list[Keypoints]:
     return found
 
 
-def run_tasks(tasks: list[Task], processes: int | None) -> Iterator[list[Keypoints]]:
-    """Results in the order of the tasks.
+def run_calls(calls: Sequence[Callable[[], Result]], processes: int | None, what: str) -> Iterator[Result]:
+    """Results of all the calls, which can be pickled, in their order, from so many working processes (None: one per core).
 
     Raises:
-      UserError: when the worker processes die (out of memory, or a script without a main guard).
+      UserError: the processes that make `what` died (out of memory, or a script without a main guard).
     """
-    processes = min(processes or usable_cores(), len(tasks))
+    processes = min(processes or usable_cores(), len(calls))
     if processes <= 1:
-        yield from map(run_task, tasks)
+        yield from map(_call, calls)
         return
     # Spawned, not forked: JAX may already run threads in this process. Each worker has a core, so OpenCV's own threads
     # would only get in the way.
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_worker)
     try:
-        yield from pool.map(run_task, tasks, chunksize=2)
+        yield from pool.map(_call, calls)
     except BrokenProcessPool as error:
         raise UserError(
-            f"the processes that render the {tasks[0].settings.name} died: out of memory, or started from a script "
-            f"without `if __name__ == '__main__':`; build once with `python -m ames_jax.prepare scenes`"
+            f"the processes that make the {what} died: out of memory, or started from a script without "
+            "`if __name__ == '__main__':`"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _call(call: Callable[[], Result]) -> Result:
+    return call()
 
 
 def _start_worker() -> None:

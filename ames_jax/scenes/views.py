@@ -22,7 +22,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,12 @@ from ames_jax.runtime import cache, files
 from ames_jax.runtime.cores import usable_cores
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.fingerprints import content_of
-from ames_jax.runtime.progress import write
+from ames_jax.runtime.progress import Progress, write
 from ames_jax.scenes.building import MANIFEST, WAIT_SECONDS, check, write_manifest
 from ames_jax.scenes.photographs import Photographs, Plan, ViewSettings, photo_file, rendered_files, view_file
-from ames_jax.scenes.pictures import run_all, write_photo, write_sheet, write_views
-from ames_jax.scenes.rendering import Task, run_task
+from ames_jax.scenes.rendering import Task, run_calls, run_task
 from ames_jax.scenes.settings import TRANSFER
+from ames_jax.scenes.warping import write_photo, write_sheet, write_views
 from ames_jax.scenes.writing import TRAIN_NEIGHBOURS
 
 VERSION = 2  # raise it with every change that alters pixels or splits
@@ -149,7 +149,7 @@ def _read_photos(folder: Path, photographs: Photographs, side: int, processes: i
     names = [photo_file(folder, row) for row in range(len(photographs))]
     missing = [row for row, file in enumerate(names) if not (file.exists() or file.with_suffix(".broken").exists())]
     calls = [functools.partial(write_photo, photographs.paths[row], side, names[row]) for row in missing]
-    run_all(calls, processes, "reading", len(names))
+    _run(calls, processes, "reading", len(names))
     broken = {row: file.with_suffix(".broken") for row, file in enumerate(names) if not file.exists()}
     reasons = [file.read_text(encoding="utf-8") for file in broken.values()]
     whole = [row for row in range(len(names)) if row not in broken]
@@ -183,13 +183,22 @@ def _make_views(folder: Path, plan: Plan, processes: int) -> None:
             key = (settings.seed, *hashes[row])
             photo = photo_file(folder, row)
             calls.append(functools.partial(write_views, photo, missing, others, key, settings.strength))
-    run_all(calls, processes, "warping", len(views))
+    _run(calls, processes, "warping", len(views))
     world, calls = dataclasses.replace(TRANSFER, seed=settings.seed), []
     for number in range(settings.rendered):
         paths = rendered_files(folder, number, settings)
         if not all(path.exists() for path in paths):
             calls.append(functools.partial(run_task, Task(world, number, 0, len(paths), paths)))
-    run_all(calls, processes, "rendering", settings.rendered, "scenes")
+    _run(calls, processes, "rendering", settings.rendered, "scenes")
+
+
+def _run(
+    calls: Sequence[Callable[[], object]], processes: int, label: str, total: int, unit: str = "photographs"
+) -> None:
+    """Makes all the calls in working processes; progress counts towards `total` units."""
+    with Progress(label, total, unit, done=total - len(calls)) as progress:
+        for _ in progress.over(run_calls(calls, processes, "views")):
+            pass
 
 
 def _write_neighbours(folder: Path, plan: Plan) -> None:

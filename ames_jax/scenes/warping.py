@@ -4,17 +4,23 @@ A view is composed in four steps: geometry (a part of the photo through a homogr
 for depth), the place (before another photo, behind pieces of others), light and colour, and the camera (blur, resolution,
 noise, JPEG). Other photos lend their mirror images: a mirrored thing has no matching descriptors in the photo itself, so
 that what two views share is what the photo shows.
+
+The photos themselves, their views and a sheet of them are written by working processes: no JAX here, so these start fast.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
 
-from ames_jax.extraction.images import resize
+from ames_jax.extraction.images import load_image, resize, shrink
+from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.files import write_file
 
 Others = Callable[[np.random.Generator], np.ndarray]
 
@@ -23,6 +29,10 @@ PASTED, OCCLUDED, SHADOWED, NIGHT, GREY, GLARE = 0.15, 0.3, 0.3, 0.08, 0.05, 0.0
 MOVED, DEFOCUSED, COARSE = 0.2, 0.35, 0.4
 LEAST_SIDE = 32  # pixels
 METERED = 0.2, 0.65  # a camera's exposure keeps the mean brightness between
+QUALITY = 95  # of the JPEG files that hold photos at the size of views
+# Of a sheet: height and width of a picture, what is left free, JPEG quality.
+CELL, GAP, SHEET_QUALITY = (128, 144), 6, 85
+CACHED = 32  # decoded photos that a working process keeps
 
 
 def warp(photo: np.ndarray, others: Others, random: np.random.Generator, side: int, strength: float = 1.0) -> bytes:
@@ -222,3 +232,55 @@ def _motion(random: np.random.Generator, scale: float) -> np.ndarray:
     start, end = (tuple(map(int, np.rint(middle + sign * step))) for sign in (-1, 1))
     cv2.line(kernel, start, end, 255, 1, cv2.LINE_AA)
     return (kernel / kernel.sum()).astype(np.float32)
+
+
+def write_photo(source: Path, side: int, target: Path) -> None:
+    """Writes a photo with its longer side at most `side`; of one that cannot be read, why, with the suffix .broken."""
+    try:
+        picture = shrink(load_image(source), side)
+    except UserError as error:
+        write_file(target.with_suffix(".broken"), str(error))
+        return
+    encoded = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1]
+    write_file(target, encoded.tobytes())
+
+
+def write_views(
+    photo: Path, views: Sequence[tuple[int, Path]], others: Sequence[Path], key: Sequence[int], strength: float
+) -> None:
+    """Writes warped views of a photo, each whole or not at all.
+
+    Args:
+      photo: its file.
+      views: number and file of each view.
+      others: files of the photos that lend backgrounds.
+      key: with a view's number, decides all that is random in it.
+      strength: see `warp`.
+    """
+
+    def other(random: np.random.Generator) -> np.ndarray:
+        return _decoded(others[int(random.integers(len(others)))])
+
+    pixels = _decoded(photo)
+    for number, file in views:
+        random = np.random.Generator(np.random.Philox(np.random.SeedSequence([*key, number])))
+        write_file(file, warp(pixels, other, random, max(pixels.shape[:2]), strength))
+
+
+def write_sheet(target: Path, rows: Sequence[Sequence[Path]]) -> None:
+    """Draws a row of small pictures for each row of files, as JPEG."""
+    sheet = np.full((len(rows) * CELL[0], max(map(len, rows)) * CELL[1], 3), 255, np.uint8)
+    for i, row in enumerate(rows):
+        for j, file in enumerate(row):
+            picture = load_image(file)
+            share = min((side - GAP) / own for side, own in zip(CELL, picture.shape))
+            height, width = (max(1, round(share * own)) for own in picture.shape[:2])
+            top, left = i * CELL[0] + (CELL[0] - height) // 2, j * CELL[1] + (CELL[1] - width) // 2
+            sheet[top : top + height, left : left + width] = resize(picture, height, width)
+    encoded = cv2.imencode(".jpg", sheet[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, SHEET_QUALITY])[1]
+    write_file(target, encoded.tobytes())
+
+
+@functools.lru_cache(maxsize=CACHED)
+def _decoded(file: Path) -> np.ndarray:
+    return load_image(file)

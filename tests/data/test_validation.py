@@ -8,7 +8,7 @@ import pytest
 
 from ames_jax.commands.prepare import validate as validate_files
 from ames_jax.data.checks import validation
-from ames_jax.data.checks.descriptors import sample_rows
+from ames_jax.data.checks.contents import sample_rows
 from ames_jax.data.checks.validation import validate
 from ames_jax.data.neighbours import save_neighbours
 from ames_jax.data.release_hdf5 import ReleaseSource
@@ -251,9 +251,9 @@ def test_a_foreign_pickle(release):
 
 
 def test_large_files_are_sampled_and_say_so(release, monkeypatch):
-    monkeypatch.setattr("ames_jax.data.checks.descriptors.WHOLE_BYTES", 0)
-    monkeypatch.setattr("ames_jax.data.checks.descriptors.SAMPLE_RUNS", 3)
-    monkeypatch.setattr("ames_jax.data.checks.descriptors.SAMPLE_RUN", 4)
+    monkeypatch.setattr("ames_jax.data.checks.contents.WHOLE_BYTES", 0)
+    monkeypatch.setattr("ames_jax.data.checks.contents.SAMPLE_RUNS", 3)
+    monkeypatch.setattr("ames_jax.data.checks.contents.SAMPLE_RUN", 4)
     release.features[30, 0, 0] = np.nan
     release.features[10, 0, 0] = np.nan
     path = release.hdf5()

@@ -16,11 +16,9 @@ from ames_jax.model.ames import AMES, AMESConfig
 from ames_jax.model.elvis import ELViS, ELViSConfig
 from ames_jax.model.matches import Matching, MatchingConfig
 from ames_jax.model.packing import BitPacker
-from ames_jax.model.whitening import Whitening
-from ames_jax.retrieval.geometry import RansacMatcher
+from ames_jax.retrieval.hand_made import MaxSimMatcher, RansacMatcher, Whitening
 from ames_jax.retrieval.judgements import judge
 from ames_jax.retrieval.matchers import Matcher, ModelMatcher
-from ames_jax.retrieval.maxsim import MaxSimMatcher
 from ames_jax.retrieval.metrics import Protocol, protocol_score
 from ames_jax.retrieval.ranking import Shortlist
 

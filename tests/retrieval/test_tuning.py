@@ -15,8 +15,8 @@ from ames_jax.report.methods import baseline_matcher
 from ames_jax.report.retrieval_evaluation import evaluate
 from ames_jax.report.run_report import matchers
 from ames_jax.retrieval.grid import KERNEL_THRESHOLDS, Counts
+from ames_jax.retrieval.hand_made import MaxSimMatcher
 from ames_jax.retrieval.matchers import Matcher
-from ames_jax.retrieval.maxsim import MaxSimMatcher
 from ames_jax.retrieval.score_keeper import ScoreKeeper
 from ames_jax.retrieval.sets import RetrievalSet
 from ames_jax.retrieval.tuning import tune, tune_all
@@ -40,7 +40,7 @@ def model() -> AMES:
 def test_the_opponent_on_floats_is_the_same_in_report_and_evaluation(root):
     student = AMES(AMESConfig(**SHAPE, bits=16), nnx.Rngs(0))
     validation = RetrievalSet.load(root, "validation")
-    in_report = next(m for m in matchers(None, student, validation.training) if m.kind == "kernel on floats")
+    in_report = next(m for m in matchers(None, student, validation) if m.kind == "kernel on floats")
     evaluated = baseline_matcher(None, validation)
     assert evaluated.facts == in_report.facts
     assert evaluated.name == "hand-made, floats"

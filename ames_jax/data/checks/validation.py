@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from ames_jax.data.checks.descriptors import BLOCK_BYTES, check_global, check_local
-from ames_jax.data.checks.lists import (
+from ames_jax.data.checks.contents import (
+    BLOCK_BYTES,
+    check_global,
     check_ground_truth,
     check_label_agreement,
     check_list_order,
+    check_local,
     check_neighbours,
     check_text_list,
 )

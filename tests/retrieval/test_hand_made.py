@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.model.ames import AMES, AMESConfig
 from ames_jax.model.packing import BitPacker
-from ames_jax.model.whitening import Whitening
 from ames_jax.retrieval.grid import KERNEL_THRESHOLDS
-from ames_jax.retrieval.maxsim import MaxSimMatcher
+from ames_jax.retrieval.hand_made import MaxSimMatcher, Whitening
 
 WIDTH, BITS = 12, 16
 
@@ -87,3 +86,18 @@ def test_padding_and_order_change_nothing(packer: BitPacker, seed: int, more: in
     turned = DescriptorSet(database.features[:, order], database.valid[:, order])
     found = matcher.shortlist(query.pad(5 + more), matcher.stored(turned.pad(6 + more)))
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_whitening_decorrelates():
+    rng = np.random.default_rng(0)
+    sample = rng.normal(size=(4000, 6)) @ rng.normal(size=(6, 6)) + 3
+    whitening = Whitening.fit(sample)
+    white = (sample - whitening.mean) @ whitening.matrix
+    np.testing.assert_allclose(np.cov(white, rowvar=False), np.eye(6), atol=1e-3)
+
+
+def test_whitening_leaves_empty_directions_at_zero():
+    rng = np.random.default_rng(0)
+    whitening = Whitening.fit(rng.normal(size=(500, 3)) @ rng.normal(size=(3, 5)))
+    assert np.isfinite(whitening.matrix).all()
+    assert (np.abs(whitening.matrix[:, 3:]) == 0).all()

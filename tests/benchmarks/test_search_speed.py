@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ames_jax import search
-from ames_jax.benchmarks import flops, search_plan
+from ames_jax.benchmarks import flops, search_speed
 from ames_jax.model.ames import AMESConfig
 from ames_jax.runtime.errors import UserError
 
@@ -13,19 +13,19 @@ ASKED = {"images": 10**8, "budget": 1024, "shortlist": 100, "query_descriptors":
 
 
 def test_one_kilobyte_holds_64_binary_descriptors():
-    found = search_plan.make_plan(**ASKED, model="dinov2_ames_dist")
+    found = search_speed.make_plan(**ASKED, model="dinov2_ames_dist")
     bits, floats = found.rows
     assert (bits["descriptors"], bits["image_bytes"], bits["descriptor_bytes"]) == (64, 1024, 16)
     assert bits["total_bytes"] == 10**8 * (1024 + 2)
     work = flops.shortlist(AMESConfig.named("dinov2_ames_dist"), 600, 64, 100, packed=True)
     assert bits["gflop"] == work / 1e9
-    assert bits["milliseconds"] == pytest.approx(1e3 * work / 1e11 / search_plan.EXPECTED_SHARE)
+    assert bits["milliseconds"] == pytest.approx(1e3 * work / 1e11 / search_speed.EXPECTED_SHARE)
     assert (floats["descriptors"], floats["descriptor_bytes"]) == (0, 1536)
     assert "gflop" not in floats
 
 
 def test_full_precision_stores_tokens_which_are_not_projected_again():
-    tokens, floats = search_plan.make_plan(**{**ASKED, "budget": 153_600}, model="dinov2_ames").rows
+    tokens, floats = search_speed.make_plan(**{**ASKED, "budget": 153_600}, model="dinov2_ames").rows
     assert (tokens["descriptors"], floats["descriptors"]) == (600, 100)
     config = AMESConfig.named("dinov2_ames")
     saved = flops.shortlist(config, 600, 600, 100) - 100 * flops.tokenizer(config, 600)
@@ -34,7 +34,7 @@ def test_full_precision_stores_tokens_which_are_not_projected_again():
 
 def test_a_budget_below_one_descriptor_is_refused():
     with pytest.raises(UserError, match="--budget=15 B: one descriptor of dinov2_ames_dist alone takes 16 B"):
-        search_plan.make_plan(**{**ASKED, "budget": 15}, model="dinov2_ames_dist")
+        search_speed.make_plan(**{**ASKED, "budget": 15}, model="dinov2_ames_dist")
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def planned(monkeypatch) -> list[dict]:
         calls.append(asked)
         raise UserError("planned")
 
-    monkeypatch.setattr(search_plan, "make_plan", make_plan)
+    monkeypatch.setattr(search_speed, "make_plan", make_plan)
     monkeypatch.setattr(search.cache, "start", lambda: None)
     return calls
 
@@ -73,7 +73,7 @@ def test_what_is_not_a_count(planned, text):
 
 
 def test_command_prints_and_writes(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(search_plan, "matmul_peak", lambda dtype: 1e11)
+    monkeypatch.setattr(search_speed, "matmul_peak", lambda dtype: 1e11)
     monkeypatch.setattr(search.cache, "start", lambda: None)
     written = tmp_path / "plan.json"
     assert search.main(["plan", "--images=1e8", "--budget=1KB", "--json", str(written)]) == 0
