@@ -17,7 +17,7 @@ from ames_jax.extraction.backbone import Backbone
 from ames_jax.index.database_index import DatabaseIndex
 from ames_jax.index.searcher import Searcher
 from ames_jax.serving.app import make_app
-from ames_jax.serving.guard import Limits
+from ames_jax.serving.request_body import Limits
 from ames_jax.serving.service import Service
 
 BOUNDARY = "the-boundary"

@@ -21,7 +21,7 @@ with epy.lazy_imports():  # help needs none of them, and other commands do witho
     import uvicorn
 
     from ames_jax.report import search_results
-    from ames_jax.serving import app, guard, service
+    from ames_jax.serving import app, guard, request_body, service
 
 PACKAGES = "fastapi uvicorn python-multipart prometheus-client"
 LEAST_TOKEN = 16  # characters
@@ -61,7 +61,7 @@ def serve(
     if token is not None and (len(token) < LEAST_TOKEN or not token.isascii() or not token.isprintable()):
         advice = 'python -c "import secrets; print(secrets.token_urlsafe())" makes one'
         raise UserError(f"--token: expected at least {LEAST_TOKEN} ASCII characters; {advice}")
-    limits = guard.Limits(upload=upload, pixels=pixels, seconds=upload_seconds)
+    limits = request_body.Limits(upload=upload, pixels=pixels, seconds=upload_seconds)
     known = search_results.Labels.read(labels) if labels else search_results.Labels({})
     with _listen(host, port) as listening:
         with Progress("opening the index"):

@@ -37,9 +37,9 @@ from ames_jax.serving.answers import (
     SearchAnswer,
 )
 from ames_jax.serving.batching import Busy
-from ames_jax.serving.guard import Guard, Limits
+from ames_jax.serving.guard import Guard
 from ames_jax.serving.metrics import Metrics
-from ames_jax.serving.request_body import RequestedQuery, indexed_query, parse_box, read_query, read_upload
+from ames_jax.serving.request_body import Limits, RequestedQuery, indexed_query, parse_box, read_query, read_upload
 from ames_jax.serving.service import Question, ReadOnly, Service, Taken, Unknown
 
 PAGE = Path(__file__).with_name("page")

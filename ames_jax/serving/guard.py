@@ -1,9 +1,7 @@
-"""Checks before every route: who may ask, how large and slow a body may be; and headers of safety."""
+"""Checks before every route: who may ask; and headers of safety."""
 
 from __future__ import annotations
 
-import asyncio
-import dataclasses
 import ipaddress
 import secrets
 from contextlib import suppress
@@ -16,6 +14,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ames_jax.serving.metrics import Metrics
+from ames_jax.serving.request_body import LimitedBody, Limits
 
 COOKIE = "ames_token"
 # The page, which holds nothing of the collection, and what says that the server lives.
@@ -30,24 +29,7 @@ SAFETY = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-# Nothing more is read from who sends too much.
-CLOSING = {"Connection": "close"}
 METHODS = {"GET", "HEAD", "POST", "DELETE", "PUT", "PATCH", "OPTIONS", "TRACE", "CONNECT"}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Limits:
-    """Limits of a request.
-
-    Attributes:
-      upload: bytes of a body; pixels: of a picture; seconds: from the first byte of a body to the last.
-      top: images listed at most.
-    """
-
-    upload: int = 20 * 2**20
-    pixels: int = 64_000_000
-    seconds: float = 30.0
-    top: int = 1000
 
 
 def is_loopback(host: str) -> bool:
@@ -113,42 +95,6 @@ class Guard:
         if secrets.compare_digest(given.strip().encode(), self._token.encode()):
             return None
         return 401, "a token is needed, as 'Authorization: Bearer TOKEN', and this is not the one"
-
-
-class LimitedBody:
-    """The body of a request, cut off where it is too large or too slow."""
-
-    def __init__(self, receive: Receive, limits: Limits) -> None:
-        self._receive, self._limits = receive, limits
-        self._read, self._over = 0, False
-        self._deadline = asyncio.get_running_loop().time() + limits.seconds
-
-    async def receive(self) -> Message:
-        """The next message; raises HTTPException 413 or 408."""
-        message = await self._next()
-        if self._read > self._limits.upload:
-            await self.drain()
-            raise HTTPException(413, f"a request may have {self._limits.upload:,} bytes", CLOSING)
-        return message
-
-    async def drain(self) -> None:
-        """Reads the rest of the body and drops it; raises HTTPException 408 where that takes too long."""
-        while not self._over:
-            await self._next()
-
-    async def _next(self) -> Message:
-        if self._over:  # what follows says only that the asker has gone
-            return await self._receive()
-        try:
-            async with asyncio.timeout_at(self._deadline):
-                message = await self._receive()
-        except TimeoutError:
-            self._over = True
-            text = f"the request took more than {self._limits.seconds:g} s to arrive"
-            raise HTTPException(408, text, CLOSING) from None
-        self._read += len(message.get("body", b""))
-        self._over = not message.get("more_body", False)
-        return message
 
 
 def _name(host: str) -> str:

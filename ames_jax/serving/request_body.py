@@ -1,7 +1,8 @@
-"""Requests → queries: the picture in a form, cut to a box, or an id or descriptors in JSON."""
+"""The body of a request: how large and slow it may be, and the query in it: a picture, an id or descriptors."""
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import time
@@ -12,6 +13,7 @@ from fastapi import HTTPException, Request
 from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
+from starlette.types import Message, Receive
 
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.extraction.backbone import ExtractedImage
@@ -21,15 +23,67 @@ from ames_jax.index.own_pictures import SentPicture
 from ames_jax.index.searcher import Query
 from ames_jax.runtime.errors import UserError
 from ames_jax.serving.answers import QueryByDescriptors, QueryById
-from ames_jax.serving.guard import Limits
 from ames_jax.serving.service import Service
 
 FORM, JSON = "multipart/form-data", "application/json"
 WHOLE = [[0.0, 0.0], [1.0, 1.0]]
 UNIT_TOLERANCE = 1e-2
+# Nothing more is read from who sends too much.
+CLOSING = {"Connection": "close"}
 
 Box = tuple[float, float, float, float]
 Model = TypeVar("Model", bound=BaseModel)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Limits of a request.
+
+    Attributes:
+      upload: bytes of a body; pixels: of a picture; seconds: from the first byte of a body to the last.
+      top: images listed at most.
+    """
+
+    upload: int = 20 * 2**20
+    pixels: int = 64_000_000
+    seconds: float = 30.0
+    top: int = 1000
+
+
+class LimitedBody:
+    """The body of a request, cut off where it is too large or too slow."""
+
+    def __init__(self, receive: Receive, limits: Limits) -> None:
+        self._receive, self._limits = receive, limits
+        self._read, self._over = 0, False
+        self._deadline = asyncio.get_running_loop().time() + limits.seconds
+
+    async def receive(self) -> Message:
+        """The next message; raises HTTPException 413 or 408."""
+        message = await self._next()
+        if self._read > self._limits.upload:
+            await self.drain()
+            raise HTTPException(413, f"a request may have {self._limits.upload:,} bytes", CLOSING)
+        return message
+
+    async def drain(self) -> None:
+        """Reads the rest of the body and drops it; raises HTTPException 408 where that takes too long."""
+        while not self._over:
+            await self._next()
+
+    async def _next(self) -> Message:
+        if self._over:  # what follows says only that the asker has gone
+            return await self._receive()
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                message = await self._receive()
+        except TimeoutError:
+            self._over = True
+            text = f"the request took more than {self._limits.seconds:g} s to arrive"
+            raise HTTPException(408, text, CLOSING) from None
+        self._read += len(message.get("body", b""))
+        self._over = not message.get("more_body", False)
+        return message
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import pytest
 from http_server import BOUNDARY, FORM, form
 from PIL import Image
 
-from ames_jax.serving.guard import Limits
+from ames_jax.serving.request_body import Limits
 
 JSON = {"Content-Type": "application/json"}
 
