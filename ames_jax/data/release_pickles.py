@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -11,12 +12,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from ames_jax.data.neighbours import LOCAL
+from ames_jax.data.neighbours import LOCAL, Neighbours, open_neighbours
 from ames_jax.data.safe_pickle import read_pickle
 from ames_jax.runtime import cache
 from ames_jax.runtime.checksums import recorded
 from ames_jax.runtime.errors import UserError
-from ames_jax.runtime.files import lock, write_blocks, write_file, write_json
+from ames_jax.runtime.files import lock, read_json, write_blocks, write_file, write_json
+from ames_jax.runtime.fingerprints import fingerprint_of
 from ames_jax.runtime.progress import Progress
 
 GLDV2_PRIVATE = 750  # queries at the end of GLDv2's test set; the others are public
@@ -149,6 +151,22 @@ def import_neighbours(
             write_blocks(folder / "similarities.npy", values, dtype, shape)
             write_json(folder / "about.json", {"imported_from": Path(pickle).name, **(about or {})})
     return shape
+
+
+def read_lists(place: Path, copies: Path) -> Neighbours:
+    """Neighbour lists, memory-mapped, from a folder of ours or a release `nn_*.pkl`, which is imported to `copies` first.
+
+    Raises UserError for a pickle that is refused, or holds indices that its floats cannot (a database beyond 2²⁴ images).
+    """
+    if place.suffix != ".pkl":
+        return open_neighbours(place)
+    if not place.is_file():
+        raise UserError(f"{place} is missing")
+    facts = {"path": str(place.resolve()), "content": fingerprint_of([place])}
+    folder = copies / hashlib.sha256(facts["path"].encode()).hexdigest()[:16]
+    if not (folder / "about.json").is_file() or facts.items() - read_json(folder / "about.json").items():
+        import_neighbours(place, folder, about=facts)
+    return open_neighbours(folder)
 
 
 def _exact_below(dtype: np.dtype) -> float:

@@ -41,6 +41,7 @@ __all__ = ["DescriptorSource", "ImageRecord", "link_split", "open_split", "read_
 LINK = ".source.json"
 SAMPLE = 8  # records that are compared with the lists of ids and labels
 ARGUMENTS = {"features": str, "images": str | None, "descriptors": int | None}
+SETTINGS = ("name", "block", "max_side")  # of a backbone; the rest that counts is in `input`
 ABOUT = {"name?": str, "backbone?": str, "width?": int, "global?": str, "input?": dict}
 
 
@@ -197,6 +198,26 @@ def write_about(root: str | Path, facts: Mapping[str, Any]) -> None:
     """Writes about.json with its checksum."""
     with recorded(Path(root), "about.json"):
         write_json(Path(root) / "about.json", facts)
+
+
+def origin_of(reader: Any) -> dict[str, Any]:
+    """How the descriptors of a reader were extracted, as their data set's about.json says; {} where that was not done here.
+
+    Keys: name of the backbone, max_side, resized, channels, sha256 (of weights), boxes (images of which a part was extracted).
+    """
+    if isinstance(reader, DescriptorSource):
+        root, split = reader.root, reader.split
+    elif isinstance(reader, ReleaseSource) and not reader.virtual:  # that extract wrote beside its shards
+        root, split = reader.path.parent, reader.path.name.partition("_")[2].removesuffix("_local.hdf5")
+    else:
+        return {}
+    about = read_about(root)
+    settings = about.get("extraction")
+    if not isinstance(settings, dict):
+        return {}
+    facts = {key: settings[key] for key in SETTINGS if settings.get(key) is not None}
+    extracted = read_json(root / "images" / f"{split}.extracted.json", keys={"boxes?": int}, missing={})
+    return facts | about.get("input", {}) | {key: extracted[key] for key in ("boxes",) if key in extracted}
 
 
 @functools.lru_cache(maxsize=16)

@@ -15,7 +15,7 @@ from etils import epy
 from ml_collections import ConfigDict
 
 from ames_jax import scenes
-from ames_jax.data.shards import read_about
+from ames_jax.data.shards import origin_of, read_about
 from ames_jax.data.store import PackedStore
 from ames_jax.extraction.sift import statistics_of
 from ames_jax.model.released import known_facts, known_setting, load_model
@@ -32,7 +32,7 @@ from ames_jax.report.tables import descriptor_notes, fit_notes, markdown, result
 from ames_jax.retrieval.grid import GAMMAS, LAMBDAS, Counts, Grid
 from ames_jax.retrieval.logits_file import PairLogits
 from ames_jax.retrieval.matchers import ModelMatcher
-from ames_jax.retrieval.opening import check_origins, crop_notes, open_set, origins
+from ames_jax.retrieval.opening import open_set
 from ames_jax.retrieval.plans import Plan, measure_plans
 from ames_jax.retrieval.refinement import refined_set
 from ames_jax.retrieval.score_keeper import ScoreKeeper
@@ -98,7 +98,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         named = {"pairs": "share of pairs", "seconds": "s per query"}
         print(markdown(results["plans"], {key: key for key in results["plans"][0]} | named))
     tuned = bool(config.tune_on or config.lam or config.gamma)
-    for note in [*crop_notes(test), *descriptor_notes(test), *fit_notes(results, tuned=tuned)]:
+    for note in [*descriptor_notes(test), *fit_notes(results, tuned=tuned)]:
         print(note)
     return results
 
@@ -133,7 +133,7 @@ def compare_matchers(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     write_json(workdir / "results.json", results)
     write_file(workdir / "results.md", table)
     print(f"{table}\nwritten to {workdir}: results.json, results.md")
-    for note in [*crop_notes(test), *descriptor_notes(test)]:
+    for note in descriptor_notes(test):
         print(note)
     return results
 
@@ -231,7 +231,6 @@ def _open(config: ConfigDict, dataset: str, matcher: ModelMatcher | None, workdi
     root = _root(config)
     store = config.store if dataset == config.dataset else ""
     data = open_set(root, dataset, config.backbone, config.first_stage, workdir / "lists", store)
-    check_origins(data)
     if config.refine:
         data = refined_set(data, config.refine)
     if isinstance(data.database, PackedStore) and matcher is not None:
@@ -267,7 +266,8 @@ def _memory(
 
 def _sources(data: RetrievalSet) -> dict[str, Any]:
     """Facts about the extraction of both sides, where they are known."""
-    found = origins(data)
+    sides = {"query": origin_of(data.queries), "gallery": origin_of(data.database)}
+    found = {side: facts for side, facts in sides.items() if facts}
     return {"extraction": found} if found else {}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ames_jax.data.release_hdf5 import MASK, WEIGHT, ReleaseSource
+from ames_jax.data.shards import origin_of
 from ames_jax.report.comparison import KILOBYTE, Comparison, Row, format_bytes
 from ames_jax.retrieval.logits_file import PairLogits
 from ames_jax.retrieval.sets import RetrievalSet
@@ -97,8 +98,10 @@ def fit_notes(results: Mapping[str, Any], tuned: bool) -> list[str]:
 
 
 def descriptor_notes(data: RetrievalSet) -> list[str]:
-    """One line for every sign in the release's files of local descriptors that a model was not trained on such."""
-    notes = []
+    """A line for every sign that a model was not trained on such descriptors: in the release's files, and where pictures of the
+    gallery were cropped (that queries are is the rule of several benchmarks)."""
+    boxes = origin_of(data.database).get("boxes")
+    notes = [f"note: of {boxes} pictures of the gallery a part alone was extracted"] if boxes else []
     for side, reader in (("queries", data.queries), ("database", data.database)):
         if not isinstance(reader, ReleaseSource) or reader.layout == "plain":
             continue

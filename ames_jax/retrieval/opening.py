@@ -1,26 +1,55 @@
-"""From a folder to a retrieval set (the release's, a prepared one, a manifest), and facts on how its parts were extracted."""
+"""From a folder to a retrieval set: the release's, a prepared one, or own data.
+
+The manifest of own data, a JSON file, says where queries, gallery, neighbours and relevance are:
+
+    {
+      "name": "my paintings",
+      "metric": "map@100",                  "map", "map@100", "map@1000", "revisited" or "gldv2"
+      "first_stage": "CLIP ViT-L",          name of the global search, printed beside every result
+      "query":   {"descriptors": "query.hdf5", "list": "query.txt"},
+      "gallery": {"descriptors": "gallery.store", "list": "gallery.txt"},
+      "neighbours": "neighbours",           folder of indices.npy and similarities.npy, or a release nn_*.pkl
+      "ground_truth": "ground_truth.json"   leave out when the lists have labels
+    }
+
+`descriptors` is an HDF5 file of the release's layout, a packed store, or `FOLDER:SPLIT` of a prepared data set. A list
+has one line per image, in the order of the descriptors: `id`, or `id,label`. The ground truth is a list with one mapping
+per query, `{"ok": […], "junk": […]}` or `{"easy", "hard", "junk"}`, of gallery rows or of ids from the list. With labels
+instead (any text; −1 is none), an image is right when its label is the query's; the query's own id in the gallery is junk.
+Paths are relative to the manifest.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ames_jax.data.lists import FORMS, NUMBER, ImageList, read_list, refuse_repeats
 from ames_jax.data.readers import ConcatenatedReader, DescriptorReader
 from ames_jax.data.release_hdf5 import ReleaseSource
-from ames_jax.data.release_pickles import read_ground_truth
-from ames_jax.data.shards import DescriptorSource, read_about
+from ames_jax.data.release_pickles import read_ground_truth, read_lists
+from ames_jax.data.shards import open_split, origin_of
 from ames_jax.data.store import open_store
-from ames_jax.retrieval.judgements import judge
-from ames_jax.retrieval.manifest import open_manifest, read_lists
-from ames_jax.retrieval.protocols import DATASETS, FOLDERS, protocols_of
+from ames_jax.retrieval.judgements import KINDS, Judged, judge, judge_by_class
+from ames_jax.retrieval.protocols import DATASETS, FOLDERS, metric_of, protocols_of
 from ames_jax.retrieval.sets import RetrievalSet
-from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.checksums import note_unchecked
+from ames_jax.runtime.errors import UserError, did_you_mean, naming
 from ames_jax.runtime.files import read_json
+from ames_jax.runtime.schema import check_keys
 
 MANIFEST = "manifest.json"
-SETTINGS = ("name", "block")  # of the backbone; the rest that counts is in `input`
+# Its keys.
+REQUIRED = ("name", "metric", "first_stage", "query", "gallery", "neighbours")
+OPTIONAL = ("ground_truth",)
+SIDES = ("query", "gallery")
+SIDE = {"descriptors": str, "list?": str}
+TRUTH_KEYS = (*KINDS, "bbx")
 
 
 def open_set(
@@ -49,7 +78,20 @@ def open_set(
         data = dataclasses.replace(data, name=f"{data.name}, {dataset}", protocols=protocols)
     else:
         data = _open_release(data_dir, dataset, backbone, first_stage, copies)
-    return dataclasses.replace(data, database=open_store(store)) if store else data
+    data = dataclasses.replace(data, database=open_store(store)) if store else data
+    _check_origins(data)
+    return data
+
+
+def _check_origins(data: RetrievalSet) -> None:
+    """Raises UserError, naming the fact, where queries and gallery were extracted in different ways; boxes may differ."""
+    query, gallery = origin_of(data.queries), origin_of(data.database)
+    for key in (key for key in query if key in gallery and key != "boxes"):
+        if query[key] != gallery[key]:
+            raise UserError(
+                f"{data.name}: queries were extracted with {key} = {query[key]}, the gallery with {gallery[key]}: their "
+                "descriptors do not compare; extract both alike"
+            )
 
 
 def _open_release(data_dir: Path, dataset: str, backbone: str, first_stage: str, copies: Path) -> RetrievalSet:
@@ -115,44 +157,144 @@ def _existing(folder: Path, name: str) -> Path:
     raise UserError(f"{path} is missing; the folder has {', '.join(found) or 'no such files'}")
 
 
-def origins(data: RetrievalSet) -> dict[str, dict[str, Any]]:
-    """Side → how it was extracted, as its data set's about.json says; {} of descriptors that were not extracted here.
+def open_manifest(path: Path, copies: Path) -> RetrievalSet:
+    """The set that a manifest describes; raises UserError naming the manifest and the key that is wrong.
 
-    Keys: name of the backbone, max_side, resized, channels, sha256 (of weights), boxes (images of which a part was extracted).
+    copies: see `read_lists`.
     """
-    found = {"query": origin_of(data.queries), "gallery": origin_of(data.database)}
-    return {side: facts for side, facts in found.items() if facts}
+    manifest = read_json(path)
+    note_unchecked(path)
+    _check_keys(path, manifest)
+    sides = {side: manifest[side] for side in SIDES}
+    readers = {side: _open_descriptors(path, spec) for side, spec in sides.items()}
+    images = {side: _read_list(path.parent, spec, readers[side]) for side, spec in sides.items()}
+    if images["gallery"] is not None:
+        refuse_repeats(images["gallery"].ids, path.parent / sides["gallery"]["list"])
+    with naming(path):
+        protocols = metric_of(manifest["metric"])
+    lists = read_lists(path.parent / manifest["neighbours"], copies)
+    if lists.local is not None:
+        raise UserError(
+            f"{path}: {manifest['neighbours']} numbers the images of another gallery than the descriptors (its third row says "
+            "where these are): give lists [2, queries, neighbours] of the gallery's descriptors"
+        )
+    return RetrievalSet(
+        name=manifest["name"],
+        first_stage=manifest["first_stage"],
+        ranks=lists.indices,
+        similarities=lists.similarities,
+        judged=_judged(path, manifest, images["query"], images["gallery"], lists.indices, len(readers["gallery"])),
+        protocols=protocols,
+        queries=readers["query"],
+        database=readers["gallery"],
+    )
 
 
-def origin_of(reader: DescriptorReader) -> dict[str, Any]:
-    """See `origins`."""
-    if isinstance(reader, DescriptorSource):
-        root, split = reader.root, reader.split
-    elif isinstance(reader, ReleaseSource) and not reader.virtual:  # that extract wrote beside its shards
-        root, split = reader.path.parent, reader.path.name.partition("_")[2].removesuffix("_local.hdf5")
-    else:
-        return {}
-    about = read_about(root)
-    settings = about.get("extraction")
-    if not isinstance(settings, dict):
-        return {}
-    facts = {key: settings[key] for key in (*SETTINGS, "max_side") if settings.get(key) is not None}
-    extracted = read_json(root / "images" / f"{split}.extracted.json", keys={"boxes?": int}, missing={})
-    return facts | about.get("input", {}) | {key: extracted[key] for key in ("boxes",) if key in extracted}
+def _check_keys(path: Path, manifest: Mapping[str, Any]) -> None:
+    for key in manifest:
+        if key not in REQUIRED + OPTIONAL:
+            raise UserError(f"{path}: unknown key {key!r}{did_you_mean(key, REQUIRED + OPTIONAL)}")
+    missing = [key for key in REQUIRED if key not in manifest]
+    if missing:
+        raise UserError(f"{path}: missing {', '.join(missing)}")
+    check_keys(manifest, {key: dict if key in SIDES else str for key in manifest}, str(path))
+    for side in SIDES:
+        known = [key.removesuffix("?") for key in SIDE]
+        for key in manifest[side].keys() - set(known):
+            raise UserError(f"{path}: unknown key {key!r} in {side}{did_you_mean(key, known)}")
+        check_keys(manifest[side], SIDE, f"{path}: {side}")
 
 
-def check_origins(data: RetrievalSet) -> None:
-    """Raises UserError, naming the fact, where queries and gallery were extracted in different ways; boxes may differ."""
-    query, gallery = origin_of(data.queries), origin_of(data.database)
-    for key in (key for key in query if key in gallery and key != "boxes"):
-        if query[key] != gallery[key]:
+def _open_descriptors(path: Path, spec: Mapping[str, str]) -> DescriptorReader:
+    text = spec["descriptors"]
+    place = path.parent / text
+    if (place / "header.json").is_file():
+        return open_store(place)
+    if place.is_file():
+        return ReleaseSource(place)
+    root, colon, split = text.rpartition(":")
+    if colon and (path.parent / root).is_dir():
+        return open_split(path.parent / root, split)
+    raise UserError(f"{path}: descriptors {text!r} is neither an HDF5 file, a packed store nor FOLDER:SPLIT")
+
+
+def _read_list(folder: Path, spec: Mapping[str, str], reader: DescriptorReader) -> ImageList | None:
+    """The list of a side, None where it has none; a label that is a name stays part of the id."""
+    if "list" not in spec:
+        return None
+    images = read_list(folder / spec["list"], FORMS[:2])
+    if len(images) != len(reader):
+        raise UserError(
+            f"{folder / spec['list']} lists {len(images)} images, {spec['descriptors']} holds {len(reader)}: give the list "
+            "that the descriptors were extracted from, without a header line"
+        )
+    return images
+
+
+def _judged(
+    path: Path,
+    manifest: Mapping[str, Any],
+    query: ImageList | None,
+    gallery: ImageList | None,
+    ranks: np.ndarray,
+    images: int,
+) -> Judged:
+    row_of = {name: row for row, name in enumerate(gallery.ids)} if gallery else {}
+    if "ground_truth" in manifest:
+        place = path.parent / manifest["ground_truth"]
+        entries = [_rows(place, query, entry, row_of) for query, entry in enumerate(read_json(place, list))]
+        note_unchecked(place)
+        with naming(place):
+            return judge(ranks, entries, images)
+    query_names, gallery_names = (
+        _names(path.parent / manifest[side].get("list", ""), images)
+        for side, images in (("query", query), ("gallery", gallery))
+    )
+    if query_names is None or gallery_names is None:
+        raise UserError(f"{path}: give ground_truth, or lists with a label on every line for query and gallery")
+    refuse_repeats([name for name, _ in gallery_names], path.parent / manifest["gallery"]["list"])
+    row_of = {name: row for row, (name, _) in enumerate(gallery_names)}
+    own = np.array([row_of.get(name, -1) for name, _ in query_names], np.int64)
+    number = {
+        name: label for label, name in enumerate(dict.fromkeys(label for _, label in gallery_names + query_names))
+    }
+    number["-1"] = -1
+    labels = [np.array([number[label] for _, label in names], np.int64) for names in (query_names, gallery_names)]
+    with naming(path):
+        judged = judge_by_class(ranks, *labels, own)
+    if not judged.counts[:, KINDS.index("ok")].any():
+        raise UserError(f"{path}: no query has a right image: no label of the query list is in the gallery list")
+    return judged
+
+
+def _names(path: Path, images: ImageList | None) -> list[tuple[str, str]] | None:
+    """The id and the label, as text, of every image of a list; None where it has no labels.
+
+    Raises UserError where some labels are numbers and others are not: one of them is mistyped.
+    """
+    if images is None:
+        return None
+    if images.labels is not None:
+        return list(zip(images.ids, map(str, images.labels.tolist())))
+    named = [line.rpartition(",") for line in images.ids]
+    if not all(name for name, _, _ in named):
+        return None
+    labels = [label.strip() for _, _, label in named]
+    for row, label in enumerate(labels):
+        if label != "-1" and bool(NUMBER.fullmatch(label)) != bool(NUMBER.fullmatch(labels[0])):
             raise UserError(
-                f"{data.name}: queries were extracted with {key} = {query[key]}, the gallery with {gallery[key]}: their "
-                "descriptors do not compare; extract both alike"
+                f"{path} line {row + 1}: the label {label!r}, and {labels[0]!r} in line 1: expected numbers alone, or names"
             )
+    return list(zip((name.strip() for name, _, _ in named), labels))
 
 
-def crop_notes(data: RetrievalSet) -> list[str]:
-    """A line where pictures of the gallery were cropped; that queries are is the rule of several benchmarks."""
-    boxes = origin_of(data.database).get("boxes")
-    return [f"note: of {boxes} pictures of the gallery a part alone was extracted"] if boxes else []
+def _rows(path: Path, query: int, entry: Any, row_of: Mapping[str, int]) -> dict[str, list]:
+    """A ground truth entry with ids replaced by gallery rows; `judge` refuses what is no row."""
+    if not isinstance(entry, dict) or not all(isinstance(names, list) for names in entry.values()):
+        raise UserError(f"{path}: query {query}: expected lists such as ok and junk, found {str(entry)[:60]}")
+    for kind in entry.keys() - set(TRUTH_KEYS):
+        raise UserError(f"{path}: query {query}: unknown list {kind!r}{did_you_mean(kind, KINDS)}")
+    unknown = [name for names in entry.values() for name in names if isinstance(name, str) and name not in row_of]
+    if unknown:
+        raise UserError(f"{path}: query {query} names {unknown[0]!r}, which the gallery's list does not have")
+    return {kind: [row_of[name] if isinstance(name, str) else name for name in names] for kind, names in entry.items()}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
@@ -109,6 +109,7 @@ def _superglobal_first(lists: Lists) -> Lists:
     return dataclasses.replace(lists, ranks=ranks, similarities=values)
 
 
+@runtime_checkable
 class SearchedVectors(Protocol):
     """Vectors [N, G] that can be searched, as those of an index; `index.first_stage.GlobalIndex`."""
 
