@@ -17,7 +17,7 @@ import functools
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,39 +31,29 @@ from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import read_array, read_json, whole_folder, write_array, write_blocks, write_json
 from ames_jax.runtime.paths import absolute
 from ames_jax.runtime.progress import Progress
+from ames_jax.runtime.schema import Between, check_keys
 
 FORMAT, VERSION = "ames_jax packed store", 1
 IMAGES_PER_BLOCK = 256
 MOST = np.iinfo(np.uint16).max
 
 
-def _is_whole(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**48
-
-
-def _are_files(value: Any) -> bool:
-    names = isinstance(value, dict) and {"bits.npy", "counts.npy", "ids.txt"} <= value.keys() <= FILES
-    every = value.values() if names else [None]
-    return all(isinstance(one, dict) and _is_whole(one.get("bytes")) and _is_whole(one.get("crc32")) for one in every)
-
-
-def _is_setting(value: Any) -> bool:
-    numbers = [value.get("lam"), value.get("gamma")] if isinstance(value, dict) else []
-    return value is None or (len(numbers) == 2 and all(type(n) in (int, float) and 0 <= n < 1e9 for n in numbers))
-
-
-FILES = {"bits.npy", "counts.npy", "sums.npy", "ids.txt"}
-# Field of the header → what is expected, and whether it holds.
-FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "images": ("a whole number", _is_whole),
-    "descriptors": ("a whole number", _is_whole),
-    "bits": ("a multiple of 8", lambda value: _is_whole(value) and value > 0 and value % 8 == 0),
-    "binarizer": ("a text", lambda value: isinstance(value, str)),
-    "model": ("a text", lambda value: isinstance(value, str)),
-    "source": ("a text", lambda value: isinstance(value, str)),
-    "setting": ("lam and gamma", _is_setting),
-    "files": ("size and checksum of every file", _are_files),
+FILE = {"bytes": int, "crc32": int}
+# What the header holds; see `check_keys`.
+HEADER = {
+    "format": str,
+    "version": int,
+    "images": int,
+    "descriptors": int,
+    "bits": range(8, 2**20, 8),
+    "binarizer": str,
+    "model": str,
+    "source": str,
+    "setting?": ({"lam": Between(0, 1e9), "gamma": Between(0, 1e9)}, None),
+    "files": {"bits.npy": FILE, "counts.npy": FILE, "sums.npy?": FILE, "ids.txt": FILE},
+    "crc32?": int | None,
 }
+AGAIN = "build the store again"
 
 
 class Packer(Protocol):
@@ -271,13 +261,7 @@ def _read_header(path: Path) -> dict:
         raise UserError(
             f"{file}: version {header.get('version')}, this program reads version {VERSION}; build it again"
         )
-    for key, (expected, holds) in FIELDS.items():
-        if not holds(header.get(key)):
-            raise UserError(
-                f"{file}: {key!r} is {str(header.get(key))[:60]!r}, expected {expected}; build the store again"
-            )
-    for key in header.keys() - {"format", "version", "crc32", *FIELDS}:
-        raise UserError(f"{file}: unknown key {key!r}; it is damaged, or of a later version: build the store again")
+    check_keys(header, HEADER, str(file), AGAIN, only=True)
     known = header.pop("crc32", None)  # earlier versions wrote none
     if known not in (None, _crc32(header)):
         raise UserError(f"{file} is damaged: its checksum is wrong; build the store again")

@@ -237,7 +237,9 @@ class SearchIndex:
             pictures = part["pictures"]
             for run in pictures if isinstance(pictures, list) else [{"images": part["images"], **(pictures or {})}]:
                 counts.append(run["images"])
-                places.append({key: run[key] for key in ("folder", "suffix")} if run.get("folder") else None)
+                places.append(
+                    {"folder": run["folder"], "suffix": run.get("suffix") or ""} if run.get("folder") else None
+                )
         return np.cumsum(counts), places
 
     def _places(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -4,18 +4,18 @@ the sizes and checksums of the other files, which it keeps."""
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ames_jax.runtime.checksums import READ_ON_OPENING, checksum
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import read_json, whole_file
+from ames_jax.runtime.schema import Between, check_keys
 
 FORMAT, VERSION, READ = "ames_jax search index", 2, (1, 2)
 FACTS, MODEL, EMPTY, GLOBAL, STAMPS = "index.json", "model", "empty.faiss", "global.faiss", "pictures.npy"
@@ -24,76 +24,37 @@ FACTS, MODEL, EMPTY, GLOBAL, STAMPS = "index.json", "model", "empty.faiss", "glo
 HEAD = 2**20
 AGAIN = "build the index again, or copy it again in full"
 
-Check = tuple[str, Callable[[Any], bool]]
-
-
-def _is_whole(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**48
-
-
-def _is_number(most: float) -> Callable[[Any], bool]:
-    return lambda value: type(value) in (int, float) and math.isfinite(value) and 0 <= value <= most
-
-
-def _is_file_facts(value: Any) -> bool:
-    return isinstance(value, dict) and _is_whole(value.get("bytes")) and _is_whole(value.get("crc32"))
-
-
-def _are_files(value: Any) -> bool:
-    names = isinstance(value, dict) and all(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) for name in value)
-    return names and not any(".." in name for name in value) and all(map(_is_file_facts, value.values()))
-
-
-def _are_pictures(value: Any) -> bool:
-    """One place, none, or runs of places."""
-    if isinstance(value, list):
-        runs = all(isinstance(run, dict) and _is_whole(run.get("images")) for run in value)
-        return runs and len(value) > 0 and all(run.get("folder") is None or _is_place(run) for run in value)
-    return value is None or _is_place(value)
-
-
-def _is_place(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("folder", "suffix"))
-
-
-WHOLE: Check = ("a whole number", _is_whole)
-TEXT: Check = ("a text", lambda value: isinstance(value, str))
-FILES: Check = ("sizes and checksums of files", _are_files)
-OF_INDEX: dict[str, Check] = {
-    "images": WHOLE,
-    "descriptors": WHOLE,
-    "bits": ("a multiple of 8", lambda value: _is_whole(value) and 0 < value < 2**20 and value % 8 == 0),
-    "budget": WHOLE,
-    "model": TEXT,
-    "lam": ("a number in 0..1", _is_number(1)),
-    "gamma": ("a number from 0 on", _is_number(1e9)),
-    "global_index": TEXT,
-    "global_width": WHOLE,
-    "query_descriptors": WHOLE,
-    "sure_logit": ("a number from 0 on or null", lambda value: value is None or _is_number(1e9)(value)),
-    "statistics": ("a text or null", lambda value: value is None or isinstance(value, str)),
-    "parts": ("a list with at least one part", lambda value: isinstance(value, list) and len(value) > 0),
+# What index.json holds; see `check_keys`.
+FILE = {"bytes": int, "crc32": int, "head?": int}
+FILES = {re.compile(r"(?!.*\.\.)[\w.-]+(/[\w.-]+)?"): FILE}
+PLACE, RUN = {"folder": str, "suffix": str}, {"images": int, "folder?": str | None, "suffix?": str | None}
+OF_PART = {
+    "folder": re.compile(r"part-\d+"),
+    "images": int,
+    "source": str,
+    "pictures": (PLACE, [RUN, ...], None),
+    "global_bytes": int,
+}
+OF_INDEX = {
+    "images": int,
+    "descriptors": int,
+    "bits": range(8, 2**20, 8),
+    "budget": int,
+    "model": str,
+    "lam": Between(0, 1),
+    "gamma": Between(0, 1e9),
+    "global_index": str,
+    "global_width": int,
+    "query_descriptors": int,
+    "sure_logit": (Between(0, 1e9), None),
+    "statistics": str | None,
+    "parts": [OF_PART, ...],
 }
 # Keys that indexes of earlier versions go without, and their values.
 LATER = {"query_descriptors": 100, "sure_logit": None}
-OF_PART: dict[str, Check] = {
-    "folder": ("part-NUMBER", lambda value: isinstance(value, str) and bool(re.fullmatch(r"part-\d+", value))),
-    "images": WHOLE,
-    "source": TEXT,
-    "pictures": ("folder and suffix of pictures", _are_pictures),
-    "global_bytes": WHOLE,
-}
 # What version 2 adds: the number of changes so far, rows that were removed, checksums.
-SINCE_2: dict[str, Check] = {
-    "changes": WHOLE,
-    "files": FILES,
-    "removed": ("a file name with its size, checksum and rows", lambda value: value is None or _is_removed(value)),
-}
-
-
-def _is_removed(value: Any) -> bool:
-    name = value.get("file") if _is_file_facts(value) else None
-    return isinstance(name, str) and bool(re.fullmatch(r"removed-\d+\.npy", name)) and _is_whole(value.get("images"))
+REMOVED = {"file": re.compile(r"removed-\d+\.npy"), "images": int, **FILE}
+SINCE_2 = {"changes": int, "files": FILES, "removed": (REMOVED, None), "parts": [{**OF_PART, "files": FILES}, ...]}
 
 
 def read_facts(path: Path) -> dict[str, Any]:
@@ -116,9 +77,7 @@ def read_facts(path: Path) -> dict[str, Any]:
     if facts["version"] > 1 and facts.pop("crc32", None) != _crc32(facts):
         raise UserError(f"{file} is damaged: its checksum is wrong; {AGAIN}")
     facts = {**LATER, **facts}
-    _check(file, facts, OF_INDEX if facts["version"] == 1 else OF_INDEX | SINCE_2)
-    for part in facts["parts"]:
-        _check(file, part, OF_PART if facts["version"] == 1 else OF_PART | {"files": FILES}, "a part's ")
+    check_keys(facts, OF_INDEX if facts["version"] == 1 else OF_INDEX | SINCE_2, str(file), AGAIN)
     return {"changes": len(facts["parts"]), "removed": None, "files": {}, **facts}
 
 
@@ -185,16 +144,6 @@ def _sync_entry(entry: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _check(file: Path, values: Any, checks: Mapping[str, Check], place: str = "") -> None:
-    if not isinstance(values, dict):
-        raise UserError(f"{file}: {place.strip() or 'it'} is no JSON object; {AGAIN}")
-    for key, (expected, holds) in checks.items():
-        if key not in values:
-            raise UserError(f"{file}: {place}{key!r} is missing; {AGAIN}")
-        if not holds(values[key]):
-            raise UserError(f"{file}: {place}{key!r} is {str(values[key])[:60]!r}, expected {expected}; {AGAIN}")
 
 
 def _crc32_of_head(file: Path) -> int:

@@ -44,11 +44,17 @@ from ames_jax.runtime.files import read_json
 from ames_jax.runtime.schema import check_keys
 
 MANIFEST = "manifest.json"
-# Its keys.
-REQUIRED = ("name", "metric", "first_stage", "query", "gallery", "neighbours")
-OPTIONAL = ("ground_truth",)
-SIDES = ("query", "gallery")
 SIDE = {"descriptors": str, "list?": str}
+KEYS = {
+    "name": str,
+    "metric": str,
+    "first_stage": str,
+    "query": SIDE,
+    "gallery": SIDE,
+    "neighbours": str,
+    "ground_truth?": str,
+}
+SIDES = ("query", "gallery")
 TRUTH_KEYS = (*KINDS, "bbx")
 
 
@@ -164,7 +170,7 @@ def open_manifest(path: Path, copies: Path) -> RetrievalSet:
     """
     manifest = read_json(path)
     note_unchecked(path)
-    _check_keys(path, manifest)
+    check_keys(manifest, KEYS, str(path), "see docs/evaluation.md", only=True)
     sides = {side: manifest[side] for side in SIDES}
     readers = {side: _open_descriptors(path, spec) for side, spec in sides.items()}
     images = {side: _read_list(path.parent, spec, readers[side]) for side, spec in sides.items()}
@@ -188,21 +194,6 @@ def open_manifest(path: Path, copies: Path) -> RetrievalSet:
         queries=readers["query"],
         database=readers["gallery"],
     )
-
-
-def _check_keys(path: Path, manifest: Mapping[str, Any]) -> None:
-    for key in manifest:
-        if key not in REQUIRED + OPTIONAL:
-            raise UserError(f"{path}: unknown key {key!r}{did_you_mean(key, REQUIRED + OPTIONAL)}")
-    missing = [key for key in REQUIRED if key not in manifest]
-    if missing:
-        raise UserError(f"{path}: missing {', '.join(missing)}")
-    check_keys(manifest, {key: dict if key in SIDES else str for key in manifest}, str(path))
-    for side in SIDES:
-        known = [key.removesuffix("?") for key in SIDE]
-        for key in manifest[side].keys() - set(known):
-            raise UserError(f"{path}: unknown key {key!r} in {side}{did_you_mean(key, known)}")
-        check_keys(manifest[side], SIDE, f"{path}: {side}")
 
 
 def _open_descriptors(path: Path, spec: Mapping[str, str]) -> DescriptorReader:
