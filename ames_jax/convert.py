@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ames_jax.commands.convert import convert
 from ames_jax.runtime.command_line import application, call
 from ames_jax.runtime.errors import run_main
 
-app = application("convert", __doc__)
-app.default(convert)
+app = application("convert", __doc__, "ames_jax.commands.convert:convert")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ames_jax.commands.extract import extract
 from ames_jax.runtime import cache
 from ames_jax.runtime.command_line import application, call
 from ames_jax.runtime.errors import run_main
 
-app = application("extract", __doc__)
-app.default(extract)
+app = application("extract", __doc__, "ames_jax.commands.extract:extract")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,14 +19,13 @@ with epy.lazy_imports():  # help needs none of them
     from ames_jax.benchmarks import (
         evaluation_speed,
         extraction_speed,
-        photo_collections,
         scoring_speed,
         serving_speed,
         training_speed,
     )
     from ames_jax.index import model_choice, picture_sets
     from ames_jax.model import released, weights
-    from ames_jax.report import run_report
+    from ames_jax.report import methods, run_report
 
 JsonFile = Annotated[Path | None, Parameter(name="--json")]
 
@@ -107,19 +106,19 @@ def collections(
     weights.refuse_other_descriptors(model, chosen.facts, about, statistics and statistics.fingerprint())
     described = picture_sets.Described.extract(taken, others, extractor)
     queries = described.queries()
-    groups = np.array([photo_collections.collection_of(scene) for scene in described.scenes[queries]])
+    groups = np.array([methods.collection_of(scene) for scene in described.scenes[queries]])
     data = described.searched(queries)
     chosen = chosen.fitted(data.database, {}, bits)
     whitened = dataclasses.replace(data, training=data.database)
     compared = run_report.matchers(released.load_model(teacher) if teacher else None, chosen.model, whitened)
     work = run_report.plan(compared, [query_descriptors], counts)
     expanded = described.searched(queries, expand=True)
-    found = [photo_collections.HeldOut(one.first_stage, 0, one.average_precisions(), {}) for one in (data, expanded)]
+    found = [methods.HeldOut(one.first_stage, 0, one.average_precisions(), {}) for one in (data, expanded)]
     chosen_on = data if elsewhere == taken else None  # the best settings there are, for all methods alike
     if elsewhere and elsewhere != taken:
         chosen_on = picture_sets.photo_set(elsewhere, [], extractor, validation_queries)
     lengths = [one.ranks.shape[1] for one in (data, chosen_on) if one]
-    found += photo_collections.measure(work, data, groups, min(shortlist, *lengths), chosen_on)
-    print(photo_collections.table(found, groups))
+    found += methods.measure_collections(work, data, groups, min(shortlist, *lengths), chosen_on)
+    print(methods.collections_table(found, groups))
     if json_file:
-        write_json(json_file, {"shortlist": shortlist, "rows": photo_collections.rows(found, groups)})
+        write_json(json_file, {"shortlist": shortlist, "rows": methods.collection_rows(found, groups)})

@@ -7,6 +7,7 @@ reads both. Whatever is wrong on a command line is a UserError: one line, exit c
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import importlib.util
 import inspect
 import os
@@ -28,13 +29,14 @@ _PACKAGE = Path(__file__).parents[1]
 CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
 
 
-def application(command: str, description: str, subcommands: Mapping[str, str] | None = None) -> cyclopts.App:
+def application(command: str, description: str, places: Mapping[str, str] | str) -> cyclopts.App:
     """The command line of `python -m ames_jax.COMMAND`.
 
     Args:
       command: name of the entry point.
       description: what `--help` prints above the flags.
-      subcommands: name → "module:function", imported when it is called. A function returns its exit code (None: 0).
+      places: "module:function" of the command, or of each subcommand by its name, then imported when it is called. A
+        function returns its exit code (None: 0).
     """
     app = cyclopts.App(
         name=f"python -m ames_jax.{command}",
@@ -48,8 +50,12 @@ def application(command: str, description: str, subcommands: Mapping[str, str] |
         suppress_keyboard_interrupt=False,
         result_action="return_value",
     )
-    for name, function in (subcommands or {}).items():
-        app.command(function, name=name)
+    if isinstance(places, str):
+        module, _, function = places.partition(":")
+        app.default(getattr(importlib.import_module(module), function))
+        return app
+    for name, place in places.items():
+        app.command(place, name=name)
     return app
 
 

@@ -11,7 +11,7 @@ import pytest
 from photo_folder import scene
 
 from ames_jax import benchmark
-from ames_jax.benchmarks.photo_collections import HeldOut, collection_of, hold_out, table
+from ames_jax.report.methods import HeldOut, collection_of, collections_table, hold_out
 from ames_jax.runtime import cache
 from ames_jax.runtime.errors import UserError
 
@@ -25,7 +25,7 @@ def test_a_setting_is_chosen_where_it_is_not_measured() -> None:
     np.testing.assert_array_equal(kept, [0.1, 0.3, 0.2, 0.2])
     found = HeldOut("ours", 1024, kept, {})
     assert found.figures(collections) == pytest.approx({"a": 20, "b": 20, "c": 20, "all": 20, "mean": 20})
-    assert "| ours   | 1 KB" in table([found], collections)
+    assert "| ours   | 1 KB" in collections_table([found], collections)
 
 
 def test_the_collection_is_in_the_name_of_the_scene() -> None:
