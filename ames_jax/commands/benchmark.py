@@ -101,8 +101,7 @@ def collections(
     elsewhere = picture_sets.validation_scenes(validation) if validation else None
     taken = picture_sets.read_scenes(photos)
     extractor, chosen = flags.open(), model_choice.ChosenModel.for_collection(model, flags.backbone)
-    statistics = getattr(extractor, "statistics", None)  # of sift
-    about = {"backbone": extractor.name, "width": extractor.width}
+    about, statistics = {"backbone": extractor.name, "width": extractor.width}, getattr(extractor, "statistics", None)
     weights.refuse_other_descriptors(model, chosen.facts, about, statistics and statistics.fingerprint())
     described = picture_sets.Described.extract(taken, others, extractor)
     queries = described.queries()
@@ -112,10 +111,10 @@ def collections(
     whitened = dataclasses.replace(data, training=data.database)
     compared = run_report.matchers(released.load_model(teacher) if teacher else None, chosen.model, whitened)
     work = run_report.plan(compared, [query_descriptors], counts)
-    expanded = described.searched(queries, expand=True)
-    found = [methods.HeldOut(one.first_stage, 0, one.average_precisions(), {}) for one in (data, expanded)]
+    alone = data, described.searched(queries, expand=True)
+    found = [methods.HeldOut(one.first_stage, 0, one.average_precisions(), {}) for one in alone]
     chosen_on = data if elsewhere == taken else None  # the best settings there are, for all methods alike
-    if elsewhere and elsewhere != taken:
+    if elsewhere and not chosen_on:
         chosen_on = picture_sets.photo_set(elsewhere, [], extractor, validation_queries)
     lengths = [one.ranks.shape[1] for one in (data, chosen_on) if one]
     found += methods.measure_collections(work, data, groups, min(shortlist, *lengths), chosen_on)
