@@ -49,14 +49,13 @@ class _Check:
     def keys(self, values: Mapping[str, Any], keys: Mapping[str | re.Pattern, Any], where: str) -> None:
         named = {name.removesuffix("?"): kind for name, kind in keys.items() if isinstance(name, str)}
         patterns = [name for name in keys if isinstance(name, re.Pattern)]
-        for key, value in values.items():
-            pattern = next((name for name in patterns if name.fullmatch(key)), None)
-            if key in named or pattern:
-                self.value(value, named[key] if key in named else keys[pattern], f"{where}: {key}")
-            elif self.only or patterns:
-                raise UserError(f"{where}: unknown key {key[:60]!r}{did_you_mean(key, named) or f'; {self.advice}'}")
+        kinds = {key: keys[name] for name in patterns for key in values if name.fullmatch(key)} | named
+        for key in (key for key in values if key not in kinds and (self.only or patterns)):
+            raise UserError(f"{where}: unknown key {key[:60]!r}{did_you_mean(key, named) or f'; {self.advice}'}")
         for key in (name for name in named if name in keys and name not in values):
             raise UserError(f"{where}: {key} is missing; {self.advice}")
+        for key in (key for key in values if key in kinds):
+            self.value(values[key], kinds[key], f"{where}: {key}")
 
     def value(self, value: Any, kind: Any, where: str) -> None:
         if isinstance(kind, types.UnionType | tuple):
