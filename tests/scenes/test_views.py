@@ -17,7 +17,7 @@ from ames_jax.data.shards import open_split
 from ames_jax.extraction.backbones import open_backbone
 from ames_jax.retrieval.sets import RetrievalSet
 from ames_jax.runtime.errors import UserError
-from ames_jax.scenes import pictures, views
+from ames_jax.scenes import views, warping
 from ames_jax.scenes.photographs import ViewSettings
 from ames_jax.scenes.settings import LANDMARKS
 from ames_jax.scenes.warping import warp
@@ -114,7 +114,7 @@ def test_a_killed_run_goes_on_to_the_same_set(data_set: Path, folder: Path, back
             raise KeyboardInterrupt
         return warp(*arguments)
 
-    monkeypatch.setattr(pictures, "warp", killed)
+    monkeypatch.setattr(warping, "warp", killed)
     with pytest.raises(KeyboardInterrupt):
         views.build_views([folder], backbone, SETTINGS, tmp_path, processes=1)
     real = views._write_neighbours
