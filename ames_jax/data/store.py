@@ -19,14 +19,14 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from ames_jax.data.lists import read_ids, write_ids
 from ames_jax.data.readers import DescriptorReader
 from ames_jax.descriptors import DescriptorSet
-from ames_jax.runtime.checksums import READ_ON_OPENING, checksum
+from ames_jax.runtime.checksums import compare, facts_of, json_checksum
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import read_array, read_json, whole_folder, write_array, write_blocks, write_json
 from ames_jax.runtime.paths import absolute
@@ -134,8 +134,8 @@ class PackedStore:
 
     def verify(self) -> None:
         """Reads everything and raises UserError, naming the file, where its checksum is not that of the header."""
-        for name in self.header["files"]:
-            _check_file(self.path, self.header, name, whole=True)
+        for name, known in self.header["files"].items():
+            compare(self.path / name, known, AGAIN, read=True)
 
 
 def open_store(path: str | Path, binarizer: str | None = None) -> PackedStore:
@@ -145,9 +145,9 @@ def open_store(path: str | Path, binarizer: str | None = None) -> PackedStore:
     """
     path = absolute(path)
     header = _read_header(path)
-    for name, facts in header["files"].items():
-        small = facts["bytes"] <= READ_ON_OPENING  # bits that have sums are compared image by image as they are read
-        _check_file(path, header, name, whole=small and not (name == "bits.npy" and "sums.npy" in header["files"]))
+    for name, known in header["files"].items():
+        # Bits that have sums are compared image by image as they are read.
+        compare(path / name, known, AGAIN, read=False if name == "bits.npy" and "sums.npy" in header["files"] else None)
     bits, counts = read_array(path / "bits.npy", mapped=True), read_array(path / "counts.npy")
     expected = (header["images"], header["descriptors"], header["bits"] // 8)
     if bits.shape != expected or bits.dtype != np.uint8 or counts.shape != expected[:1]:
@@ -197,10 +197,7 @@ def build_store(
         write_blocks(partial / "bits.npy", blocks, np.uint8, (len(reader), descriptors, packer.bits // 8))
         write_array(partial / "counts.npy", counts)
         write_array(partial / "sums.npy", sums)
-        files = {
-            name: {"bytes": (partial / name).stat().st_size, "crc32": checksum(partial / name)}
-            for name in ("bits.npy", "counts.npy", "sums.npy", "ids.txt")
-        }
+        files = {name: facts_of(partial / name) for name in ("bits.npy", "counts.npy", "sums.npy", "ids.txt")}
         header = {
             "format": FORMAT,
             "version": VERSION,
@@ -213,7 +210,7 @@ def build_store(
             **({} if setting is None else {"setting": dict(zip(("lam", "gamma"), setting))}),
             "files": files,
         }
-        write_json(partial / "header.json", header | {"crc32": _crc32(header)})
+        write_json(partial / "header.json", header | {"crc32": json_checksum(header)})
     return open_store(path, packer.fingerprint)
 
 
@@ -263,21 +260,6 @@ def _read_header(path: Path) -> dict:
         )
     check_keys(header, HEADER, str(file), AGAIN, only=True)
     known = header.pop("crc32", None)  # earlier versions wrote none
-    if known not in (None, _crc32(header)):
+    if known not in (None, json_checksum(header)):
         raise UserError(f"{file} is damaged: its checksum is wrong; build the store again")
     return header
-
-
-def _crc32(header: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps(header, sort_keys=True).encode())
-
-
-def _check_file(path: Path, header: dict, name: str, whole: bool) -> None:
-    """Compares the size of a file, and of the `whole` file its checksum, with the header; raises UserError."""
-    file, facts = path / name, header["files"][name]
-    size = file.stat().st_size if file.exists() else None
-    if size != facts["bytes"]:
-        found = "is missing" if size is None else f"has {size} bytes, expected {facts['bytes']}: it is truncated"
-        raise UserError(f"{file} {found}; build or copy the store again")
-    if whole and checksum(file) != facts["crc32"]:
-        raise UserError(f"{file} is damaged: its checksum is wrong; build the store again")

@@ -18,7 +18,7 @@ from ames_jax.index.index_json import GLOBAL, publish, recorded
 from ames_jax.index.parts import NewImages, remove_leftovers, write_images
 from ames_jax.model.packing import BitPacker
 from ames_jax.runtime.cache import home
-from ames_jax.runtime.checksums import checksum
+from ames_jax.runtime.checksums import facts_of
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import lock, write_array
 
@@ -194,7 +194,7 @@ def _with_removed(path: Path, facts: Mapping[str, Any], rows: np.ndarray) -> dic
         return {**facts, "removed": None}
     file = path / f"removed-{facts['changes']:05d}.npy"
     write_array(file, rows.astype(np.int64))
-    known = {"file": file.name, "images": len(rows), "bytes": file.stat().st_size, "crc32": checksum(file)}
+    known = {"file": file.name, "images": len(rows), **facts_of(file)}
     return {**facts, "changes": facts["changes"] + 1, "removed": known}
 
 

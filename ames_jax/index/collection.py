@@ -30,11 +30,12 @@ from ames_jax.descriptors import DescriptorSet
 from ames_jax.extraction.backbone import Backbone
 from ames_jax.extraction.backbones import reopen_backbone
 from ames_jax.index.first_stage import GlobalIndex
-from ames_jax.index.index_json import GLOBAL, MODEL, STAMPS, check_files, check_size, note_without_checksums, read_facts
+from ames_jax.index.index_json import AGAIN, GLOBAL, MODEL, STAMPS, check_files, note_without_checksums, read_facts
 from ames_jax.model.kinds import Model
 from ames_jax.model.packing import binarizer_fingerprint
 from ames_jax.model.weights import read_model
 from ames_jax.retrieval.refinement import RefinedStage
+from ames_jax.runtime.checksums import compare
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import read_array
 from ames_jax.runtime.paths import absolute
@@ -88,7 +89,7 @@ class SearchIndex:
         model = read_model(path / MODEL)
         folders = [path / part["folder"] for part in facts["parts"]]
         for folder, part in zip(folders, facts["parts"]):
-            check_size(folder / GLOBAL, part["global_bytes"])
+            compare(folder / GLOBAL, {"bytes": part["global_bytes"]}, AGAIN, read=False)
             check_files(folder, part.get("files", {}))
         fingerprint = binarizer_fingerprint(model)
         stores = tuple(open_store(folder, fingerprint) for folder in folders)

@@ -7,21 +7,17 @@ import json
 import os
 import re
 import sys
-import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ames_jax.runtime.checksums import READ_ON_OPENING, checksum
+from ames_jax.runtime import checksums
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import read_json, whole_file
 from ames_jax.runtime.schema import Between, check_keys
 
 FORMAT, VERSION, READ = "ames_jax search index", 2, (1, 2)
 FACTS, MODEL, EMPTY, GLOBAL, STAMPS = "index.json", "model", "empty.faiss", "global.faiss", "pictures.npy"
-# Of files above READ_ON_OPENING this much at their beginning is compared: there FAISS keeps the sizes by which it takes
-# memory. The whole of them is what `verify` is for.
-HEAD = 2**20
 AGAIN = "build the index again, or copy it again in full"
 
 # What index.json holds; see `check_keys`.
@@ -74,7 +70,7 @@ def read_facts(path: Path) -> dict[str, Any]:
             f"{file}: {facts.get('format')!r} version {facts.get('version')}, this program reads {FORMAT!r} versions "
             f"{READ[0]} to {READ[-1]}; build the index again"
         )
-    if facts["version"] > 1 and facts.pop("crc32", None) != _crc32(facts):
+    if facts["version"] > 1 and facts.pop("crc32", None) != checksums.json_checksum(facts):
         raise UserError(f"{file} is damaged: its checksum is wrong; {AGAIN}")
     facts = {**LATER, **facts}
     check_keys(facts, OF_INDEX if facts["version"] == 1 else OF_INDEX | SINCE_2, str(file), AGAIN)
@@ -85,19 +81,22 @@ def publish(path: Path, facts: Mapping[str, Any]) -> None:
     """Replaces index.json: from now on the index is what `facts` say."""
     facts = {**facts, "version": VERSION}
     with whole_file(path / FACTS) as partial:
-        partial.write_text(json.dumps({**facts, "crc32": _crc32(facts)}, indent=1), encoding="utf-8")
+        partial.write_text(json.dumps({**facts, "crc32": checksums.json_checksum(facts)}, indent=1), encoding="utf-8")
         sync(partial)
     if os.name != "nt":
         _sync_entry(path)  # the new name of the file
 
 
 def recorded(folder: Path, names: Iterable[str]) -> dict[str, dict[str, int]]:
-    """Size and checksum of files in a folder, as index.json keeps them; of large ones, `head`, that of their beginning."""
+    """Size and checksum of files in a folder, as index.json keeps them; of large ones, `head`, that of their beginning.
+
+    There FAISS keeps the sizes by which it takes memory. The whole of them is what `verify` is for.
+    """
     found = {}
     for file in map(folder.joinpath, names):
-        size = file.stat().st_size
-        head = {"head": _crc32_of_head(file)} if size > READ_ON_OPENING else {}
-        found[file.relative_to(folder).as_posix()] = {"bytes": size, "crc32": checksum(file), **head}
+        facts = checksums.facts_of(file)
+        head = {"head": checksums.checksum_of_head(file)} if facts["bytes"] > checksums.READ_ON_OPENING else {}
+        found[file.relative_to(folder).as_posix()] = facts | head
     return found
 
 
@@ -107,20 +106,7 @@ def check_files(folder: Path, files: Mapping[str, Mapping[str, int]], *, whole: 
     Raises UserError, naming the first file that is missing, cut short or damaged.
     """
     for name, known in files.items():
-        file = folder / name
-        check_size(file, known["bytes"])
-        read = whole or known["bytes"] <= READ_ON_OPENING
-        expected = known["crc32"] if read else known.get("head")  # which earlier versions did not keep
-        if expected is not None and (checksum if read else _crc32_of_head)(file) != expected:
-            raise UserError(f"{file} is damaged: its checksum is wrong; {AGAIN}")
-
-
-def check_size(file: Path, expected: int) -> None:
-    """Raises UserError for a file that is missing or of another size."""
-    size = file.stat().st_size if file.is_file() else None
-    if size != expected:
-        found = "is missing" if size is None else f"has {size} bytes, expected {expected}: it is truncated"
-        raise UserError(f"{file} {found}; {AGAIN}")
+        checksums.compare(folder / name, known, AGAIN, read=whole or None)
 
 
 def note_without_checksums(path: Path, facts: Mapping[str, Any]) -> None:
@@ -144,12 +130,3 @@ def _sync_entry(entry: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _crc32_of_head(file: Path) -> int:
-    with file.open("rb") as stream:
-        return zlib.crc32(stream.read(HEAD))
-
-
-def _crc32(facts: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps(facts, sort_keys=True).encode())

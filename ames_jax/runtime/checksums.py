@@ -13,9 +13,10 @@ import multiprocessing
 import os
 import sys
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ames_jax.runtime.errors import UserError
 
@@ -23,6 +24,7 @@ CHECKSUMS = "CHECKSUMS"
 BLOCK_BYTES = 1 << 22
 # Files up to this size are compared whole on opening; of larger ones the size, and the rest by `prepare validate`.
 READ_ON_OPENING = 32 << 20
+HEAD = 1 << 20
 # Folders about which a line was printed, or none is wanted.
 _noted: set[Path] = set()
 
@@ -34,6 +36,41 @@ def checksum(path: Path) -> int:
         while block := stream.read(BLOCK_BYTES):
             value = zlib.crc32(block, value)
     return value
+
+
+def checksum_of_head(path: Path) -> int:
+    """CRC-32 of the first `HEAD` bytes of a file."""
+    with path.open("rb") as stream:
+        return zlib.crc32(stream.read(HEAD))
+
+
+def json_checksum(value: Any) -> int:
+    """CRC-32 of plain values as the text that they are written as."""
+    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
+
+
+def facts_of(path: Path) -> dict[str, int]:
+    """The size and the checksum of a file."""
+    return {"bytes": path.stat().st_size, "crc32": checksum(path)}
+
+
+def compare(path: Path, known: Mapping[str, int], advice: str, *, read: bool | None = None) -> None:
+    """Compares a file with what is known of it: `bytes`, `crc32` and, of a large one, `head`.
+
+    read: all of it, or nothing but its size; None: a small one, and of others the beginning where its checksum is known.
+    Raises UserError, naming the file, where it is missing, cut short, or damaged.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing; {advice}")
+    size = path.stat().st_size
+    if size != known["bytes"]:
+        raise UserError(f"{path} has {size} bytes, expected {known['bytes']}: it was cut short or changed; {advice}")
+    if read is False:
+        return
+    read = read or size <= READ_ON_OPENING
+    expected = known["crc32"] if read else known.get("head")  # which earlier versions did not keep
+    if expected is not None and (checksum if read else checksum_of_head)(path) != expected:
+        raise UserError(f"{path} is damaged: its checksum is wrong; {advice}")
 
 
 @contextmanager
@@ -51,8 +88,7 @@ def record(folder: Path, *names: str) -> None:
     """Keeps the sizes and checksums of these files of a folder."""
     if not names:
         return
-    facts = {name: {"bytes": (folder / name).stat().st_size, "crc32": checksum(folder / name)} for name in names}
-    _replace(folder, {**entries(folder), **facts})
+    _replace(folder, {**entries(folder), **{name: facts_of(folder / name) for name in names}})
 
 
 def forget(folder: Path, *names: str) -> None:
@@ -74,7 +110,7 @@ def entries(folder: Path) -> dict[str, dict[str, int]]:
         return {}
     try:
         content = json.loads(path.read_bytes() if path.is_file() else b"")
-        if content["crc32"] == _crc32(content["files"]):
+        if content["crc32"] == json_checksum(content["files"]):
             return content["files"]
     except (ValueError, KeyError, TypeError, RecursionError):
         pass
@@ -92,13 +128,8 @@ def check(path: Path, *, whole: bool = False) -> None:
     known = entries(path.parent).get(path.name)
     if known is None or not path.is_file():  # whoever reads a file says that it is missing
         return
-    size = path.stat().st_size
-    if size != known["bytes"]:
-        raise UserError(
-            f"{path} has {size} bytes, expected {known['bytes']}: it was cut short or changed; {_advice(path)}"
-        )
-    if (whole or size <= READ_ON_OPENING) and checksum(path) != known["crc32"]:
-        raise UserError(f"{path}: its checksum is wrong: it is damaged or was changed; {_advice(path)}")
+    advice = f"write or copy it again, or delete its entry in {CHECKSUMS} if it was changed on purpose"
+    compare(path, known, advice, read=whole or None)
 
 
 def note_unchecked(path: Path) -> None:
@@ -123,16 +154,10 @@ def expect_unchecked(paths: Iterable[Path]) -> None:
     _noted.update(path.parent for path in paths)
 
 
-def _advice(path: Path) -> str:
-    return f"write or copy it again, or delete its entry in {CHECKSUMS} if it was changed on purpose"
-
-
 def _replace(folder: Path, facts: dict[str, dict[str, int]]) -> None:
     ordered = dict(sorted(facts.items()))
     partial = folder / f".{CHECKSUMS}.partial"
-    partial.write_text(json.dumps({"files": ordered, "crc32": _crc32(ordered)}, indent=1) + "\n", encoding="utf-8")
+    partial.write_text(
+        json.dumps({"files": ordered, "crc32": json_checksum(ordered)}, indent=1) + "\n", encoding="utf-8"
+    )
     os.replace(partial, folder / CHECKSUMS)
-
-
-def _crc32(facts: dict[str, dict[str, int]]) -> int:
-    return zlib.crc32(json.dumps(facts, sort_keys=True).encode())

@@ -12,7 +12,7 @@ import numpy as np
 
 from ames_jax.extraction.keypoints import Keypoints
 from ames_jax.runtime import cache
-from ames_jax.runtime.checksums import checksum
+from ames_jax.runtime.checksums import checksum, compare
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import lock, whole_folder
 from ames_jax.runtime.progress import Progress
@@ -148,7 +148,4 @@ def check(folder: Path, hint: str = REBUILD_HINT) -> None:
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{manifest}: cannot be read; {hint}") from error
     for path, (size, crc) in expected.items():
-        if not path.is_file():
-            raise UserError(f"{path}: missing; {hint}")
-        if path.stat().st_size != size or checksum(path) != crc:
-            raise UserError(f"{path}: damaged (its content differs from what was written); {hint}")
+        compare(path, {"bytes": size, "crc32": crc}, hint, read=True)

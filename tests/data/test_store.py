@@ -135,7 +135,7 @@ def change_header(**changes):
 @pytest.mark.parametrize(
     ("file", "damage", "message"),
     [
-        ("bits.npy", cut, r"bits.npy has \d+ bytes, expected \d+: it is truncated"),
+        ("bits.npy", cut, r"bits.npy has \d+ bytes, expected \d+: it was cut short"),
         ("bits.npy", lambda path: path.unlink(), "bits.npy is missing"),
         ("counts.npy", flip, "counts.npy is damaged"),
         ("header.json", lambda path: path.unlink(), "is not a packed store"),

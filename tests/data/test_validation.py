@@ -283,7 +283,7 @@ def test_a_data_set_of_ours(release):
     assert "float16 60 images × 6 × 8" in str(report)
     labels = root / "images" / "train.labels.npy"
     np.save(labels, np.load(labels)[::-1])
-    only(problems(root), "labels.npy: its checksum is wrong")
+    only(problems(root), "labels.npy is damaged: its checksum is wrong")
     forget(labels.parent, labels.name)
     only(problems(root), "record 0 has the label")
     values = np.load(labels)[::-1].copy()
@@ -330,7 +330,7 @@ def test_recorded_release_files_are_compared_by_later_reads(release):
     for path, read in zip(files, reads):
         whole = path.read_bytes()
         path.write_bytes(whole[:-30] + bytes([whole[-30] ^ 1]) + whole[-29:])
-        with pytest.raises(UserError, match=f"{path.name}: its checksum is wrong"):
+        with pytest.raises(UserError, match=f"{path.name} is damaged: its checksum is wrong"):
             read()
         path.write_bytes(whole)
         read()

@@ -38,7 +38,7 @@ def test_what_is_not_a_whole_index_is_refused(made, grown):
         SearchIndex.open(made / "set")
     file = grown / "index" / "part-00000" / "global.faiss"
     file.write_bytes(file.read_bytes()[:-5])
-    with pytest.raises(UserError, match=r"global.faiss has \d+ bytes, expected \d+: it is truncated"):
+    with pytest.raises(UserError, match=r"global.faiss has \d+ bytes, expected \d+: it was cut short"):
         SearchIndex.open(grown / "index")
     (grown / "index" / "index.json").write_text("{")
     with pytest.raises(UserError, match=r"index.json: cannot be read as JSON"):

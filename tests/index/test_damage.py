@@ -18,6 +18,7 @@ from ames_jax.index import first_stage, index_json
 from ames_jax.index.building import Descriptors
 from ames_jax.index.collection import SearchIndex
 from ames_jax.index.index_json import read_facts
+from ames_jax.runtime import checksums
 from ames_jax.runtime.cache import home
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import lock
@@ -53,7 +54,7 @@ def test_every_damage_of_every_file_is_found(made, tmp_path, monkeypatch):
         file.write_bytes(data)
     assert cases >= 30
     SearchIndex.open(path)
-    monkeypatch.setattr(index_json, "READ_ON_OPENING", 0)
+    monkeypatch.setattr(checksums, "READ_ON_OPENING", 0)
     for file in (path / "part-00000" / "bits.npy", path / "part-00000" / "global.faiss"):
         data = file.read_bytes()
         file.write_bytes(data[:-3] + bytes([data[-3] ^ 4]) + data[-2:])
@@ -65,8 +66,8 @@ def test_every_damage_of_every_file_is_found(made, tmp_path, monkeypatch):
 
 
 def test_the_beginning_of_a_large_file_is_compared_on_opening(tmp_path, monkeypatch):
-    monkeypatch.setattr(index_json, "READ_ON_OPENING", 100)
-    monkeypatch.setattr(index_json, "HEAD", 50)
+    monkeypatch.setattr(checksums, "READ_ON_OPENING", 100)
+    monkeypatch.setattr(checksums, "HEAD", 50)
     (tmp_path / "a").write_bytes(bytes(200))
     known = index_json.recorded(tmp_path, ["a"])
     index_json.check_files(tmp_path, known)

@@ -33,7 +33,7 @@ def test_what_was_recorded_is_compared_on_reading(tmp_path):
         data = bytearray((tmp_path / name).read_bytes())
         data[-2] ^= 1
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(UserError, match=f"{name}: its checksum is wrong"):
+        with pytest.raises(UserError, match=f"{name} is damaged: its checksum is wrong"):
             read(tmp_path / name)
         (tmp_path / name).write_bytes(data[:-1])
         with pytest.raises(UserError, match=f"{name} has .* bytes, expected"):

@@ -137,10 +137,10 @@ def test_a_damaged_file_is_named_with_the_way_out(folder: Path, root: Path, name
     whole = path.read_bytes()
     try:
         path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-        with pytest.raises(UserError, match=rf"{path}: damaged.*--config\.data\.rebuild=true"):
+        with pytest.raises(UserError, match=rf"{path} is damaged.*--config\.data\.rebuild=true"):
             build(TINY, root, progress=False)
         path.unlink()
-        with pytest.raises(UserError, match=rf"{path}: missing"):
+        with pytest.raises(UserError, match=rf"{path} is missing"):
             build(TINY, root, progress=False)
     finally:
         path.write_bytes(whole)

@@ -100,7 +100,7 @@ def test_a_set_that_is_there_is_not_made_again(data_set: Path, folder: Path, bac
     monkeypatch.setattr(views, "_make", None)
     assert views.build_views([folder], backbone, SETTINGS, data_set.parent) == data_set
     (data_set / "global" / "train.npy").rename(data_set / "global" / "away.npy")
-    with pytest.raises(UserError, match=r"train.npy: missing; make it again with --config.data.rebuild=true"):
+    with pytest.raises(UserError, match=r"train.npy is missing; make it again with --config.data.rebuild=true"):
         views.build_views([folder], backbone, SETTINGS, data_set.parent)
     (data_set / "global" / "away.npy").rename(data_set / "global" / "train.npy")
 
