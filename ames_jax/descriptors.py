@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Num, Shaped, UInt8
+from jaxtyping import Array, Float32, Shaped, UInt8
 
 from ames_jax.runtime.errors import UserError
 
@@ -139,10 +139,9 @@ def pack_bits(values: Shaped[AnyArray, "*batch bits"]) -> UInt8[np.ndarray, "*ba
     return np.packbits(np.asarray(values) > 0, axis=-1)
 
 
-def unpack_bits(packed: UInt8[AnyArray, "*batch bytes"], dtype: Any = jnp.float32) -> Num[Array, "*batch 8*bytes"]:
-    """Unpacks bits to ±1 of `dtype`; works inside jit, so stored bits travel to the device packed."""
-    bits = jnp.unpackbits(jnp.asarray(packed), axis=-1)
-    return bits.astype(dtype) * 2 - 1
+def unpack_bits(packed: UInt8[AnyArray, "*batch bytes"]) -> Float32[Array, "*batch 8*bytes"]:
+    """Unpacks bits to ±1; works inside jit, so stored bits travel to the device packed."""
+    return jnp.unpackbits(jnp.asarray(packed), axis=-1).astype(jnp.float32) * 2 - 1
 
 
 def validate(

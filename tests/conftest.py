@@ -91,7 +91,7 @@ def few_landmarks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from ames_jax.scenes import Settings, build
 
     settings = Settings(train_landmarks=8, train_views=4, validation_landmarks=3, test_landmarks=3, **FEW)
-    return build(settings, tmp_path_factory.mktemp("landmarks"), processes=1, progress=False)
+    return build(settings, tmp_path_factory.mktemp("landmarks"), processes=1)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from jaxtyping import Float32, Int32
 from ames_jax.runtime.errors import UserError, requires
 from ames_jax.runtime.progress import Progress
 
-BLOCK = 8192
+BLOCK, CACHE_BYTES = 8192, 8 * 2**30
 
 
 @runtime_checkable
@@ -65,7 +65,7 @@ def nearest(
 class BlockSearch:
     """Exact search of a database, a block of queries at a time.
 
-    Cost: 2 · Nq · N · Dg operations, and the database read Nq / block times (once where it fits `cache_bytes` on the
+    Cost: 2 · Nq · N · Dg operations, and the database read Nq / block times (once where it fits `CACHE_BYTES` on the
     device). Memory beyond the result: block² similarities and 2 · block · Dg values, whatever Nq and N are.
     GLDv2 (750k × 750k, 768 values) is 0.9 PFLOP: some hours on 2 CPU cores, a minute or two on one accelerator.
     For k above `block` (whole rankings, as ROxford+1M is judged on) no partial lists are merged: so few queries are taken
@@ -80,7 +80,6 @@ class BlockSearch:
         exclude_self: bool = False,
         block: int = BLOCK,
         devices: list[jax.Device] | None = None,
-        cache_bytes: int = 8 * 2**30,
     ) -> None:
         available = len(database) - (1 if exclude_self else 0)
         if not 0 < k <= available:
@@ -95,7 +94,7 @@ class BlockSearch:
         self.block = max(len(devices), queries - queries % len(devices))
         self._mesh = Mesh(np.array(devices), ("data",))
         on_accelerator = devices[0].platform != "cpu"
-        self._keep = on_accelerator and len(database) * database.shape[1] * 4 <= cache_bytes
+        self._keep = on_accelerator and len(database) * database.shape[1] * 4 <= CACHE_BYTES
         self._kept: dict[int, jax.Array] = {}
 
     def run(self, queries: Rows, starts: Sequence[int]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:

@@ -171,7 +171,6 @@ def build_store(
     model: str,
     source: str,
     setting: tuple[float, float] | None = None,
-    show_progress: bool = False,
 ) -> PackedStore:
     """Packs the strongest `descriptors` of every image of `reader`, 256 images in memory at a time, and opens the store.
 
@@ -193,7 +192,7 @@ def build_store(
     with whole_folder(path) as partial:
         write_ids(partial / "ids.txt", ids)
         counts, sums = np.zeros(len(reader), np.uint16), np.zeros(len(reader), np.uint32)
-        blocks = _packed_blocks(reader, packer, descriptors, counts, sums, quiet=not show_progress)
+        blocks = _packed_blocks(reader, packer, descriptors, counts, sums)
         write_blocks(partial / "bits.npy", blocks, np.uint8, (len(reader), descriptors, packer.bits // 8))
         write_array(partial / "counts.npy", counts)
         write_array(partial / "sums.npy", sums)
@@ -223,10 +222,10 @@ def rows_of(row_of: Mapping[str, int], ids: Sequence[str], where: Path) -> np.nd
 
 
 def _packed_blocks(
-    reader: DescriptorReader, packer: Packer, descriptors: int, counts: np.ndarray, sums: np.ndarray, quiet: bool
+    reader: DescriptorReader, packer: Packer, descriptors: int, counts: np.ndarray, sums: np.ndarray
 ) -> Iterator[np.ndarray]:
     """Bits uint8 [≤ 256, descriptors, bits / 8] of the images in their order; fills `counts` and `sums` on the way."""
-    with Progress("packing", len(reader), "images", quiet=quiet) as progress:
+    with Progress("packing", len(reader), "images") as progress:
         for start in range(0, len(reader), IMAGES_PER_BLOCK):
             rows = np.arange(start, min(start + IMAGES_PER_BLOCK, len(reader)))
             packed = packer.pack(_real_first(reader.read(rows, descriptors)), f"images {rows[0]}…{rows[-1]}")

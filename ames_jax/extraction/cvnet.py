@@ -167,7 +167,7 @@ def resnet_of(weights: Weights, dtype: str = "float32", source: str = "weights")
 
     A checkpoint that holds a momentum network beside `encoder_q` gives `encoder_q`. Arguments and errors as `vit_of`.
     """
-    weights = _below_prefix(weights, "stem.conv.weight", prefer="encoder_q")
+    weights = _below_prefix(weights)
     stages = range(1, 5)
     depths = tuple(count_blocks(weights, f"s{s}.b{{}}.f.a.weight", first=1) for s in stages)
     # The authors' convolution → their batch norm behind it, and our path.
@@ -203,9 +203,10 @@ def resnet_of(weights: Weights, dtype: str = "float32", source: str = "weights")
     return fill(lambda: ResNet(config, nnx.Rngs(0)), values, source)
 
 
-def _below_prefix(weights: Weights, name: str, prefer: str) -> Weights:
+def _below_prefix(weights: Weights) -> Weights:
+    name = "stem.conv.weight"
     prefixes = [found.removesuffix(name) for found in weights if found.endswith(name)]
-    prefixes.sort(key=lambda prefix: (prefer not in prefix, len(prefix)))
+    prefixes.sort(key=lambda prefix: ("encoder_q" not in prefix, len(prefix)))
     if not prefixes:
         return weights
     return {n.removeprefix(prefixes[0]): array for n, array in weights.items() if n.startswith(prefixes[0])}

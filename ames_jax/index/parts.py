@@ -61,9 +61,7 @@ def write_images(path: Path, facts: Mapping[str, Any], images: NewImages, packer
     """
     folder, count = path / f"part-{facts['changes']:05d}", len(images.ids)
     names = {"model": facts["model"], "source": images.source}
-    store = build_store(
-        folder, images.reader, images.ids, packer, facts["descriptors"], **names, show_progress=count > 1
-    )
+    store = build_store(folder, images.reader, images.ids, packer, facts["descriptors"], **names)
     write_part(path / EMPTY, images.vectors, folder / GLOBAL)
     more = ["header.json", GLOBAL]
     if images.stamps is not None:

@@ -16,14 +16,14 @@ FAINT = "#D9D9D9"
 
 
 @contextlib.contextmanager
-def new_figure(path: str | Path, width: float, height: float, dpi: int = 120) -> Iterator[Figure]:
+def new_figure(path: str | Path, width: float, height: float) -> Iterator[Figure]:
     """A figure of `width` × `height` inches that is written to `path` (PNG) when the block ends without an error.
 
     Nothing global is touched: no pyplot state, no display, the user's own matplotlib settings stay as they are.
     """
     settings = {"font.size": 10, "axes.titlesize": 11, "font.family": "DejaVu Sans", "text.color": INK}
     with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
+        figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
         figure.savefig(path, facecolor="white")

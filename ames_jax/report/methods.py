@@ -20,7 +20,7 @@ from ames_jax.report.comparison import format_bytes
 from ames_jax.report.tables import markdown
 from ames_jax.retrieval import refinement
 from ames_jax.retrieval.grid import LAMBDAS, Counts, Grid
-from ames_jax.retrieval.hand_made import MaxSimMatcher, RansacMatcher
+from ames_jax.retrieval.hand_made import MaxSimMatcher, RansacMatcher, Whitening
 from ames_jax.retrieval.matchers import Matcher, ModelMatcher
 from ames_jax.retrieval.ranking import Setting
 from ames_jax.retrieval.score_keeper import ScoreKeeper, pairs_per_second
@@ -144,7 +144,7 @@ def baseline_matcher(packer: BitPacker | None, data: RetrievalSet) -> MaxSimMatc
 def _read(packer: BitPacker | None, data: RetrievalSet) -> dict[str, Any]:
     if packer:
         return {"packer": packer}
-    return {"whitening": MaxSimMatcher.on_floats("floats", data.training or data.database).whitening}
+    return {"whitening": Whitening.of_images(data.training or data.database)}
 
 
 def _own(name: str, data: RetrievalSet) -> Matcher:

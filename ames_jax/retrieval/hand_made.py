@@ -63,6 +63,11 @@ class Whitening:
         gain = np.where(variance > 1e-6 * variance[0], 1 / np.sqrt(np.maximum(variance, 1e-30)), 0)
         return cls(features.mean(axis=0), (directions * gain).astype(np.float32))
 
+    @classmethod
+    def of_images(cls, source: DescriptorReader) -> Whitening:
+        """Of a sample of the descriptors of these images."""
+        return cls.fit(sample_descriptors(source, WHITENING_SAMPLE, WHITENING_PER_IMAGE, seed=0))
+
     def __call__(self, descriptors: DescriptorSet) -> DescriptorSet:
         """Float descriptors whitened and L2-normalised, float32; packed bits as they are."""
         if descriptors.is_packed:
@@ -79,12 +84,6 @@ class HandMadeMatcher(Matcher):
     """Matching of the bits of a binary model (`packer`), or of whitened floats, stored in float16 (`whitening`)."""
 
     gammas = KERNEL_GAMMAS
-
-    @classmethod
-    def on_floats(cls, name: str, source: DescriptorReader) -> HandMadeMatcher:
-        """Whitened with the statistics of these images."""
-        sample = sample_descriptors(source, WHITENING_SAMPLE, WHITENING_PER_IMAGE, seed=0)
-        return cls(name, whitening=Whitening.fit(sample))
 
     def __init__(self, name: str, packer: BitPacker | None, whitening: Whitening | None):
         self.name, self.packer, self.whitening = name, packer, whitening

@@ -73,14 +73,6 @@ def average_precision(hits: Hits, depth: int | None = None, trapezoid: bool = Fa
     return hits.sum_by_query(precision) / np.maximum(possible, 1)
 
 
-def precision_at(hits: Hits, k: int) -> Float64[np.ndarray, " Nq"]:
-    """Precision of the first k places: ROxford's mP@k, which stops at the last right image found."""
-    last = np.zeros(len(hits.positives), np.int64)
-    np.maximum.at(last, hits.query, hits.place + 1)
-    stop = np.minimum(last, k)
-    return hits.sum_by_query(hits.place < stop[hits.query]) / np.maximum(stop, 1)
-
-
 def hit_at(hits: Hits, k: int) -> Float64[np.ndarray, " Nq"]:
     """R@k as in metric learning: 1 if a right image stands among the first k places, else 0."""
     return np.minimum(hits.sum_by_query(hits.place < k), 1.0)

@@ -39,20 +39,17 @@ class Progress:
       total: how many units it has, None where that is unknown.
       unit: what is counted, in the plural.
       done: units that were done before (a run that goes on).
-      quiet: nothing is reported.
     """
 
-    def __init__(
-        self, label: str, total: int | None = None, unit: str = "items", *, done: int = 0, quiet: bool = False
-    ) -> None:
-        self._label, self._total, self._unit, self._done, self._quiet = label, total, unit, done, quiet
+    def __init__(self, label: str, total: int | None = None, unit: str = "items", *, done: int = 0) -> None:
+        self._label, self._total, self._unit, self._done, self._quiet = label, total, unit, done, False
         self._note = ""
         self._first: tuple[int, float] | None = None  # units and time when the first unit of this run was done
         self._bar: tqdm | None = None
         self._printed = False
 
     def __enter__(self) -> Progress:
-        self._quiet = self._quiet or not processes.is_lead()
+        self._quiet = not processes.is_lead()
         if self._quiet:
             return self
         self._began, self._closed = time.monotonic(), threading.Event()

@@ -34,7 +34,6 @@ def build(
     *,
     processes: int | None = None,
     rebuild: bool = False,
-    progress: bool = True,
 ) -> Path:
     """The folder of a ready data set, built first where it is not there yet.
 
@@ -43,7 +42,6 @@ def build(
       root: folder to keep built sets in; by default AMES_JAX_HOME or the platform's cache directory.
       processes: rendering processes; by default one per core that this process may use.
       rebuild: build again even where the set is there.
-      progress: show a progress bar on stderr.
 
     Raises:
       UserError: when there is no such preset, a file of the built set is missing or damaged (named, with how to rebuild),
@@ -56,11 +54,11 @@ def build(
         return folder
     try:
         with ExitStack() as stack:
-            with Progress(f"waiting for the process that builds {folder}", quiet=not progress):
+            with Progress(f"waiting for the process that builds {folder}"):
                 stack.enter_context(lock(folder, cache.home(), WAIT_SECONDS))
             if rebuild or not folder.exists():  # else another process has built it meanwhile
                 target = stack.enter_context(whole_folder(folder, replace=rebuild))
-                _fill(target, settings, processes, progress)
+                _fill(target, settings, processes)
                 write_manifest(target)
     except OSError as error:
         raise UserError(
@@ -69,18 +67,18 @@ def build(
     return folder
 
 
-def _fill(target: Path, settings: Settings, processes: int | None, progress: bool) -> None:
+def _fill(target: Path, settings: Settings, processes: int | None) -> None:
     parts = splits(settings)
     tasks = [task for part in parts for task in part.tasks(settings, target / "images")]
     names = [part.name for part in parts for _ in range(part.landmarks)]
     keypoints: dict[str, list[Keypoints]] = {part.name: [] for part in parts}
     total = sum(task.views for task in tasks)
-    with Progress(f"building {settings.name}", total, "photos", quiet=not progress) as bar:
+    with Progress(f"building {settings.name}", total, "photos") as bar:
         made = run_calls([partial(run_task, task) for task in tasks], processes, settings.name)
         for photos, name in zip(made, names, strict=True):
             keypoints[name] += photos
             bar.update(len(photos))
-    with Progress(f"writing {settings.name}", quiet=not progress):
+    with Progress(f"writing {settings.name}"):
         write_set(target, settings, {part.name: (part.ids, part.numbers, keypoints[part.name]) for part in parts})
 
 

@@ -18,8 +18,6 @@ from ames_jax.retrieval.metrics import (
     gldv2_map,
     hit_at,
     mean_average_precision,
-    percent,
-    precision_at,
     protocol_score,
     recall_at,
     revisited_map,
@@ -41,12 +39,9 @@ def test_revisited_equals_the_release(name):
     ranks, ground_truth = golden(name, ("easy", "hard", "junk"))
     expected = RESULTS[name]["global_only"]
     found = revisited_map(ranks, ground_truth)
-    judged = judge(ranks, ground_truth)
     for protocol in REVISITED:
         letter = protocol.name[0].upper()
         assert round(found[protocol.name], 3) == expected[f"{letter}_map"]
-        hits = find_hits(judged, protocol.ok, protocol.junk)
-        assert [round(percent(precision_at(hits, k)), 3) for k in (1, 5, 10)] == expected[f"{letter}_mp"]
 
 
 def test_gldv2_equals_the_release():
@@ -133,7 +128,6 @@ def test_counts_at_k():
     )
     np.testing.assert_allclose(hit_at(hits, 1), [0, 1, 0])
     np.testing.assert_allclose(recall_at(hits, 2), [0.5, 1, 0])
-    np.testing.assert_allclose(precision_at(hits, 10), [2 / 4, 1, 0])
 
 
 def test_class_labels_equal_listed_ground_truth():

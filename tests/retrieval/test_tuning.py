@@ -15,7 +15,7 @@ from ames_jax.report.methods import baseline_matcher
 from ames_jax.report.retrieval_evaluation import evaluate
 from ames_jax.report.run_report import matchers
 from ames_jax.retrieval.grid import KERNEL_THRESHOLDS, Counts
-from ames_jax.retrieval.hand_made import MaxSimMatcher
+from ames_jax.retrieval.hand_made import MaxSimMatcher, Whitening
 from ames_jax.retrieval.matchers import Matcher
 from ames_jax.retrieval.score_keeper import ScoreKeeper
 from ames_jax.retrieval.sets import RetrievalSet
@@ -70,7 +70,7 @@ def test_all_thresholds_are_scored_in_one_pass(root, monkeypatch):
     original = MaxSimMatcher.similarities
     monkeypatch.setattr(MaxSimMatcher, "similarities", lambda *given: calls.append(1) or original(*given))
     data = RetrievalSet.load(root, "test")
-    matcher = MaxSimMatcher.on_floats("hand-made", data.training)
+    matcher = MaxSimMatcher("hand-made", whitening=Whitening.of_images(data.training))
     scores = ScoreKeeper().scores(data, matcher, 10, Counts(6, 4))
     assert scores.shape == (len(data.ranks), 10, 3 * len(KERNEL_THRESHOLDS))
     assert len(calls) == len(data.ranks)

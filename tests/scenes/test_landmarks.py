@@ -29,7 +29,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(root: Path) -> Path:
-    return build(TINY, root, processes=2, progress=False)
+    return build(TINY, root, processes=2)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -114,7 +114,7 @@ def test_statistics_come_from_training_photos_alone() -> None:
 
 
 def test_another_run_with_other_processes_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    again = build(TINY, tmp_path, processes=1, progress=False)
+    again = build(TINY, tmp_path, processes=1)
     assert again.name == folder.name
     first, second = contents(folder), contents(again)
     assert first.keys() == second.keys()
@@ -124,9 +124,9 @@ def test_another_run_with_other_processes_gives_the_same_bytes(folder: Path, tmp
 def test_a_built_set_is_reused_and_rebuilt_on_demand(folder: Path, root: Path) -> None:
     about = folder / "about.json"
     before = about.stat().st_mtime_ns
-    assert build(TINY, root, progress=False) == folder
+    assert build(TINY, root) == folder
     assert about.stat().st_mtime_ns == before
-    assert build(TINY, root, processes=1, rebuild=True, progress=False) == folder
+    assert build(TINY, root, processes=1, rebuild=True) == folder
     assert about.stat().st_mtime_ns != before
     assert [path.name for path in root.iterdir()] == [folder.name]
 
@@ -138,10 +138,10 @@ def test_a_damaged_file_is_named_with_the_way_out(folder: Path, root: Path, name
     try:
         path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
         with pytest.raises(UserError, match=rf"{path} is damaged.*--config\.data\.rebuild=true"):
-            build(TINY, root, progress=False)
+            build(TINY, root)
         path.unlink()
         with pytest.raises(UserError, match=rf"{path} is missing"):
-            build(TINY, root, progress=False)
+            build(TINY, root)
     finally:
         path.write_bytes(whole)
 
@@ -152,7 +152,7 @@ def test_a_damaged_manifest_is_named(folder: Path, root: Path) -> None:
     try:
         manifest.write_text(whole[: len(whole) // 2])
         with pytest.raises(UserError, match=rf"{manifest}: cannot be read.*rebuild"):
-            build(TINY, root, progress=False)
+            build(TINY, root)
     finally:
         manifest.write_text(whole)
 

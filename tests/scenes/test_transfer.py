@@ -24,7 +24,7 @@ TINY = replace(TRANSFER, train_landmarks=3, train_views=2, validation_landmarks=
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(TINY, tmp_path_factory.mktemp("home"), processes=1, progress=False)
+    return build(TINY, tmp_path_factory.mktemp("home"), processes=1)
 
 
 def test_it_is_a_data_set_like_any_other(folder: Path) -> None:
