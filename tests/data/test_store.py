@@ -153,7 +153,7 @@ def change_header(**changes):
         (
             "header.json",
             change_header(files={"bits.npy": 3}),
-            "files: bits.npy: expected an object",
+            "files: counts.npy is missing",
         ),
         (
             "header.json",

@@ -162,7 +162,7 @@ def test_what_was_opened_before_a_fork_says_so(searcher, monkeypatch):
     with pytest.raises(UserError, match="a Searcher was opened before this process was forked"):
         searcher.search(np.zeros((9, 9), np.uint8))
     with pytest.raises(UserError, match="a Scorer was opened before"):
-        searcher._scorer.shortlist(DescriptorSet(np.ones((2, 128))), DescriptorSet(np.ones((1, 2, 128))))
+        searcher._scoring._scorer.shortlist(DescriptorSet(np.ones((2, 128))), DescriptorSet(np.ones((1, 2, 128))))
 
 
 def test_a_picture_of_the_index_is_not_its_own_hit(made, searcher, monkeypatch):

@@ -331,7 +331,7 @@ def unknown_id(data):
         (lambda data: (data / "gallery.txt").unlink(), "gallery.txt is missing"),
         (lambda data: change_manifest(data, metric="mAP"), "metric 'mAP' is not known"),
         (lambda data: change_manifest(data, galery={}), "unknown key 'galery'; did you mean gallery"),
-        (lambda data: change_manifest(data, neighbours=None), "missing neighbours"),
+        (lambda data: change_manifest(data, neighbours=None), "neighbours is missing"),
         (lambda data: (data / "manifest.json").write_text("{"), "cannot be read as JSON"),
     ],
 )
