@@ -48,12 +48,12 @@ PLAN_HEADINGS = {
 @dataclasses.dataclass(frozen=True)
 class Load:
     """An index and a query: images, bytes of local bits per image (None: those of the index that is made larger), kind of
-    global index, and the settings of the searcher."""
+    global index, and the settings of the searcher (None: the index's)."""
 
     images: int
     budget: int | None
     global_index: str
-    shortlist: int
+    shortlist: int | None
     query_descriptors: int | None
 
 
@@ -103,6 +103,7 @@ def measure_speed(load: Load, picture: Path, source: Path | None = None) -> dict
     seconds = {stage: float(np.median([run[stage] for run in runs])) for stage in STAGES}
     return {
         **dataclasses.asdict(load),
+        "shortlist": searcher.shortlist,
         "query_descriptors": searcher.query_descriptors,
         "descriptors": searcher.index.facts["descriptors"],
         "seconds": seconds,

@@ -37,7 +37,7 @@ def calibrate(
     photos: Path | None = None,
     distractors: Path | None = None,
     queries: Count = 120,
-    shortlist: Count = 100,
+    shortlist: Count | None = None,
     query_descriptors: Count = 100,
 ) -> None:
     """Give an index probabilities, from labels of its pictures; or make a model for search of a trained student.
@@ -61,7 +61,7 @@ def calibrate(
       photos: Choose on these photos instead, a subfolder per scene.
       distractors: Among these pictures (default: the rendered gallery of the embedded landmarks).
       queries: Pictures that are queries, of the index or of the rendered set.
-      shortlist: Images re-ranked per query.
+      shortlist: Images re-ranked per query (default: of an index its own, of a run 100).
       query_descriptors: Of a query, with --run; an index has its own number.
     """
     flags = flags or PictureFlags()
@@ -71,7 +71,9 @@ def calibrate(
     if index is None:
         if out is None:
             raise UserError("--out is missing: the folder of the calibrated model")
-        _calibrate_model(flags, run, out, data, photos, distractors, (queries, shortlist, query_descriptors), threshold)
+        _calibrate_model(
+            flags, run, out, data, photos, distractors, (queries, shortlist or 100, query_descriptors), threshold
+        )
         return
     if out or data or photos or distractors or flags != PictureFlags():
         raise UserError(

@@ -28,7 +28,7 @@ class SearcherFlags:
     Attributes:
       index: What `search index` wrote.
       pictures: Folder of the indexed pictures, where they have moved.
-      shortlist: Images that are re-ranked.
+      shortlist: Images that are re-ranked (default: the index's).
       query_descriptors: The strongest descriptors of a query, which are used (default: the index's).
       lam: Weight λ of the global similarity (default: the index's).
       gamma: Scale γ of the logits (default: the index's).
@@ -44,7 +44,7 @@ class SearcherFlags:
 
     index: Path
     pictures: Path | None = None
-    shortlist: Count = 100
+    shortlist: Count | None = None
     query_descriptors: Count | None = None
     lam: Fraction | None = None
     gamma: Scale | None = None

@@ -26,7 +26,7 @@ def speed(
     count: Count = 100_000,
     budget: Annotated[Size | None, Parameter(show_default=False)] = None,
     global_index: str = "flat",
-    shortlist: Count = 100,
+    shortlist: Count | None = None,
     query_descriptors: Count | None = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -38,7 +38,7 @@ def speed(
       count: Images of the made-up index.
       budget: Bytes of local bits per image (default: the index's, else 1024).
       global_index: As of `search index`.
-      shortlist: Images re-ranked.
+      shortlist: Images re-ranked (default: the index's).
       query_descriptors: Descriptors of the query (default: the index's).
       json_file: Write the figures to this file too.
     """

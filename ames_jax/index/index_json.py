@@ -42,12 +42,13 @@ OF_INDEX = {
     "global_index": str,
     "global_width": int,
     "query_descriptors": int,
+    "shortlist": int,
     "sure_logit": (Between(0, 1e9), None),
     "statistics": str | None,
     "parts": [OF_PART, ...],
 }
 # Keys that indexes of earlier versions go without, and their values.
-LATER = {"query_descriptors": 100, "sure_logit": None}
+LATER = {"query_descriptors": 100, "shortlist": 100, "sure_logit": None}
 # What version 2 adds: the number of changes so far, rows that were removed, checksums.
 REMOVED = {"file": re.compile(r"removed-\d+\.npy"), "images": int, **FILE}
 SINCE_2 = {"changes": int, "files": FILES, "removed": (REMOVED, None), "parts": [{**OF_PART, "files": FILES}, ...]}

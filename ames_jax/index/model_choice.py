@@ -18,7 +18,8 @@ from ames_jax.runtime.errors import UserError
 
 # Hand-made matching in place of a model, and its settings, measured on photographs with XFeat (docs/photographs.md).
 # From the logit on, matches of a query are sure enough to look through them.
-MUTUAL, MUTUAL_LAM, MUTUAL_GAMMA, MUTUAL_QUERY, MUTUAL_SURE = "mutual", 0.6, 0.8, 300, 2.0
+MUTUAL, MUTUAL_LAM, MUTUAL_GAMMA = "mutual", 0.6, 0.8
+MUTUAL_SEARCH = {"query_descriptors": 300, "shortlist": 200, "sure_logit": 2.0}
 # Models by backbone for which none is shipped.
 DEFAULTS = {"xfeat": MUTUAL}
 
@@ -90,7 +91,7 @@ class ChosenModel:
                 f"descriptors of {width}"
             )
         facts = {"backbone": about.get("backbone"), "global": about.get("global"), "lam": self.lam, "gamma": self.gamma}
-        facts |= {"query_descriptors": MUTUAL_QUERY, "sure_logit": MUTUAL_SURE}
+        facts |= MUTUAL_SEARCH
         return dataclasses.replace(self, model=learned_matching(sample, bits), facts=facts)
 
     def check(self, about: Mapping[str, Any], statistics: str | None) -> None:

@@ -68,7 +68,7 @@ class Searcher:
 
     Args:
       index: folder of an index, or an open one.
-      shortlist: images of the first stage that are re-ranked.
+      shortlist: images of the first stage that are re-ranked (default: as many as are good for the index's model).
       query_descriptors: Q, the strongest descriptors of a query, which are used (default: the index's).
       lam, gamma: λ and γ in place of those of the index.
       backbone: extracts queries; by default, opened on the first picture, the one that extracted the images.
@@ -88,7 +88,7 @@ class Searcher:
         self,
         index: SearchIndex | str | Path,
         *,
-        shortlist: int = 100,
+        shortlist: int | None = None,
         query_descriptors: int | None = None,
         lam: float | None = None,
         gamma: float | None = None,
@@ -100,18 +100,19 @@ class Searcher:
         pictures: str | Path | None = None,
     ):
         self.index = index if isinstance(index, SearchIndex) else SearchIndex.open(index)
-        if query_descriptors is None:
-            query_descriptors = self.index.facts["query_descriptors"]
+        facts = self.index.facts
+        shortlist = facts["shortlist"] if shortlist is None else shortlist
+        query_descriptors = facts["query_descriptors"] if query_descriptors is None else query_descriptors
         self.shortlist = min(count_of(shortlist, "shortlist"), len(self.index))
         self.query_descriptors = count_of(query_descriptors, "query_descriptors", MOST_QUERY_DESCRIPTORS)
         self.lam, self.gamma = setting_of(self.index, lam, gamma)
-        known = self.index.facts.get("probability")  # of the whole model's logits, which a plan has not of all
+        known = facts.get("probability")  # of the whole model's logits, which a plan has not of all
         self.calibration = None if plan else Calibration.of_facts(known, self.query_descriptors)
         self._refined = self.index.refined_stage(refine) if refine else None
         stages = Plan.parse(plan, self.shortlist) if plan else None
         if stages:
             self.query_descriptors = stages.most.query
-        looking = Through.of(self.index.facts["sure_logit"], through, str(self.index.path))
+        looking = Through.of(facts["sure_logit"], through, str(self.index.path))
         self._scoring = ShortlistScoring(self.index.model, self.packer, self.lam, self.gamma, stages, looking)
         self._backbone, self._keep_query, self._process = backbone, keep_query, os.getpid()
         self._pictures = None if pictures is None else absolute(pictures)

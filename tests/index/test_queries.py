@@ -158,11 +158,12 @@ def test_pictures_of_pillow_are_those_of_files(tmp_path, rng):
 
 
 def test_what_was_opened_before_a_fork_says_so(searcher, monkeypatch):
+    scorer = Scorer(searcher.index.model)
     monkeypatch.setattr("os.getpid", lambda: -1)
     with pytest.raises(UserError, match="a Searcher was opened before this process was forked"):
         searcher.search(np.zeros((9, 9), np.uint8))
     with pytest.raises(UserError, match="a Scorer was opened before"):
-        searcher._scoring._scorer.shortlist(DescriptorSet(np.ones((2, 128))), DescriptorSet(np.ones((1, 2, 128))))
+        scorer.shortlist(DescriptorSet(np.ones((2, 128))), DescriptorSet(np.ones((1, 2, 128))))
 
 
 def test_a_picture_of_the_index_is_not_its_own_hit(made, searcher, monkeypatch):

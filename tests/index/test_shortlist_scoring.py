@@ -10,6 +10,7 @@ from ames_jax.index.shortlist_scoring import SHARE, ShortlistScoring, Through
 from ames_jax.model.initialisation import learned_matching
 from ames_jax.model.packing import BitPacker
 from ames_jax.retrieval.plans import Plan
+from ames_jax.retrieval.scorer import Scorer
 from ames_jax.runtime.errors import UserError
 
 GENERATOR = np.random.default_rng(0)
@@ -34,7 +35,7 @@ def test_an_image_that_matches_a_sure_match_is_found_through_it():
     sure, right = 4, 1  # columns of the picture of both sides, and of its right alone
     assert alone.logits[sure] > 1 > alone.logits[right]
     assert found.through.tolist() == [-1, sure, -1, -1, -1]
-    link = ShortlistScoring(MODEL, PACKER, 0.6, 0.8, None, None)._scorer.shortlist(DATABASE[0], DATABASE[2:3])[0]
+    link = Scorer(MODEL).shortlist(DATABASE[0], DATABASE[2:3])[0]
     assert found.logits[right] == pytest.approx(SHARE * min(alone.logits[sure], link), rel=1e-6)
     kept = found.through < 0
     np.testing.assert_array_equal(found.logits[kept], alone.logits[kept])
