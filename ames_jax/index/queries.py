@@ -63,13 +63,16 @@ def check_local(query: DescriptorSet, config: Config) -> DescriptorSet:
     return DescriptorSet(features, np.ones(len(features), bool) if query.valid is None else np.asarray(query.valid))
 
 
-def count_of(value: Any, name: str, most: float = math.inf) -> int:
-    """A count that was given from Python, as int; raises UserError, naming it, unless it is whole, and in 1..`most`."""
+def count_of(value: Any, name: str, most: float = math.inf, least: int = 1) -> int:
+    """A count that was given from Python, as int; raises UserError, naming it, unless it is whole, and in `least`..`most`."""
     if not (
-        isinstance(value, int | float | np.number) and 1 <= value <= most and value < math.inf and int(value) == value
+        isinstance(value, int | float | np.number)
+        and least <= value <= most
+        and value < math.inf
+        and int(value) == value
     ):
         limit = "" if most == math.inf else f", at most {most}"
-        raise UserError(f"{name}={value!r}: expected a whole number of at least 1{limit}")
+        raise UserError(f"{name}={value!r}: expected a whole number of at least {least}{limit}")
     return int(value)
 
 

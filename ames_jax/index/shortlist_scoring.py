@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ames_jax.descriptors import DescriptorSet
+from ames_jax.index.queries import count_of
 from ames_jax.model.kinds import Model
 from ames_jax.model.packing import BitPacker
 from ames_jax.retrieval.grid import KERNEL_THRESHOLDS, Counts
@@ -50,9 +51,7 @@ class Through:
                 f"through={images}: {name} does not say from which logit on a match is sure; leave it out, or index with "
                 "--model=mutual"
             )
-        if images is not None and images < 0:
-            raise UserError(f"through={images}: expected a number from 0 on")
-        images = THROUGH if images is None else images
+        images = THROUGH if images is None else count_of(images, "through", least=0)
         return cls(images, sure_logit) if images and sure_logit is not None else None
 
 

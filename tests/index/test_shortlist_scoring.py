@@ -63,5 +63,5 @@ def test_what_says_from_where_on_a_match_is_sure():
     assert Through.of(None, None, "index") is None
     with pytest.raises(UserError, match="does not say from which logit on a match is sure"):
         Through.of(None, 3, "index")
-    with pytest.raises(UserError, match="through=-1"):
+    with pytest.raises(UserError, match="through=-1: expected a whole number of at least 0"):
         Through.of(2.0, -1, "index")
