@@ -17,6 +17,7 @@ from ames_jax.retrieval.tuning import SweepRow
 
 # First stages that the released λ and γ suit: the global descriptors of the release's backbones.
 RELEASED_FIRST_STAGES = ("dinov2", "cvnet", "superglobal")
+COLUMNS = 1000  # of lists whose order is looked at
 LOOKED_AT = 32  # images, and descriptors of each, whose statistics are compared
 LENGTH_TOLERANCE = 1e-2
 
@@ -98,16 +99,22 @@ def fit_notes(results: Mapping[str, Any], tuned: bool) -> list[str]:
 
 
 def descriptor_notes(data: RetrievalSet) -> list[str]:
-    """A line for every sign that a model was not trained on such descriptors: in the release's files, and where pictures of the
-    gallery were cropped (that queries are is the rule of several benchmarks)."""
+    """A line for every sign that a model was not trained on such descriptors: in the release's files, where pictures of the
+    gallery were cropped (that queries are is the rule of several benchmarks), and where the lists are in no order."""
     boxes = origin_of(data.database).get("boxes")
     notes = [f"note: of {boxes} pictures of the gallery a part alone was extracted"] if boxes else []
+    if (np.diff(data.similarities[:, :COLUMNS], axis=1) > 0).any():
+        notes.append(f"note: the lists of {data.first_stage} are not sorted by falling similarity: make them again")
     for side, reader in (("queries", data.queries), ("database", data.database)):
         if not isinstance(reader, ReleaseSource) or reader.layout == "plain":
             continue
         metadata, features = reader.read_raw(slice(0, LOOKED_AT), LOOKED_AT)
         real, weight = metadata[..., MASK] == 0, metadata[..., WEIGHT]
         lengths = np.linalg.norm(features[real].astype(np.float32), axis=-1)
+        if real[:, 0].mean() < 0.5:
+            notes.append(
+                f"note: most images of {reader.path.name} ({side}) begin with padding: 1 of the mask must mark it"
+            )
         if (weight[real] < 0).any():
             notes.append(
                 f"note: {reader.path.name} ({side}) has weights below 0, cosines with the class token: tokens of the backbone, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 import shutil
@@ -24,7 +25,7 @@ from ames_jax.model.released import load_model
 from ames_jax.model.torch_weights import from_torch, infer_config
 from ames_jax.model.weights import save_model
 from ames_jax.report.retrieval_evaluation import evaluate
-from ames_jax.report.tables import fit_notes
+from ames_jax.report.tables import descriptor_notes, fit_notes
 from ames_jax.retrieval.metrics import gldv2_protocols, mean_average_precision
 from ames_jax.retrieval.opening import open_set
 from ames_jax.retrieval.sets import RetrievalSet
@@ -385,6 +386,18 @@ def test_the_release_layout_is_found(own_data, tmp_path):
     (folder / "gnd_gldv2-test.pkl").write_bytes(pickle.dumps({"gnd": [{"ok": [0]}] * QUERIES}))
     with pytest.raises(UserError, match=r"dinov2_gallery_local.hdf5 is missing"):
         open_set(own_data, "gldv2-val", "dinov2", "dinov2", tmp_path)
+
+
+def test_lists_and_masks_that_look_wrong_are_noted(own_data, tmp_path):
+    shutil.copytree(own_data, tmp_path / "data")
+    before = descriptor_notes(open_set(own_data, "custom", "", "", tmp_path))
+    with h5py.File(tmp_path / "data" / "gallery.hdf5", "r+") as file:
+        file["features"][:, :, 3] = 1 - file["features"][:, :, 3]
+    data = open_set(tmp_path / "data", "custom", "", "", tmp_path)
+    turned = dataclasses.replace(data, similarities=np.asarray(data.similarities)[:, ::-1])
+    added = "\n".join(note for note in descriptor_notes(turned) if note not in before)
+    assert "not sorted by falling similarity: make them again" in added
+    assert "most images of gallery.hdf5 (database) begin with padding" in added
 
 
 def test_lists_of_elvis_name_rows_of_the_local_file(own_data, models, tmp_path, capsys):
