@@ -71,9 +71,8 @@ def calibrate(
     if index is None:
         if out is None:
             raise UserError("--out is missing: the folder of the calibrated model")
-        _calibrate_model(
-            flags, run, out, data, photos, distractors, (queries, shortlist or 100, query_descriptors), threshold
-        )
+        counts = queries, shortlist or 100, query_descriptors
+        _calibrate_model(flags, run, out, data, photos, distractors, counts, threshold)
         return
     if out or data or photos or distractors or flags != PictureFlags():
         raise UserError(

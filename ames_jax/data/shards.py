@@ -201,7 +201,7 @@ def write_about(root: str | Path, facts: Mapping[str, Any]) -> None:
 
 
 def origin_of(reader: Any) -> dict[str, Any]:
-    """How the descriptors of a reader were extracted, as their data set's about.json says; {} where that was not done here.
+    """The extraction of a reader's descriptors, as their data set's about.json says; {} where that was not done here.
 
     Keys: name of the backbone, max_side, resized, channels, sha256 (of weights), boxes (images of which a part was extracted).
     """

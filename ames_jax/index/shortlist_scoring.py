@@ -35,7 +35,7 @@ THROUGH, SHARE = 5, 0.6
 
 @dataclass(frozen=True)
 class Through:
-    """How far a shortlist is looked at through sure matches: `images` of them at most, sure from `logit` on."""
+    """Sure matches through which a shortlist is looked at: `images` of them at most, sure from `logit` on."""
 
     images: int
     logit: float

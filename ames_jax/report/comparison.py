@@ -134,7 +134,7 @@ def join_seeds(runs: Sequence[Path]) -> Comparison:
 
 
 def _results_of(run: Path) -> dict[str, Any]:
-    """What `run_report.write_report` wrote; raises UserError, naming the key, where a run has no such results."""
+    """The results that `run_report.write_report` wrote; raises UserError, naming the key, where a run has no such results."""
     path = run / "results.json"
     if not path.is_file():
         raise UserError(f"{path}: no results of a finished training run")
