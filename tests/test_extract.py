@@ -213,9 +213,17 @@ def test_a_run_that_was_killed_at_its_very_end_is_finished(
         patch.setattr(extracting.shard_writing, "finish", lambda tasks: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             sift(pictures, out, statistics)
-    monkeypatch.setattr(SiftBackbone, "extract", None)  # nothing is extracted again
-    assert sift(pictures, out, statistics) == 0
+    kept = sorted((out / ".unfinished" / "images").glob("*00000*"))
+    receipt, vectors, _ = map(Path.read_bytes, kept)
+    kept[0].write_bytes(receipt.replace(b'"bytes": ', b'"bytes": 1'))
+    with pytest.raises(UserError, match="its checksum is wrong: it is damaged; delete it"):
+        sift(pictures, out, statistics)
+    kept[0].write_bytes(receipt)
+    kept[1].write_bytes(vectors[:-2] + b"xx")
+    assert sift(pictures, out, statistics) == 0  # that shard is made again
     assert records(out) == records(data_set)
+    np.testing.assert_array_equal(*(np.load(folder / "global" / "images.npy") for folder in (out, data_set)))
+    monkeypatch.setattr(SiftBackbone, "extract", None)
     (out / ".unfinished").mkdir()  # killed between its two last calls
     assert sift(pictures, out, statistics) == 0
     assert not (out / ".unfinished").exists()

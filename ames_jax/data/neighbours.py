@@ -15,7 +15,7 @@ import numpy as np
 
 from ames_jax.data.neighbour_search import BLOCK, BlockSearch, Rows
 from ames_jax.runtime import cache
-from ames_jax.runtime.checksums import entries, note_unchecked, record, recorded
+from ames_jax.runtime.checksums import checksum, entries, note_unchecked, record, recorded, sealed, unsealed
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.files import (
     digest_of,
@@ -156,14 +156,14 @@ def search_to_folder(
             _clear(folder)
             return True
         same_job(folder / UNFINISHED / "settings.json", settings, later=("inputs",), advice=advice)
-        todo = [start for start in mine if not _block(folder, "similarities", start).exists()]
+        todo = [start for start in mine if not _is_whole(folder, start)]
         label = f"{len(queries)} × {len(database)}"
         with Progress(label, len(mine), "blocks", done=len(mine) - len(todo)) as progress:
             for start, similarities, indices in progress.over(search.run(queries, todo)):
                 write_array(_block(folder, "indices", start), indices)
-                # Written last: where it is, the block is done.
                 write_array(_block(folder, "similarities", start), similarities)
-        if all(_block(folder, "similarities", start).exists() for start in starts):
+                write_json(_receipt(folder, start), sealed(_sums(folder, start)))  # the block is done
+        if all(_receipt(folder, start).exists() for start in starts):
             _join(folder, starts, (len(queries), k), facts)
     return about.exists()
 
@@ -183,10 +183,28 @@ def _block(folder: Path, name: str, start: int) -> Path:
     return folder / UNFINISHED / f"{start}.{name}.npy"
 
 
+def _receipt(folder: Path, start: int) -> Path:
+    return folder / UNFINISHED / f"{start}.json"
+
+
+def _sums(folder: Path, start: int) -> dict[str, int | None]:
+    """Checksums of a block's files that are there."""
+    paths = {name: _block(folder, name, start) for name in ARRAYS}
+    return {name: checksum(path) if path.exists() else None for name, path in paths.items()}
+
+
+def _is_whole(folder: Path, start: int) -> bool:
+    """True for a block that is done, and as it was written."""
+    receipt = _receipt(folder, start)
+    return unsealed(receipt, read_json(receipt, missing={})) == _sums(folder, start)
+
+
 def _join(folder: Path, starts: Sequence[int], shape: tuple[int, int], facts: Mapping[str, Any]) -> None:
     """Makes one file of the blocks of each array. Hosts may get here together: each makes its own, and they are equal."""
     own = folder / UNFINISHED / f"{socket.gethostname()}.{os.getpid()}"
     try:
+        for start in (start for start in starts if not _is_whole(folder, start)):
+            raise UserError(f"{_receipt(folder, start)}: its block is damaged; give the same command again")
         with recorded(folder, *FILES):
             for name, dtype in ARRAYS.items():
                 blocks = (read_array(_block(folder, name, start)) for start in starts)

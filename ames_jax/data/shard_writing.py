@@ -27,7 +27,7 @@ from ames_jax.data import records as image_records
 from ames_jax.data.lists import write_ids
 from ames_jax.data.records import GEOMETRY, ImageRecord, RecordFormat, check_name, check_split, read_shard
 from ames_jax.runtime import cache
-from ames_jax.runtime.checksums import entries, record, recorded
+from ames_jax.runtime.checksums import entries, record, recorded, sealed, unsealed
 from ames_jax.runtime.cores import end_with_parent, usable_cores
 from ames_jax.runtime.errors import UserError, requires
 from ames_jax.runtime.files import (
@@ -83,10 +83,13 @@ class ShardTask:
         """Counts and checksum of the shard; there before the shard is, so a shard without one is never trusted."""
         return self.root / UNFINISHED / self.split / f"{self.path.name}.json"
 
+    def facts(self) -> dict[str, Any]:
+        """What the receipt says, nothing where there is none; raises UserError where it is damaged."""
+        return unsealed(self.receipt, read_json(self.receipt, missing={}))
+
     def is_written(self) -> bool:
         """True when the shard is whole: its receipt is there and its size is the one in the receipt."""
-        size = read_json(self.receipt, missing={}).get("file_bytes")
-        return self.path.exists() and self.path.stat().st_size == size
+        return self.path.exists() and self.path.stat().st_size == self.facts().get("file_bytes")
 
 
 def write_shards(
@@ -120,8 +123,7 @@ def write_shards(
     """
     with lock(Path(root) / "shards.json", cache.home()), requires("tensorflow-datasets array-record", "writing shards"):
         tasks = plan_shards(root, name, splits, descriptors=descriptors, width=width, dtype=dtype, shards=shards)
-        left = bytes_left(tasks)
-        need_space(Path(root), sum(left))
+        need_space(Path(root), sum(left := bytes_left(tasks)))
         if beam is not None:
             _complete_with_beam(tasks, splits, beam)
         else:
@@ -174,16 +176,16 @@ def write_shard(task: ShardTask, images: Iterable[ImageRecord]) -> None:
             records, size = records + 1, size + len(data)
         writer.close()
         facts = (records, size, digest.hexdigest(), partial.stat().st_size)
-        write_json(task.receipt, dict(zip(RECEIPT, facts)))
+        write_json(task.receipt, sealed(dict(zip(RECEIPT, facts))))
 
 
 def verify_shard(task: ShardTask) -> None:
     """Reads a shard back and adds its ids and labels to its receipt; raises UserError where it is not what was written."""
     if not task.is_written():
         raise UserError(f"{task.path}: not written yet; write it, then verify the data set")
-    receipt = read_json(task.receipt)
+    receipt = task.facts()
     ids, labels = read_shard(task.path, receipt["records"], receipt["sha256"], task.format)
-    write_json(task.receipt, {**receipt, "ids": ids, "labels": labels})
+    write_json(task.receipt, sealed({**receipt, "ids": ids, "labels": list(map(int, labels))}))
 
 
 def finish(tasks: Sequence[ShardTask]) -> None:
@@ -191,16 +193,15 @@ def finish(tasks: Sequence[ShardTask]) -> None:
     for split, group in itertools.groupby(tasks, lambda task: task.split):
         own = list(group)
         root, folder = own[0].root, own[0].receipt.parent
-        receipts = [read_json(task.receipt) for task in own]
+        receipts = [task.facts() for task in own]
         ids, labels = ([value for receipt in receipts for value in receipt[key]] for key in ("ids", "labels"))
         lists = root / "images"
         with recorded(lists, f"{split}.ids.txt", f"{split}.labels.npy"):
             write_ids(lists / f"{split}.ids.txt", ids)
             write_array(lists / f"{split}.labels.npy", np.array(labels, np.int64))
         files = {task.path.name: {key: receipt[key] for key in RECEIPT} for task, receipt in zip(own, receipts)}
-        finished = image_records.read_finished(root) | {
-            split: {"settings": read_json(folder / "settings.json"), "files": files}
-        }
+        entry = {"settings": read_json(folder / "settings.json"), "files": files}
+        finished = image_records.read_finished(root) | {split: entry}
         with recorded(root, *METADATA):
             _write_metadata(root, own[0].name, own[0].format, finished)
             write_json(root / "shards.json", finished)
@@ -208,7 +209,7 @@ def finish(tasks: Sequence[ShardTask]) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Removes what was kept of a split while it was unfinished."""
+    """Removes what was kept of a split while it was unfinished, and the folder above it where it was the last."""
     shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):  # another split is unfinished
         folder.parent.rmdir()
@@ -217,8 +218,7 @@ def clear(folder: Path) -> None:
 def _completed(tasks: Sequence[ShardTask], splits: Mapping[str, Source], processes: int) -> Iterator[ShardTask]:
     """The shards in their order, each when it is written and verified."""
     if processes <= 1:
-        for task in tasks:
-            yield _complete(task, splits)
+        yield from (_complete(task, splits) for task in tasks)
         return
     # Forking a process that runs JAX's threads can hang, so workers start from nothing and are given the sources once.
     context = multiprocessing.get_context("spawn")
@@ -270,7 +270,7 @@ def _claim(tasks: Sequence[ShardTask], source: Source) -> bool:
         return True
     same_job(task.receipt.with_name("settings.json"), settings, later=("inputs",), advice=ADVICE)
     for own in tasks if files else ():
-        write_json(own.receipt, files[own.path.name])
+        write_json(own.receipt, sealed(files[own.path.name]))
     return False
 
 

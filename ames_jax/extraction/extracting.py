@@ -15,11 +15,9 @@ import hashlib
 import json
 import math
 import re
-import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +34,7 @@ from ames_jax.extraction.loading import LoadedImage, load
 from ames_jax.extraction.sift import SiftStatistics
 from ames_jax.extraction.stamps import changed_rows, stamps_of
 from ames_jax.runtime import cache, files
-from ames_jax.runtime.checksums import recorded
+from ames_jax.runtime.checksums import checksum, recorded, sealed
 from ames_jax.runtime.cores import usable_cores
 from ames_jax.runtime.errors import UserError, requires
 from ames_jax.runtime.progress import Progress, write
@@ -46,7 +44,6 @@ ADVICE = "Use the same images and settings, another --split or --out, or delete 
 FACTS = {"extraction": dict, "images": int, "list": str, "written": int, "broken": dict, "boxes?": int}
 FOUND = ("written", "broken", "boxes")
 # What extraction adds to a shard's receipt, and the number of records.
-RECEIPT = {"records": int, "sizes": [[int]], "broken": dict}
 # A host that ends together with another waits so long for it to write the metadata.
 WAIT_SECONDS = 60
 
@@ -120,9 +117,7 @@ def extract(job: ExtractionJob, extra_bytes: int = 0) -> dict[str, Any] | None:
         with Progress("completing the data set"), _in_turn(job):
             _finish(job, _plan(job))  # no shards where another host was first
     if job.processes > 1:
-        shutil.rmtree(job.root / shard_writing.UNFINISHED / "locks", ignore_errors=True)
-        with suppress(OSError):  # another split is unfinished
-            (job.root / shard_writing.UNFINISHED).rmdir()
+        shard_writing.clear(job.root / shard_writing.UNFINISHED / "locks")
     return files.read_json(job.facts_file, keys=FACTS)
 
 
@@ -164,9 +159,7 @@ def _plan(job: ExtractionJob) -> list[ShardTask]:
     old = job.root / ".extracted" / job.split
     if old.exists():
         write(f"{old}: begun by an earlier version, which kept unfinished work in another way; the split is begun anew")
-        shutil.rmtree(old, ignore_errors=True)
-        with suppress(OSError):  # another split
-            old.parent.rmdir()
+        shard_writing.clear(old)
     width, count = job.backbone.width, job.backbone.descriptors
     size = len(job.images) * RecordFormat(count, width, job.dtype, tuple(GEOMETRY)).record_bytes
     shards = math.ceil(len(job.images) / job.chunk if job.chunk else size / shard_writing.SHARD_BYTES)
@@ -197,14 +190,20 @@ def _refuse_changed(job: ExtractionJob) -> None:
 
 def _is_done(job: ExtractionJob, task: ShardTask) -> bool:
     """True if a shard and all that belongs to it is there; broken images count as missing unless they are skipped."""
-    broken = files.read_json(task.receipt).get("broken") if task.is_written() else None
-    if broken is None or (broken and not job.skip_broken):
+    facts, sums = task.facts() if task.is_written() else {}, _sums(task)
+    if "broken" not in facts or (facts["broken"] and not job.skip_broken) or facts.get("arrays", sums) != sums:
         return False
     return not len(changed_rows(_stamps_file(task), job.paths(task.start, task.stop)))
 
 
 def _stamps_file(task: ShardTask) -> Path:
     return task.receipt.with_suffix(".stamps.npy")
+
+
+def _sums(task: ShardTask) -> list[int | None]:
+    """Checksums of the arrays beside a receipt."""
+    arrays = _stamps_file(task), task.receipt.with_suffix(".npy")
+    return [checksum(path) if path.is_file() else None for path in arrays]
 
 
 def _write_shards(job: ExtractionJob, tasks: Sequence[ShardTask]) -> None:
@@ -255,14 +254,14 @@ def _write(job: ExtractionJob, task: ShardTask, loaded: Iterator[LoadedImage | s
     shard_writing.write_shard(task, records())
     shard_writing.verify_shard(task)
     files.write_array(task.receipt.with_suffix(".npy"), np.concatenate(global_descriptors))
-    files.write_json(task.receipt, {**files.read_json(task.receipt), "sizes": sizes, "broken": broken})
+    files.write_json(task.receipt, sealed({**task.facts(), "sizes": sizes, "broken": broken, "arrays": _sums(task)}))
 
 
 def _finish(job: ExtractionJob, tasks: Sequence[ShardTask]) -> None:
     """Makes the shards a split of the data set."""
     if not tasks:
         return
-    receipts = [files.read_json(task.receipt, keys=RECEIPT) for task in tasks]
+    receipts = [task.facts() for task in tasks]
     written = sum(receipt["records"] for receipt in receipts)
     broken = {name: why for receipt in receipts for name, why in receipt["broken"].items()}
     if not written:
@@ -277,10 +276,8 @@ def _finish(job: ExtractionJob, tasks: Sequence[ShardTask]) -> None:
     with recorded(lists, f"{job.split}.sizes.npy", job.stamps_file.name):
         files.write_array(lists / f"{job.split}.sizes.npy", sizes)
         files.write_array(job.stamps_file, np.concatenate([files.read_array(_stamps_file(task)) for task in tasks]))
-    if job.images.label_names:
-        files.write_file(
-            lists / f"{job.split}.label_names.txt", "".join(f"{name}\n" for name in job.images.label_names)
-        )
+    if names := "".join(f"{name}\n" for name in job.images.label_names or ()):
+        files.write_file(lists / f"{job.split}.label_names.txt", names)
     if broken:
         files.write_file(lists / f"{job.split}.broken.txt", "".join(f"{name}\t{why}\n" for name, why in broken.items()))
     folders = {**read_about(job.root).get("images", {}), job.split: str(job.images.root.resolve())}

@@ -154,6 +154,18 @@ def expect_unchecked(paths: Iterable[Path]) -> None:
     _noted.update(path.parent for path in paths)
 
 
+def sealed(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain JSON beside a checksum of it: for a file that is kept only until a job is done."""
+    return {"facts": facts, "crc32": json_checksum(facts)}
+
+
+def unsealed(path: Path, value: dict[str, Any]) -> dict[str, Any]:
+    """What `sealed` was given, or a file of an earlier version as it is; raises UserError where it is damaged."""
+    if value.keys() & {"facts", "crc32"} and json_checksum(value.get("facts")) != value.get("crc32"):
+        raise UserError(f"{path}: its checksum is wrong: it is damaged; delete it, and give the same command again")
+    return value.get("facts", value)
+
+
 def _replace(folder: Path, facts: dict[str, dict[str, int]]) -> None:
     ordered = dict(sorted(facts.items()))
     partial = folder / f".{CHECKSUMS}.partial"

@@ -222,13 +222,16 @@ def test_a_killed_search_continues_and_ends_with_the_same_bytes(release, monkeyp
     with pytest.raises(UserError, match="k was 9, is 8"):
         search_to_folder(folder / "killed", values, values, 8, exclude_self=True, block=16)
 
+    block = folder / "killed" / ".unfinished" / "0.indices.npy"
+    block.write_bytes(block.read_bytes()[:-1] + b"x")  # is made again
+
     def watched(self, queries, starts):
         searched.extend(starts)
         return plain(self, queries, starts)
 
     monkeypatch.setattr(BlockSearch, "run", watched)
     search_to_folder(folder / "killed", values, values, 9, exclude_self=True, block=16)
-    assert searched == [0, 16, 32, 48]
+    assert searched == [0, 16, 0, 32, 48]
     assert files(folder / "killed") == files(folder / "unbroken")
     assert not (folder / "killed" / ".unfinished").exists()
 
