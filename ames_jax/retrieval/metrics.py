@@ -91,7 +91,11 @@ def percent(values: Float64[np.ndarray, " Nq"]) -> float:
 
 def protocol_score(judged: Judged, protocol: Protocol) -> float:
     """The figure of one protocol in percent: its mAP, or R@k."""
-    hits = find_hits(judged, protocol.ok, protocol.junk)
+    return score_of_hits(find_hits(judged, protocol.ok, protocol.junk), protocol)
+
+
+def score_of_hits(hits: Hits, protocol: Protocol) -> float:
+    """As `protocol_score`, of hits that protocols with the same `ok` and `junk` share."""
     each = hit_at(hits, protocol.depth) if protocol.hit else average_precision(hits, protocol.depth, protocol.trapezoid)
     return percent(each[slice(*protocol.part)])
 

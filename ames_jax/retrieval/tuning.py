@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ames_jax.retrieval.grid import LAMBDAS, Counts, Grid
+from ames_jax.retrieval.judgements import find_hits
 from ames_jax.retrieval.matchers import Matcher
-from ames_jax.retrieval.metrics import Protocol, protocol_score
+from ames_jax.retrieval.metrics import Protocol, protocol_score, score_of_hits
 from ames_jax.retrieval.ranking import Setting
 from ames_jax.retrieval.score_keeper import ScoreKeeper
 from ames_jax.retrieval.scorer import in_threads
@@ -61,10 +62,13 @@ def sweep(
     needs has none.
     """
     figures: dict[Setting, dict[str, float]] = {}
-    for protocol in data.protocols:
-        for setting, order in orders(data, scores, grid, thresholds, protocol):
+    # Protocols of the same images and queries, such as R@1 and R@10, share the order and the hits of a setting.
+    for (ok, junk, _), alike in itertools.groupby(data.protocols, lambda one: (one.ok, one.junk, one.part)):
+        protocols = list(alike)
+        for setting, order in orders(data, scores, grid, thresholds, protocols[0]):
+            hits = find_hits(data.judged.reordered(order), ok, junk)
             row = figures.setdefault(setting, {})
-            row[protocol.name] = protocol_score(data.judged.reordered(order), protocol)
+            row |= {protocol.name: score_of_hits(hits, protocol) for protocol in protocols}
     return [SweepRow(setting, row) for setting, row in figures.items()]
 
 
