@@ -16,7 +16,7 @@ from ames_jax.runtime.command_line import load_config
 from ames_jax.runtime.preemption import StoppedEarly
 
 ROOT = Path(__file__).parents[1]
-STEPS, STOP = 40, 3
+STEPS, STOP = 16, 3
 
 
 def main():
