@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import pytest
 from flax import nnx
 
@@ -23,13 +24,14 @@ def test_a_calibrated_model_searches_photos_among_distractors(
     few_landmarks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Rendered pictures stand for photographs: the test splits as scenes."""
-    folder = few_landmarks
+    folder, first = few_landmarks, jax.local_devices()[:1]
+    monkeypatch.setattr(jax, "local_devices", lambda: first)  # more would compile a program for each length of a share
     monkeypatch.setattr(cache, "start", lambda: None)
     for path in (folder / "images").glob("test_*/*.jpg"):
         scene = tmp_path / "scenes" / path.stem.split("_")[0]
         scene.mkdir(parents=True, exist_ok=True)
         (scene / path.name).write_bytes(path.read_bytes())
-    config = AMESConfig(descriptor_width=128, model_width=32, heads=2, layers=2, feed_forward=32, bits=64)
+    config = AMESConfig(descriptor_width=128, model_width=32, heads=2, layers=1, feed_forward=32, bits=64)
     save_model(AMES(config, nnx.Rngs(0)), tmp_path / "student")
     model = tmp_path / "calibrated"
     made = ["calibrate", f"--run={tmp_path / 'student'}", f"--out={model}", f"--data={folder}", "--shortlist=3"]
