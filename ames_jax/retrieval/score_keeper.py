@@ -112,8 +112,13 @@ def fill(
 
     def score(item: tuple[int, np.ndarray]) -> np.ndarray:
         query, columns = item
-        images = cache.gather(np.asarray(data.ranks[query, columns], np.int64))
-        return matcher.shortlist(read(data.queries.read(np.array([query]), counts.query))[0], images)
+        rows = np.asarray(data.ranks[query, columns], np.int64)
+        try:
+            return matcher.shortlist(read(data.queries.read(np.array([query]), counts.query))[0], cache.gather(rows))
+        except UserError:
+            _refuse_strange(data.queries, np.array([query]), counts.query, "query")
+            _refuse_strange(data.database, np.unique(rows), counts.database, "database")
+            raise
 
     _unrecord(scores)
     label = f"{data.name}, {matcher.name}, {counts.query} × {counts.database} descriptors"
@@ -123,6 +128,15 @@ def fill(
             progress.update(len(columns))
     _flush(scores)
     return total
+
+
+def _refuse_strange(reader: DescriptorReader, rows: np.ndarray, count: int, side: str) -> None:
+    """Raises UserError that names the first image with NaN or infinity, where a matcher saw its place in a block alone."""
+    images = reader.read(rows, count)
+    bad = ~np.isfinite(np.asarray(images.features)).all(axis=-1)
+    for place in np.flatnonzero((bad if images.valid is None else bad & images.valid).any(axis=1))[:1]:
+        where = getattr(reader, "path", getattr(reader, "root", "the descriptors"))
+        raise UserError(f"{where}: {side} image {rows[place]} holds NaN or infinity: extract it again")
 
 
 def pairs_per_second(data: RetrievalSet, matcher: Matcher, k: int, counts: Counts) -> float:

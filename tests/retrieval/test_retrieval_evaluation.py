@@ -388,6 +388,15 @@ def test_the_release_layout_is_found(own_data, tmp_path):
         open_set(own_data, "gldv2-val", "dinov2", "dinov2", tmp_path)
 
 
+def test_descriptors_that_are_no_numbers_are_named_by_file_and_image(own_data, models, tmp_path):
+    shutil.copytree(own_data, tmp_path / "data")
+    row = int(np.load(own_data / "neighbours" / "indices.npy")[1, 0])
+    with h5py.File(tmp_path / "data" / "gallery.hdf5", "r+") as file:
+        file["features"][row, 0, 9] = np.nan
+    with pytest.raises(UserError, match=rf"data.gallery.hdf5: database image {row} holds NaN or infinity"):
+        run(tmp_path / "data", tmp_path / "run", models["floats"], dataset="custom")
+
+
 def test_lists_and_masks_that_look_wrong_are_noted(own_data, tmp_path):
     shutil.copytree(own_data, tmp_path / "data")
     before = descriptor_notes(open_set(own_data, "custom", "", "", tmp_path))
