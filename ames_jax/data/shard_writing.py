@@ -84,7 +84,7 @@ class ShardTask:
         return self.root / UNFINISHED / self.split / f"{self.path.name}.json"
 
     def facts(self) -> dict[str, Any]:
-        """What the receipt says, nothing where there is none; raises UserError where it is damaged."""
+        """The content of the receipt, nothing where there is none; raises UserError where it is damaged."""
         return unsealed(self.receipt, read_json(self.receipt, missing={}))
 
     def is_written(self) -> bool:

@@ -160,7 +160,7 @@ def sealed(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unsealed(path: Path, value: dict[str, Any]) -> dict[str, Any]:
-    """What `sealed` was given, or a file of an earlier version as it is; raises UserError where it is damaged."""
+    """The facts that `sealed` was given, or a file of an earlier version as it is; raises UserError where it is damaged."""
     if value.keys() & {"facts", "crc32"} and json_checksum(value.get("facts")) != value.get("crc32"):
         raise UserError(f"{path}: its checksum is wrong: it is damaged; delete it, and give the same command again")
     return value.get("facts", value)
