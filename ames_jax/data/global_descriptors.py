@@ -63,11 +63,24 @@ class GlobalDescriptors:
         return content_of(self._paths)
 
     def save(self, path: Path) -> None:
-        """Writes all rows as one float32 .npy file, block by block, whole or not at all."""
+        """Writes all rows as one float32 .npy file, block by block, whole or not at all.
+
+        Raises UserError, naming the file and the image, for NaN and infinity.
+        """
         step = max(1, BLOCK_BYTES // (4 * self.shape[1]))
         starts = range(0, len(self), step)
         with Progress(f"writing {path.name}", len(starts), "blocks") as progress, recorded(path.parent, path.name):
-            write_blocks(path, (self[at : at + step] for at in progress.over(starts)), np.float32, self.shape)
+            write_blocks(path, (self._finite(at, step) for at in progress.over(starts)), np.float32, self.shape)
+
+    def _finite(self, start: int, count: int) -> np.ndarray:
+        values = self[start : start + count]
+        for row in start + np.flatnonzero(~np.isfinite(values).all(axis=1))[:1]:
+            part = int(np.searchsorted(self._ends, row, side="right"))
+            place = row - self._ends[part] + len(self._parts[part])
+            raise UserError(
+                f"{self._paths[part]}: the global descriptor of image {place} holds NaN or infinity: extract it again"
+            )
+        return values
 
 
 def _open(path: Path) -> Any:

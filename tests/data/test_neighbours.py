@@ -135,3 +135,15 @@ def test_a_search_killed_at_its_very_end_leaves_nothing(tmp_path, recorded):
         forget(folder, "indices.npy", "similarities.npy", "about.json")
     assert search_to_folder(folder, vectors(20), vectors(20), 5)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_global_descriptors_with_nan_are_not_kept(tmp_path):
+    for name, strange in (("gallery", []), ("distractors", [2])):
+        values = np.eye(4, dtype=np.float32)
+        values[strange, 1] = np.nan
+        np.save(tmp_path / f"{name}.npy", values)
+    files = [tmp_path / "gallery.npy", tmp_path / "distractors.npy"]
+    GlobalDescriptors(files[:1]).save(tmp_path / "whole.npy")
+    with pytest.raises(UserError, match=r"distractors.npy: the global descriptor of image 2 holds NaN or infinity"):
+        GlobalDescriptors(files).save(tmp_path / "kept.npy")
+    assert not list(tmp_path.glob("*kept*"))
