@@ -13,8 +13,8 @@ from flax import nnx
 
 from ames_jax.descriptors import DescriptorSet, stack
 from ames_jax.extraction.images import load_image
-from ames_jax.index.reranking import Hit, ranked
 from ames_jax.index.searcher import Searcher
+from ames_jax.index.shortlist_scoring import Hit, ranked
 from ames_jax.model.ames import AMES
 from ames_jax.model.attention import CrossWeights
 from ames_jax.model.elvis import ELViS

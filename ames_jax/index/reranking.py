@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import Float, Int
 
 from ames_jax.descriptors import DescriptorSet, as_array
 from ames_jax.index.queries import count_of
+from ames_jax.index.shortlist_scoring import Hit, ranked
 from ames_jax.model.kinds import Model
-from ames_jax.retrieval.calibration import Calibration
-from ames_jax.retrieval.ranking import ensemble
 from ames_jax.retrieval.scorer import Scorer
 from ames_jax.retrieval.sets import LARGEST_SIMILARITY
 from ames_jax.runtime.errors import UserError
@@ -37,29 +34,6 @@ class StoredImages(Protocol):
     def rows(self, ids: Sequence[str]) -> np.ndarray: ...
 
     def read(self, rows: np.ndarray, count: int) -> DescriptorSet: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Hit:
-    """One image of a ranking.
-
-    Attributes:
-      id: of the image; row: its row in the store or index.
-      score: λ · global_similarity + (1 − λ) · sigmoid(γ · logit); None below the shortlist, which has no logit.
-      global_similarity: of the first stage; logit: of the model.
-      old_place: place in the first stage's ranking, counted from 1.
-      probability: that it shows what the query shows; None below the shortlist, and where the index is not calibrated.
-      through: id of the sure match that its logit comes through (`shortlist_scoring`); None where it is the query's own.
-    """
-
-    id: str
-    row: int
-    score: float | None
-    global_similarity: float
-    logit: float | None
-    old_place: int
-    probability: float | None = None
-    through: str | None = None
 
 
 def rerank(
@@ -107,26 +81,6 @@ def rerank(
         return []
     logits = scorer.shortlist(query, store.read(rows, count))
     return ranked(ids, rows, similarities, logits, lam, gamma)
-
-
-def ranked(
-    ids: Sequence[str],
-    rows: Int[np.ndarray, " K"],
-    similarities: Float[np.ndarray, " K"],
-    logits: Float[np.ndarray, " K"],
-    lam: float,
-    gamma: float,
-    places: Int[np.ndarray, " K"] | None = None,
-    calibration: Calibration | None = None,
-    through: Sequence[str | None] | None = None,
-) -> list[Hit]:
-    """Hits by falling score; equal ones in the order of the first stage. places: in it, from 0 (default: as they stand)."""
-    scores = ensemble(similarities, logits, lam, gamma)
-    places = np.arange(len(ids)) if places is None else places
-    chances = calibration.probability(logits).tolist() if calibration else [None] * len(logits)
-    numbers = [values.tolist() for values in (rows, scores, similarities, logits, places + 1)]
-    hits = [Hit(*values) for values in zip(ids, *numbers, chances, through or [None] * len(logits))]
-    return [hits[place] for place in np.argsort(-scores, kind="stable")]
 
 
 def setting_of(store: StoredImages, lam: Any, gamma: Any) -> tuple[float, float]:

@@ -19,8 +19,8 @@ from ames_jax.extraction.sift import SiftStatistics, global_descriptor
 from ames_jax.index.collection import SearchIndex
 from ames_jax.index.own_pictures import SentPicture, may_be_own, own_row
 from ames_jax.index.queries import as_picture, check_global, check_local, count_of
-from ames_jax.index.reranking import Hit, ranked, setting_of
-from ames_jax.index.shortlist_scoring import Scored, ShortlistScoring, Through
+from ames_jax.index.reranking import setting_of
+from ames_jax.index.shortlist_scoring import Hit, Scored, ShortlistScoring, Through, ranked
 from ames_jax.model.packing import BitPacker
 from ames_jax.retrieval.calibration import Calibration
 from ames_jax.retrieval.plans import Plan

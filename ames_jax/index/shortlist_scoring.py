@@ -1,4 +1,4 @@
-"""Scores of queries and their shortlists: by a plan from coarse to fine, and again through the matches that are sure.
+"""Scores of queries and their shortlists, by a plan from coarse to fine and again through the matches that are sure; and hits.
 
 Three photographs of a place often do not all match each other: one from the left and one from the right may match only the one
 from the front. So the best of a query's sure matches ask for the shortlist in the query's place, by what is stored of them. An
@@ -9,6 +9,7 @@ ICCV 2007) joins their descriptors for that; here nothing is stored, and any mat
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from ames_jax.descriptors import DescriptorSet
 from ames_jax.index.queries import count_of
 from ames_jax.model.kinds import Model
 from ames_jax.model.packing import BitPacker
+from ames_jax.retrieval.calibration import Calibration
 from ames_jax.retrieval.grid import KERNEL_THRESHOLDS, Counts
 from ames_jax.retrieval.hand_made import MaxSimMatcher
 from ames_jax.retrieval.plans import Plan
@@ -31,6 +33,29 @@ from ames_jax.runtime.errors import UserError
 KERNEL_THRESHOLD, KERNEL_GAMMA = 0.5, 1.0
 # Measured on photographs (docs/photographs.md): sure matches that are asked, and what a chain's weakest link counts for.
 THROUGH, SHARE = 5, 0.6
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One image of a ranking.
+
+    Attributes:
+      id: of the image; row: its row in the store or index.
+      score: λ · global_similarity + (1 − λ) · sigmoid(γ · logit); None below the shortlist, which has no logit.
+      global_similarity: of the first stage; logit: of the model.
+      old_place: place in the first stage's ranking, counted from 1.
+      probability: that it shows what the query shows; None below the shortlist, and where the index is not calibrated.
+      through: id of the sure match that its logit comes through; None where it is the query's own.
+    """
+
+    id: str
+    row: int
+    score: float | None
+    global_similarity: float
+    logit: float | None
+    old_place: int
+    probability: float | None = None
+    through: str | None = None
 
 
 @dataclass(frozen=True)
@@ -161,3 +186,23 @@ class ShortlistScoring:
             better[column] = False
             raised[query, better], came[query, better] = chain[better], column
         return raised, came
+
+
+def ranked(
+    ids: Sequence[str],
+    rows: Int[np.ndarray, " K"],
+    similarities: Float[np.ndarray, " K"],
+    logits: Float[np.ndarray, " K"],
+    lam: float,
+    gamma: float,
+    places: Int[np.ndarray, " K"] | None = None,
+    calibration: Calibration | None = None,
+    through: Sequence[str | None] | None = None,
+) -> list[Hit]:
+    """Hits by falling score; equal ones in the order of the first stage. places: in it, from 0 (default: as they stand)."""
+    scores = ensemble(similarities, logits, lam, gamma)
+    places = np.arange(len(ids)) if places is None else places
+    chances = calibration.probability(logits).tolist() if calibration else [None] * len(logits)
+    numbers = [values.tolist() for values in (rows, scores, similarities, logits, places + 1)]
+    hits = [Hit(*values) for values in zip(ids, *numbers, chances, through or [None] * len(logits))]
+    return [hits[place] for place in np.argsort(-scores, kind="stable")]

@@ -16,8 +16,8 @@ from ames_jax.data.shards import read_about
 from ames_jax.extraction.images import load_image, shrink
 from ames_jax.index.collection import SearchIndex
 from ames_jax.index.explaining import explain
-from ames_jax.index.reranking import Hit
 from ames_jax.index.searcher import STAGES, Searcher, SearchResult
+from ames_jax.index.shortlist_scoring import Hit
 from ames_jax.report.explanation import draw_explanation
 from ames_jax.report.gallery import QUERIES_PER_PAGE, GalleryQuery, RankedImage, draw_gallery, pages_of, write_page
 from ames_jax.retrieval.judgements import find_hits, judge

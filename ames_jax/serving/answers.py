@@ -8,8 +8,8 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from ames_jax.index.explaining import Explanation
-from ames_jax.index.reranking import Hit
 from ames_jax.index.searcher import SearchResult
+from ames_jax.index.shortlist_scoring import Hit
 
 Numbers = list[float]
 LabelOf = Callable[[str], str | None]
