@@ -27,7 +27,7 @@ from ames_jax.data import records as image_records
 from ames_jax.data.lists import write_ids
 from ames_jax.data.records import GEOMETRY, ImageRecord, RecordFormat, check_name, check_split, read_shard
 from ames_jax.runtime import cache
-from ames_jax.runtime.checksums import entries, record, recorded, sealed, unsealed
+from ames_jax.runtime.checksums import entries, recorded, sealed, unsealed
 from ames_jax.runtime.cores import end_with_parent, usable_cores
 from ames_jax.runtime.errors import UserError, requires
 from ames_jax.runtime.files import (
@@ -53,8 +53,7 @@ SHARD_BYTES = 512 * 2**20
 PARALLEL_BYTES = 256 * 2**20
 UNFINISHED, METADATA = ".unfinished", ("dataset_info.json", "features.json", "shards.json")
 RECEIPT = ("records", "bytes", "sha256", "file_bytes")
-# Of the settings, those in which the splits of a data set may differ.
-OF_A_SPLIT = ("images", "shards", "first", "last", "inputs")
+OF_A_SPLIT = ("images", "shards", "first", "last", "inputs")  # settings in which the splits of a data set may differ
 ADVICE = "Use the same settings and source, another folder, or delete this one"
 
 Source = Sequence[ImageRecord]
@@ -265,7 +264,8 @@ def _claim(tasks: Sequence[ShardTask], source: Source) -> bool:
     files = finished.get(task.split, {}).get("files", {})
     if files and all(t.path.exists() and t.path.stat().st_size == files[t.path.name]["file_bytes"] for t in tasks):
         if task.receipt.parent.exists() and not entries(task.root).keys() >= set(METADATA):
-            record(task.root, *METADATA)  # which a run that was killed at its very end had left to do
+            with recorded(task.root, *METADATA):  # which a run that was killed at its very end had left to do
+                _write_metadata(task.root, task.name, task.format, finished)
         clear(task.receipt.parent)
         return True
     same_job(task.receipt.with_name("settings.json"), settings, later=("inputs",), advice=ADVICE)
