@@ -18,6 +18,7 @@ from fastapi.staticfiles import StaticFiles
 from PIL import Image
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.requests import ClientDisconnect
 
 from ames_jax import __version__
 from ames_jax.data.shards import read_about
@@ -47,7 +48,15 @@ PAGE = Path(__file__).with_name("page")
 SHOWN = {"JPEG": "image/jpeg", "PNG": "image/png", "GIF": "image/gif", "WEBP": "image/webp", "AVIF": "image/avif"}
 LARGEST_SIDE = 4096  # of a picture that is sent as JPEG
 KEPT = {"Cache-Control": "private, max-age=300"}
-STATUS_OF = {UserError: 422, Unavailable: 503, Unknown: 404, Taken: 409, ReadOnly: 403, Exception: 500}
+STATUS_OF = {
+    UserError: 422,
+    Unavailable: 503,
+    Unknown: 404,
+    Taken: 409,
+    ReadOnly: 403,
+    ClientDisconnect: 400,  # the asker went away before all was sent: no error for the log
+    Exception: 500,
+}
 ANSWER_SECONDS = 120.0  # a question that waits longer is given up
 
 FORM_OF_PICTURE = {

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import io
 import json
 import socket
 import struct
+import types
 import zlib
 
 import http_server
@@ -13,6 +16,7 @@ import pytest
 from http_server import BOUNDARY, FORM, form
 from PIL import Image
 
+from ames_jax.serving.app import make_app
 from ames_jax.serving.request_body import Limits
 
 JSON = {"Content-Type": "application/json"}
@@ -193,6 +197,24 @@ IDS = (
 @pytest.mark.parametrize("image_id", IDS)
 def test_ids_of_uploads_never_lead_elsewhere(server, good, image_id):
     assert_refused(server.post_form("/images", image=good, id=image_id), 422)
+
+
+@pytest.mark.parametrize("kind", [FORM["Content-Type"], JSON["Content-Type"]])
+def test_an_asker_who_goes_away_is_no_error_of_the_server(kind):
+    headers = [(b"host", b"localhost"), (b"content-type", kind.encode())]
+    scope = {"type": "http", "method": "POST", "path": "/search", "query_string": b"", "headers": headers}
+    sent = []
+
+    async def receive():
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    searcher, batcher = types.SimpleNamespace(shortlist=8), types.SimpleNamespace(place=contextlib.nullcontext)
+    app = make_app(types.SimpleNamespace(searcher=searcher, batcher=batcher), Limits(), None)
+    asyncio.run(app(scope, receive, send))  # else it raises, and the log has a traceback
+    assert sent[0]["status"] == 400
 
 
 def test_too_large(server):
