@@ -262,14 +262,13 @@ class ReleaseSource:
     def _read_clean(self, rows: int | slice, count: int) -> tuple[np.ndarray, np.ndarray]:
         """As `read_raw`, with zeros for NaN and infinity in padding rows: 0 times NaN would still be NaN.
 
-        Raises UserError where the mask holds NaN, which is neither real nor padding.
+        Raises UserError where the mask is neither real nor padding: of NaN, or of a file that begins with other columns.
         """
         metadata, features = self.read_raw(rows, count)
-        if np.isnan(metadata[..., MASK]).any():
-            raise UserError(
-                f"{self.path}: images {rows}: the mask holds NaN, expected 0 or 1: copy or extract it again"
-            )
         padding = metadata[..., MASK] != 0
+        if (metadata[..., MASK][padding] != 1).any():
+            expected = f"the mask (value {MASK} of {METADATA} before the descriptor) is not 0 or 1"
+            raise UserError(f"{self.path}: images {rows}: {expected}: copy or extract it again")
         if not self.packed and not np.isfinite(features[padding]).all():
             features = np.where(padding[..., None], 0, features)
         return metadata, features

@@ -209,10 +209,11 @@ def test_nan_in_padding_rows_reads_as_zeros(release):
     assert np.isfinite(source[2].descriptors.features).all()
 
 
-def test_a_mask_of_nan_is_told(release):
+@pytest.mark.parametrize("mask", [np.nan, 0.5, -1, 2])
+def test_a_mask_of_other_than_0_and_1_is_told(release, mask):
     values = release.flat
-    values[3, 1, 3] = np.nan
-    with pytest.raises(UserError, match="images 3: the mask holds NaN"):
+    values[3, 1, 3] = mask
+    with pytest.raises(UserError, match=r"images 3: the mask \(value 3 of 5 before the descriptor\) is not 0 or 1"):
         ReleaseSource(release.hdf5(data=values))[3]
 
 
