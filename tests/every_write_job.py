@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 import h5py
@@ -68,6 +69,8 @@ def started(command, out, stopping):
             run_main(lambda: door.main(text.replace("OUT", str(out)).split()))
         except SystemExit as ended:
             os._exit(ended.code or 0)
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(1)
     return child

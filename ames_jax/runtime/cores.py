@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
 import os
 import threading
 import time
@@ -17,11 +18,11 @@ def usable_cores() -> int:
 
 @functools.cache
 def end_with_parent() -> None:
-    """Called in a working process: ends it within a second of its parent, which may have been killed."""
-    parent = os.getppid()
+    """Called in a working process: ends it within a second of its parent, which may have been killed, also before the call."""
+    number, parent = os.getppid(), multiprocessing.parent_process()
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == number and (parent is None or parent.is_alive()):
             time.sleep(1)
         os._exit(1)
 
