@@ -181,6 +181,10 @@ def _whole_numbers(indices: np.ndarray, pickle: str | Path, start: int) -> np.nd
 
 
 def _finite(similarities: np.ndarray, pickle: str | Path, start: int) -> np.ndarray:
+    if similarities.dtype.kind in "biu":
+        raise UserError(
+            f"{pickle}: similarities of {similarities.dtype}, rounded to whole numbers; make the lists again"
+        )
     good = np.isfinite(similarities).all(axis=1)
     if not good.all():
         query = start + int(np.argmin(good))

@@ -179,6 +179,12 @@ def test_pickled_lists_with_nan_or_negative_rows_are_refused(tmp_path, place, va
         import_neighbours(tmp_path / "nn.pkl", tmp_path / "lists")
 
 
+def test_pickled_similarities_of_whole_numbers_are_refused(tmp_path):
+    (tmp_path / "nn.pkl").write_bytes(pickle.dumps(np.array([[[0, 0]] * 3, [[1, 2]] * 3])))
+    with pytest.raises(UserError, match=r"nn.pkl: similarities of int64, rounded to whole numbers"):
+        import_neighbours(tmp_path / "nn.pkl", tmp_path / "lists")
+
+
 def test_a_pickle_that_was_replaced_is_imported_again(own_data):
     """Also one of the same size and time."""
     lists, path = own_data / "neighbours", own_data / "nn.pkl"
