@@ -105,6 +105,8 @@ def descriptor_notes(data: RetrievalSet) -> list[str]:
     notes = [f"note: of {boxes} pictures of the gallery a part alone was extracted"] if boxes else []
     if (np.diff(data.similarities[:, :COLUMNS], axis=1) > 0).any():
         notes.append(f"note: the lists of {data.first_stage} are not sorted by falling similarity: make them again")
+    if (np.diff(np.sort(data.ranks[:, :COLUMNS], axis=1), axis=1) == 0).any():
+        notes.append(f"note: the lists of {data.first_stage} name an image twice for one query: make them again")
     for side, reader in (("queries", data.queries), ("database", data.database)):
         if not isinstance(reader, ReleaseSource) or reader.layout == "plain":
             continue

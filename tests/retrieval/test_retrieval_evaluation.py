@@ -403,9 +403,12 @@ def test_lists_and_masks_that_look_wrong_are_noted(own_data, tmp_path):
     with h5py.File(tmp_path / "data" / "gallery.hdf5", "r+") as file:
         file["features"][:, :, 3] = 1 - file["features"][:, :, 3]
     data = open_set(tmp_path / "data", "custom", "", "", tmp_path)
-    turned = dataclasses.replace(data, similarities=np.asarray(data.similarities)[:, ::-1])
+    ranks = np.array(data.ranks)
+    ranks[1, 4] = ranks[1, 0]
+    turned = dataclasses.replace(data, similarities=np.asarray(data.similarities)[:, ::-1], ranks=ranks)
     added = "\n".join(note for note in descriptor_notes(turned) if note not in before)
     assert "not sorted by falling similarity: make them again" in added
+    assert "name an image twice for one query: make them again" in added
     assert "most images of gallery.hdf5 (database) begin with padding" in added
 
 
