@@ -23,6 +23,7 @@ with epy.lazy_imports():  # does not exist for Windows, where all but shards wor
     from tensorflow_datasets import proto
     from tensorflow_datasets.core import example_serializer
 
+LINK = ".source.json"  # of a split that is read in place: SPLIT.source.json
 STORED = {"float16": np.float16, "int8": np.int8, "bits": np.uint8}
 # Of shards.json: an entry of a split, and one of a shard.
 SETTINGS = {"descriptors": int, "width": int, "dtype": str, "geometry": [str]}
@@ -191,6 +192,13 @@ def check_split(split: str) -> None:
         raise UserError(
             f"split {split!r}: expected letters, digits and underscores, a letter first, and not 'all', e.g. test_query"
         )
+
+
+def check_new_split(root: str | Path, split: str) -> None:
+    """`check_split`; raises UserError, too, where the split is read in place: shards beside that would not be read."""
+    check_split(split)
+    if (link := Path(root) / f"{split}{LINK}").exists():
+        raise UserError(f"{root}: split {split!r} is read in place; take another name, or delete {link.name}")
 
 
 def check_name(name: str) -> None:

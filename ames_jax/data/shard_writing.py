@@ -25,7 +25,7 @@ from etils import epy
 
 from ames_jax.data import records as image_records
 from ames_jax.data.lists import write_ids
-from ames_jax.data.records import GEOMETRY, ImageRecord, RecordFormat, check_name, check_split, read_shard
+from ames_jax.data.records import GEOMETRY, ImageRecord, RecordFormat, check_name, check_new_split, read_shard
 from ames_jax.runtime import cache
 from ames_jax.runtime.checksums import entries, recorded, sealed, unsealed
 from ames_jax.runtime.cores import end_with_parent, usable_cores
@@ -148,7 +148,7 @@ def plan_shards(
     root = Path(root)
     check_name(name)
     for split, source in splits.items():
-        check_split(split)
+        check_new_split(root, split)
         if not len(source):
             raise UserError(f"{root}: split {split!r} has no images")
     first = next(iter(splits.values()))[0].descriptors

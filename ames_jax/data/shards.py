@@ -23,7 +23,7 @@ import numpy as np
 from etils import epy
 
 from ames_jax.data.lists import read_ids
-from ames_jax.data.records import ImageRecord, RecordFormat, check_split, read_finished, read_shard
+from ames_jax.data.records import LINK, ImageRecord, RecordFormat, check_split, read_finished, read_shard
 from ames_jax.data.release_hdf5 import ReleaseSource
 from ames_jax.data.shard_writing import write_shards
 from ames_jax.descriptors import DescriptorSet
@@ -38,7 +38,6 @@ with epy.lazy_imports():  # neither exists for Windows, where all else works
 
 __all__ = ["DescriptorSource", "ImageRecord", "link_split", "open_split", "read_about", "write_shards"]
 
-LINK = ".source.json"
 SAMPLE = 8  # records that are compared with the lists of ids and labels
 ARGUMENTS = {"features": str, "images": str | None, "descriptors": int | None}
 SETTINGS = ("name", "block", "max_side")  # of a backbone; the rest that counts is in `input`

@@ -84,6 +84,10 @@ def test_reading_in_place(release):
     linked = open_split(release.folder / "set", "train")
     np.testing.assert_array_equal(linked[7].descriptors.features, source[7].descriptors.features)
     assert linked.format == source.format
+    with pytest.raises(
+        UserError, match=r"split 'train' is read in place; take another name, or delete train.source.json"
+    ):
+        shards(release)
     assert not list((release.folder / "set").glob("*.array_record*"))
     (release.folder / "set" / "images").mkdir()
     (release.folder / "set" / "images" / "train.ids.txt").touch()
