@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,6 +15,7 @@ from ames_jax.runtime.errors import UserError
 # Pillow refuses images as small as 179 million pixels, which panoramas and scans pass; this much takes 3 GB.
 MOST_PIXELS = 300_000_000
 Image.MAX_IMAGE_PIXELS = None
+warnings.filterwarnings("ignore", "Corrupt EXIF")  # of Pillow, for each such picture; it is read as having none
 # What Pillow reads once a package is installed and its module imported.
 _PLUGINS = {
     ".heic": ("pillow_heif.HeifImagePlugin", "pillow-heif"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -135,6 +137,13 @@ def test_a_header_that_claims_too_much_is_refused_before_decoding(tmp_path: Path
 def test_a_broken_exif_block_is_no_broken_picture(tmp_path: Path, block: bytes) -> None:
     path = saved(tmp_path / "a.jpg", Image.fromarray(COLOUR), exif=block)
     assert load_image(path).shape == COLOUR.shape
+
+
+def test_a_broken_exif_block_is_no_line_on_stderr(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.jpg", Image.fromarray(COLOUR), exif=b"Exif\0\0II*\0\xff\xff\xff\x7f")
+    code = f"from ames_jax.extraction.images import load_image; load_image({str(path)!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_orientation_0_is_upright(tmp_path: Path) -> None:
