@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from ames_jax.commands.prepare import validate as validate_files
 from ames_jax.data.checks import validation
@@ -336,7 +337,17 @@ def test_recorded_release_files_are_compared_by_later_reads(release):
         read()
 
 
+def test_weights_of_others_are_recorded(tmp_path):
+    path = tmp_path / "elvis.safetensors"
+    safetensors.numpy.save_file({"weight": np.ones(3, np.float32)}, path)
+    assert validate_files([path], record=True) == 0
+    path.write_bytes(path.read_bytes()[:-1] + b"\x41")
+    only(problems(path), "elvis.safetensors is damaged: its checksum is wrong")
+
+
 def test_files_that_cannot_be_checked(release):
     (release.folder / "notes.md").write_text("")
-    only(problems(release.folder / "notes.md"), "expected .hdf5, .npy, .pkl, .txt or the folder of a data set")
+    only(problems(release.folder / "notes.md"), "expected .hdf5, .npy, .pkl, .txt, .json, .safetensors, a file")
+    (release.folder / "cut.safetensors").write_bytes(b"\x10")
+    only(problems(release.folder / "cut.safetensors"), "cannot be read as safetensors")
     only(problems(release.folder), "is no finished data set")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 
 from ames_jax.data.checks.contents import (
     BLOCK_BYTES,
@@ -134,8 +135,16 @@ def _check_file(path: Path, files: Files, report: Report, **options: Any) -> Non
     elif path.suffix in PYTORCH:
         read_pickle(path)
         report.line(f"{path}: a file of PyTorch's")
+    elif path.suffix == ".safetensors":
+        try:
+            with safetensors.safe_open(path, "numpy") as file:
+                report.line(f"{path}: {len(file.keys())} arrays")
+        except (OSError, safetensors.SafetensorError) as error:
+            raise UserError(f"{path}: cannot be read as safetensors: {error}; copy it again") from error
     else:
-        raise UserError(f"{path}: expected .hdf5, .npy, .pkl, .txt or the folder of a data set")
+        raise UserError(
+            f"{path}: expected .hdf5, .npy, .pkl, .txt, .json, .safetensors, a file of PyTorch's or the folder of a data set"
+        )
 
 
 def _is_global(path: Path) -> bool:
