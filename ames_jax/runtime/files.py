@@ -87,7 +87,7 @@ def whole_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
 def read_whole(path: Path) -> bytes:
     """The content of a file of text or of a model; raises UserError for one so large that it must be something else."""
-    if (size := path.stat().st_size) > MOST_READ_AT_ONCE:
+    if not is_remote(path) and (size := path.stat().st_size) > MOST_READ_AT_ONCE:
         raise UserError(f"{path} has {size / 1e9:,.1f} GB: it is damaged or something else; copy or write it again")
     return path.read_bytes()
 
