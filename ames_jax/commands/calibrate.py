@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 from etils import epy
 
 from ames_jax.commands.search_flags import PictureFlags
 from ames_jax.runtime.command_line import check_paths
 from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.flag_values import Count, Fraction
-from ames_jax.runtime.progress import Progress
 
 with epy.lazy_imports():  # help needs none of them
     from ames_jax import scenes
     from ames_jax.extraction import backbone, sift
-    from ames_jax.index import building, changes, index_json, picture_sets, searcher
+    from ames_jax.index import building, changes, comparing, index_json, picture_sets, searcher
     from ames_jax.model import weights
     from ames_jax.report import search_results
     from ames_jax.retrieval import calibration, grid, matchers, score_keeper, tuning
@@ -80,45 +77,11 @@ def calibrate(
         )
     known = search_results.Labels.read(labels)
     opened = searcher.Searcher(index, shortlist=shortlist, pictures=pictures)
-    pairs = judged_pairs(opened, known.of, queries, pictures)
+    pairs = comparing.judged_pairs(opened, known.of, queries, pictures)
     fitted, text = pairs.fit(threshold, opened.query_descriptors)
     with changes.changing(index) as held:
         index_json.publish(held.path, {**held.facts, "probability": fitted.facts()})
     print(f"{index}: {text}")
-
-
-def judged_pairs(
-    opened: searcher.Searcher, label_of: Callable[[str], str | None], queries: int, pictures: Path | None = None
-) -> calibration.JudgedPairs:
-    """Pairs of indexed pictures, each searched for among the others, and the labelled images of its shortlist.
-
-    Args:
-      label_of: the label of an image by its id, None where it has none.
-      queries: so many of the labelled images are searched for, spread over them.
-      pictures: folder of the index's pictures, where they have moved.
-
-    Raises:
-      UserError: fewer than two labels, or a picture that is gone.
-    """
-    index = opened.index
-    labels = [label_of(name) for name in index.ids]
-    number = {label: place for place, label in enumerate(dict.fromkeys(label for label in labels if label))}
-    if len(number) < 2:
-        raise UserError(f"{index.path}: {len(number)} labels among {len(index):,} images; expected two or more")
-    labelled = [row for row, label in enumerate(labels) if label]
-    rows = [labelled[place] for place in np.unique(np.linspace(0, len(labelled) - 1, queries).round().astype(int))]
-    with Progress("searching", len(rows), "queries") as progress:
-        paths = [index.picture_path(row, pictures) for row in rows]
-        results = opened.search_many(paths, opened.shortlist, progress.update)
-    pairs = [
-        (hit.logit, labels[hit.row] == labels[row], place)
-        for place, (row, result) in enumerate(zip(rows, results))
-        for hit in result.hits
-        if hit.logit is not None and labels[hit.row] and hit.row != row
-    ]
-    logits, right, query = (np.array(values) for values in zip(*pairs, strict=True))
-    group = np.array([number[labels[row]] for row in rows])
-    return calibration.JudgedPairs(logits.astype(np.float32), right, query, group)
 
 
 def _calibrate_model(

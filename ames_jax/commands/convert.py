@@ -1,4 +1,4 @@
-"""The command of `python -m ames_jax.convert`, and models in forms that others read: safetensors, StableHLO."""
+"""The command of `python -m ames_jax.convert`: models in forms that others read."""
 
 from __future__ import annotations
 
@@ -18,18 +18,11 @@ from ames_jax.runtime.flag_values import Count
 from ames_jax.runtime.paths import path_of
 
 with epy.lazy_imports():  # help needs none of them
-    import jax
-    import jax.export
-    import jax.numpy as jnp
     import safetensors
     import safetensors.numpy
-    from flax import nnx
 
-    from ames_jax import descriptors
     from ames_jax.model import ames, kinds, released, sharing, torch_files, torch_weights, weights
     from ames_jax.training import checkpoints
-
-PLATFORMS = ("cpu", "cuda", "tpu")  # of an exported scorer
 
 
 def convert(
@@ -149,32 +142,12 @@ def _write_safetensors(model: kinds.Model, target: Path) -> None:
         raise UserError(f"{target} cannot be written: {error}") from error
 
 
-def export_scorer(model: kinds.Model, platforms: tuple[str, ...] = PLATFORMS) -> jax.export.Exported:
-    """The scores of one query against its shortlist, with symbolic sizes b (images), q and t (descriptors).
-
-    `(query float32 [q, D], query_valid bool [q], database, database_valid bool [b, t]) → logits float32 [b]`; database is
-    float32 [b, t, D], or of a binary model the stored bits, uint8 [b, t, bits / 8].
-    """
-    graph, params = nnx.split(model)
-    width, bits = model.config.descriptor_width, model.config.bits
-
-    def score(query: jax.Array, query_valid: jax.Array, database: jax.Array, database_valid: jax.Array) -> jax.Array:
-        merged = nnx.merge(graph, params)
-        shared = merged.share_query(descriptors.DescriptorSet(query, query_valid))
-        return merged.logits(shared, descriptors.DescriptorSet(database, database_valid))
-
-    b, q, t = jax.export.symbolic_shape("b, q, t")
-    images = ((b, t, width), jnp.float32) if bits is None else ((b, t, bits // 8), jnp.uint8)
-    inputs = [((q, width), jnp.float32), ((q,), bool), images, ((b, t), bool)]
-    return jax.export.export(jax.jit(score), platforms=platforms)(*(jax.ShapeDtypeStruct(*shape) for shape in inputs))
-
-
 def _write_scorer(model: kinds.Model, path: Path) -> None:
     """Writes the exported scorer, to be read with `jax.export.deserialize`, and PATH.json, which lists its inputs.
 
     Raises UserError where they cannot be written.
     """
-    exported = export_scorer(model)
+    exported = weights.export_scorer(model)
     names = ("query", "query_valid", "database", "database_valid")
     facts = {
         "inputs": {name: f"{aval.dtype} {list(map(str, aval.shape))}" for name, aval in zip(names, exported.in_avals)},

@@ -36,8 +36,6 @@ from ames_jax.runtime.schema import Between, check_keys
 FORMAT, VERSION = "ames_jax packed store", 1
 IMAGES_PER_BLOCK = 256
 MOST = np.iinfo(np.uint16).max
-
-
 FILE = {"bytes": int, "crc32": int}
 # What the header holds; see `check_keys`.
 HEADER = {
@@ -49,7 +47,7 @@ HEADER = {
     "binarizer": str,
     "model": str,
     "source": str,
-    "setting?": ({"lam": Between(0, 1e9), "gamma": Between(0, 1e9)}, None),
+    "setting?": ({"lam": Between(0, 1), "gamma": Between(0, 1e9)}, None),
     "files": {"bits.npy": FILE, "counts.npy": FILE, "sums.npy?": FILE, "ids.txt": FILE},
     "crc32?": int | None,
 }

@@ -1,8 +1,11 @@
-"""Pictures compared: two by the score that a search would give, and all of an index, for groups that are nearly the same."""
+"""Pictures compared: two by the score that a search would give, and those of an index with each other, for groups that are
+nearly the same and for what their labels say of scores."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +17,12 @@ from ames_jax.extraction.sift import SiftBackbone
 from ames_jax.index.collection import SearchIndex
 from ames_jax.index.model_choice import ChosenModel
 from ames_jax.index.queries import as_picture, check_local
+from ames_jax.index.searcher import Searcher
 from ames_jax.model.released import folder_of
+from ames_jax.retrieval.calibration import JudgedPairs
 from ames_jax.retrieval.matchers import ModelMatcher
 from ames_jax.retrieval.ranking import ensemble
+from ames_jax.runtime.errors import UserError
 from ames_jax.runtime.progress import Progress
 
 QUERY_DESCRIPTORS, DATABASE_DESCRIPTORS = 100, 64  # as a search with 1 KB per image
@@ -128,3 +134,37 @@ def shared_descriptors(first: np.ndarray, second: np.ndarray) -> float:
         return 0.0
     different = np.bitwise_count(few[:, None] ^ many[None]).sum(axis=2, dtype=np.int64)
     return float((different.min(axis=1) <= DIFFERENT * 8 * few.shape[1]).mean())
+
+
+def judged_pairs(
+    searcher: Searcher, label_of: Callable[[str], str | None], queries: int, pictures: Path | None = None
+) -> JudgedPairs:
+    """Pairs of indexed pictures, each searched for among the others, and the labelled images of its shortlist.
+
+    Args:
+      label_of: the label of an image by its id, None where it has none.
+      queries: so many of the labelled images are searched for, spread over them.
+      pictures: folder of the index's pictures, where they have moved.
+
+    Raises:
+      UserError: fewer than two labels, or a picture that is gone.
+    """
+    index = searcher.index
+    labels = [label_of(name) for name in index.ids]
+    number = {label: place for place, label in enumerate(dict.fromkeys(label for label in labels if label))}
+    if len(number) < 2:
+        raise UserError(f"{index.path}: {len(number)} labels among {len(index):,} images; expected two or more")
+    labelled = [row for row, label in enumerate(labels) if label]
+    rows = [labelled[place] for place in np.unique(np.linspace(0, len(labelled) - 1, queries).round().astype(int))]
+    with Progress("searching", len(rows), "queries") as progress:
+        paths = [index.picture_path(row, pictures) for row in rows]
+        results = searcher.search_many(paths, searcher.shortlist, progress.update)
+    pairs = [
+        (hit.logit, labels[hit.row] == labels[row], place)
+        for place, (row, result) in enumerate(zip(rows, results))
+        for hit in result.hits
+        if hit.logit is not None and labels[hit.row] and hit.row != row
+    ]
+    logits, right, query = (np.array(values) for values in zip(*pairs, strict=True))
+    group = np.array([number[labels[row]] for row in rows])
+    return JudgedPairs(logits.astype(np.float32), right, query, group)

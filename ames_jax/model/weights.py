@@ -1,4 +1,5 @@
-"""Finished models: a directory with one file, `model.safetensors`, that holds weights, configuration and facts."""
+"""Finished models: a directory with one file, `model.safetensors`, that holds weights, configuration and facts; and their
+scores as a program that needs none of this package."""
 
 from __future__ import annotations
 
@@ -10,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.export
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from ames_jax.descriptors import DescriptorSet
 from ames_jax.model.kinds import Config, Model, config_of, fields_of, new_model
 from ames_jax.runtime.checksums import check, note_unchecked
 from ames_jax.runtime.errors import UserError
@@ -23,6 +27,7 @@ from ames_jax.runtime.paths import path_of
 
 MODEL_FILE = "model.safetensors"
 LONGEST_HEADER = 100 << 20  # of a safetensors file, by its definition
+PLATFORMS = ("cpu", "cuda", "tpu")  # of an exported scorer
 METADATA = frozenset({"config", "facts", "crc32", "weights_crc32"})
 
 
@@ -182,3 +187,23 @@ def find_model(directory: Path) -> Path:
         if (place / MODEL_FILE).is_file():
             return place
     raise UserError(f"{directory}: holds no model (expected {MODEL_FILE}, or the workdir of a finished training run)")
+
+
+def export_scorer(model: Model, platforms: tuple[str, ...] = PLATFORMS) -> jax.export.Exported:
+    """The scores of one query against its shortlist, with symbolic sizes b (images), q and t (descriptors).
+
+    `(query float32 [q, D], query_valid bool [q], database, database_valid bool [b, t]) → logits float32 [b]`; database is
+    float32 [b, t, D], or of a binary model the stored bits, uint8 [b, t, bits / 8].
+    """
+    graph, params = nnx.split(model)
+    width, bits = model.config.descriptor_width, model.config.bits
+
+    def score(query: jax.Array, query_valid: jax.Array, database: jax.Array, database_valid: jax.Array) -> jax.Array:
+        merged = nnx.merge(graph, params)
+        shared = merged.share_query(DescriptorSet(query, query_valid))
+        return merged.logits(shared, DescriptorSet(database, database_valid))
+
+    b, q, t = jax.export.symbolic_shape("b, q, t")
+    images = ((b, t, width), jnp.float32) if bits is None else ((b, t, bits // 8), jnp.uint8)
+    inputs = [((q, width), jnp.float32), ((q,), bool), images, ((b, t), bool)]
+    return jax.export.export(jax.jit(score), platforms=platforms)(*(jax.ShapeDtypeStruct(*shape) for shape in inputs))

@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from ames_jax.runtime.errors import UserError
+from ames_jax.runtime.paths import is_remote
 
 CHECKSUMS = "CHECKSUMS"
 BLOCK_BYTES = 1 << 22
 # Files up to this size are compared whole on opening; of larger ones the size, and the rest by `prepare validate`.
 READ_ON_OPENING = 32 << 20
 HEAD = 1 << 20
+MOST = 1 << 30  # bytes of `CHECKSUMS`
 # Folders about which a line was printed, or none is wanted.
 _noted: set[Path] = set()
 
@@ -104,12 +106,10 @@ def entries(folder: Path) -> dict[str, dict[str, int]]:
     Raises UserError where `CHECKSUMS` is damaged.
     """
     path = folder / CHECKSUMS
-    if "://" in os.fspath(folder):
-        return {}
-    if not path.exists():
+    if is_remote(folder) or not path.exists():
         return {}
     try:
-        content = json.loads(path.read_bytes() if path.is_file() else b"")
+        content = json.loads(path.read_bytes() if path.is_file() and path.stat().st_size <= MOST else b"")
         if content["crc32"] == json_checksum(content["files"]):
             return content["files"]
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -137,7 +137,7 @@ def note_unchecked(path: Path) -> None:
 
     Processes that share the work leave it to the one that started them. Of a bucket nothing is said.
     """
-    if "://" in os.fspath(path) or multiprocessing.parent_process() or _noted.intersection(path.parents):
+    if is_remote(path) or multiprocessing.parent_process() or _noted.intersection(path.parents):
         return
     if path.name in entries(path.parent):
         return

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ames_jax import search
-from ames_jax.commands import calibrate
+from ames_jax.index import comparing
 from ames_jax.index.collection import SearchIndex
 from ames_jax.index.searcher import Searcher
 from ames_jax.retrieval.calibration import Calibration, JudgedPairs
@@ -19,14 +19,14 @@ from ames_jax.runtime.errors import UserError
 @pytest.mark.usefixtures("one_device")
 def test_an_index_is_calibrated(made, tmp_path, monkeypatch, capsys):
     shutil.copytree(made / "index", tmp_path / "index")
-    pairs = calibrate.judged_pairs(Searcher(tmp_path / "index"), lambda name: name.partition("/")[0], 12)
+    pairs = comparing.judged_pairs(Searcher(tmp_path / "index"), lambda name: name.partition("/")[0], 12)
     # Each of 12 pictures among the 11 others, 2 of which show the same.
     assert (len(pairs.logits), pairs.right.sum(), len(pairs.group)) == (132, 24, 12)
     assert pairs.group.tolist() == [row // 3 for row in range(12)]
 
     # The model is untrained, so its logits say nothing: pairs that it would find if it were not.
     made_up = JudgedPairs(np.where(pairs.right, 1e3, -1e3).astype(np.float32), pairs.right, pairs.query, pairs.group)
-    monkeypatch.setattr(calibrate, "judged_pairs", lambda *_: made_up)
+    monkeypatch.setattr(comparing, "judged_pairs", lambda *_: made_up)
     assert search.main(["calibrate", f"--index={tmp_path / 'index'}", "--threshold=0.9"]) == 0
     assert "from 132 pairs, 24 of them right" in capsys.readouterr().out
     assert SearchIndex.open(tmp_path / "index").facts["probability"]["threshold"] == 0.9
@@ -61,4 +61,4 @@ def test_what_is_refused(made):
     with pytest.raises(UserError, match="belong to --run"):
         search.main(["calibrate", f"--index={made / 'index'}", "--out=x"])
     with pytest.raises(UserError, match=r"0 labels among 12 images; expected two or more"):
-        calibrate.judged_pairs(Searcher(made / "index"), lambda name: None, 12)
+        comparing.judged_pairs(Searcher(made / "index"), lambda name: None, 12)

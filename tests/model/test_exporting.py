@@ -8,11 +8,10 @@ import pytest
 from flax import nnx
 
 from ames_jax import Scorer
-from ames_jax.commands.convert import export_scorer
 from ames_jax.convert import main
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.model.ames import AMES, AMESConfig
-from ames_jax.model.weights import save_model
+from ames_jax.model.weights import export_scorer, save_model
 from ames_jax.runtime.devices import data_mesh, on_all, split_over
 from ames_jax.training.step import Recipe, TrainState, TripletArrays, make_step, make_teacher
 

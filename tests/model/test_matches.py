@@ -9,14 +9,13 @@ from compiled import run
 from flax import nnx
 
 from ames_jax.commands import convert
-from ames_jax.commands.convert import export_scorer
 from ames_jax.descriptors import DescriptorSet
 from ames_jax.model.initialisation import learned_matching
 from ames_jax.model.kinds import config_of
 from ames_jax.model.matches import Matching, MatchingConfig
 from ames_jax.model.packing import BitPacker
 from ames_jax.model.released import load_model
-from ames_jax.model.weights import save_model, weights_of
+from ames_jax.model.weights import export_scorer, save_model, weights_of
 from ames_jax.retrieval.hand_made import MaxSimMatcher
 from ames_jax.retrieval.scorer import Scorer
 from ames_jax.runtime.errors import UserError

@@ -156,3 +156,10 @@ def test_a_place_in_which_nothing_is_written_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "write_bytes", gone)
     with pytest.raises(UserError, match=r"a\.json cannot be written: No such file or directory"):
         write_json(tmp_path / "a.json", 1)
+
+
+def test_a_file_too_large_for_checksums_is_not_read(tmp_path):
+    with (tmp_path / CHECKSUMS).open("wb") as file:
+        file.truncate(2 << 30)
+    with pytest.raises(UserError, match=f"{CHECKSUMS} is damaged"):
+        entries(tmp_path)
