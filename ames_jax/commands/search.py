@@ -147,7 +147,7 @@ def query(
     json_file: Annotated[list[Path] | None, Parameter(name="--json", consume_multiple=(0, 1))] = None,
     timing: bool = False,
 ) -> None:
-    """Find the images that show what a picture shows: global search, then re-ranked by AMES.
+    """Find the images that show what a picture shows: global search, then re-ranked.
 
     Args:
       image: A query; may be given several times.

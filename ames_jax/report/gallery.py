@@ -42,7 +42,7 @@ class RankedImage:
       old_place: its place in the other ranking, counted from 1.
       probability: that it shows what the query shows, if known.
       picture: its file, if known; explanation: a picture, relative to the page, of why it was found, if there is one.
-      through: id of the image that it was found through, if it was.
+      through: place or id of the image that it was found through, if it was.
     """
 
     pixels: np.ndarray

@@ -215,7 +215,7 @@ def write_gallery(
                 why = _explanations(path, place, searcher, query, result.hits[:explained], pictures)
                 shown.append(_gallery_query(index, query, result, columns, labels, pictures, why))
                 progress.update(1)
-            write_page(f"{name}: re-ranked by AMES, and global search", note, shown, page, pages)
+            write_page(f"{name}: re-ranked, and global search", note, shown, page, pages)
     return pages
 
 
@@ -264,10 +264,12 @@ def _gallery_query(
         print(f"{error}; grey in its place", file=sys.stderr)
     image_of = {row: GREY if isinstance(image, UserError) else image for row, image in zip(rows, images)}
 
+    place_of = {hit.id: f"place {place}" for place, hit in enumerate(result.hits, 1)}
+
     def ranked(hit: Hit, score: float | None, old_place: int | None = None) -> RankedImage:
         right, file = labels.right(query, hit.id) if labels else None, index.picture(hit.row, pictures)
         chance, why = (hit.probability, explanations.get(hit.row, "")) if old_place else (None, "")
-        through = (hit.through or "") if old_place else ""
+        through = place_of.get(hit.through, hit.through) if hit.through and old_place else ""
         return RankedImage(image_of[hit.row], right, score, hit.id, old_place, chance, file, why, through)
 
     return GalleryQuery(

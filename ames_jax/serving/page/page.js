@@ -277,7 +277,9 @@ function below(hit, place, kind, scores) {
   }
   if (scores) {
     const local = hit.logit === null ? ["not re-ranked"] : [`score ${hit.score.toFixed(3)}`, `logit ${hit.logit.toFixed(1)}`];
-    const texts = [...local, `global ${hit.global.toFixed(3)}`, ...(hit.through ? [`through ${hit.through}`] : [])];
+    const between = asked.answer.hits.findIndex((other) => other.id === hit.through) + 1;
+    const chain = hit.through ? [`through ${between ? `place ${between}` : hit.through}`] : [];
+    const texts = [...local, `global ${hit.global.toFixed(3)}`, ...chain];
     parts.push(element("span", { className: "numbers" }, ...texts.map((textContent) => element("span", { textContent }))));
   }
   return parts;
