@@ -48,6 +48,7 @@ def test_pictures_are_searched_without_a_model(made, networks, tmp_path, capsys)
     assert (about["backbone"], about["global"]) == ("xfeat", "DINOv2 small, class token and mean patch")
     assert isinstance(index.model, Matching)
     assert (index.facts["model"], index.facts["bits"], index.facts["descriptors"]) == ("mutual", 32, 20)
+    assert (index.facts["query_descriptors"], index.facts["shortlist"], index.facts["sure_logit"]) == (300, 200, 2.0)
     assert facts_of(tmp_path / "index" / "model")["backbone"] == "xfeat"
     picture = made / "asked" / "scene1" / "5.jpg"
     query = [f"--index={tmp_path / 'index'}", f"--image={picture}"]
